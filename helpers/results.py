@@ -1,0 +1,106 @@
+"""The ledger: one JSON record a run. Everything the figures, the tables and the README state is read from here."""
+
+import json
+import os
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from platform import python_version
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "scikit-learn")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    return {"python": python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, with `-dirty` when files differ from it; None outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+@dataclass
+class RunRecord:
+    """One run: what was trained, on what, how it scored and what it cost.
+
+    Sizes are bytes, times seconds, `max_length` tokens; `confusion_matrix` has true classes as rows. `history` holds
+    "train" (step, epoch, loss) and "validation" (step, epoch, loss, accuracy) lists. A field that does not apply to
+    the run, such as `adapter_bytes` of a bag of words, is None.
+    """
+
+    recipe: str
+    variant: str
+    profile: str
+    base_model: str
+    dataset: str
+    n_train: int
+    n_validation: int
+    n_test: int
+    max_length: int | None
+    seed: int
+    device: str
+    precision: str | None
+    trainable_params: int
+    total_params: int
+    weights_bytes: int
+    metrics: dict[str, float]
+    accuracy_ci95: list[float]
+    confusion_matrix: list[list[int]]
+    train_seconds: float | None = None
+    train_samples_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    peak_memory_method: str | None = None
+    history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    adapter_bytes: int | None = None
+    settings: dict[str, object] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=versions)
+    created_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    git_commit: str | None = field(default_factory=git_commit)
+
+    @property
+    def name(self) -> str:
+        """The record's file name without `.json`."""
+        return f"{self.recipe}-{self.variant}-seed{self.seed}"
+
+    def save(self, folder: Path) -> Path:
+        """Writes `<folder>/<name>.json` whole or not at all, and returns its path."""
+        return write_json(Path(folder) / f"{self.name}.json", asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "RunRecord":
+        """The record in `path`. Raises ValueError for a field it does not know, or one that is missing."""
+        data = json.loads(Path(path).read_text())
+        known = {entry.name for entry in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise ValueError(f"{Path(path).name} has unknown fields: {', '.join(unknown)}.")
+        if missing := sorted(known - set(data)):
+            raise ValueError(f"{Path(path).name} lacks fields: {', '.join(missing)}.")
+        return cls(**data)
+
+
+def load_records(folder: Path) -> list[RunRecord]:
+    """Every record in `folder`, by file name; an empty list where there is none."""
+    return [RunRecord.load(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def write_json(path: Path, data: dict) -> Path:
+    """Writes `data` to `path` whole or not at all (a new file, then a rename)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(data, file, indent=1)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path

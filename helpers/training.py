@@ -1,0 +1,288 @@
+"""A recipe, data and a model in; a trained model, its history and its record out. A thin layer over Trainer."""
+
+import tempfile
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from peft import PeftModel
+from scipy.special import softmax
+from sklearn.metrics import confusion_matrix
+from transformers import (
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+
+from helpers import tracking
+from helpers.data import dataset_name, tokenize
+from helpers.efficiency import fast_dropout, peak_memory, reset_peak_memory
+from helpers.evaluation import accuracy_interval, bag_of_words, classification_metrics, predict_logits
+from helpers.models import count_parameters, load_tokenizer, save_adapter, weight_bytes
+from helpers.profiles import Execution, Profile
+from helpers.recipes import Recipe
+from helpers.results import RunRecord
+
+EVAL_BATCH_SIZE = 64
+LOGS_PER_EPOCH = 10
+
+
+@dataclass
+class FineTuned:
+    """A trained model (best checkpoint on validation accuracy) and what is known of it.
+
+    `probabilities` has shape (n_test, n_labels), in the order of the test rows. `adapter` is the saved adapter's
+    folder, None for a model without one.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    record: RunRecord
+    probabilities: np.ndarray
+    adapter: Path | None
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """Predicted labels of the test rows, shape (n_test,)."""
+        return self.probabilities.argmax(axis=1)
+
+
+def training_arguments(
+    recipe: Recipe, n_train: int, execution: Execution, output_dir: str, seed: int, report_to: str = "none"
+) -> TrainingArguments:
+    """`recipe` and `execution` in Trainer's words; `n_train` (rows) sets how often the training loss is logged."""
+    steps_per_epoch = -(-n_train // (recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps))
+    return TrainingArguments(
+        output_dir=output_dir,
+        learning_rate=recipe.learning_rate,
+        num_train_epochs=recipe.num_train_epochs,
+        per_device_train_batch_size=recipe.per_device_train_batch_size,
+        per_device_eval_batch_size=EVAL_BATCH_SIZE,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        lr_scheduler_type=recipe.lr_scheduler_type,
+        warmup_steps=recipe.warmup_ratio,  # a float below 1 is a share of all steps
+        weight_decay=recipe.weight_decay,
+        optim=recipe.optim,
+        bf16=execution.precision == "bf16",
+        fp16=execution.precision == "fp16",
+        use_cpu=execution.device == "cpu",
+        train_sampling_strategy="group_by_length",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_only_model=True,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        logging_steps=max(1, steps_per_epoch // LOGS_PER_EPOCH),
+        report_to=report_to,
+        seed=seed,
+        dataloader_pin_memory=execution.device == "cuda",
+    )
+
+
+def make_trainer(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    train: Dataset,
+    validation: Dataset,
+    execution: Execution,
+    output_dir: str,
+    seed: int,
+    report_to: str = "none",
+) -> Trainer:
+    """A plain `transformers.Trainer` over tokenized rows, stopping early where the recipe asks for it."""
+    callbacks = []
+    if recipe.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
+    return Trainer(
+        model=model,
+        args=training_arguments(recipe, len(train), execution, output_dir, seed, report_to),
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=_compute_metrics,
+        callbacks=callbacks,
+    )
+
+
+def _compute_metrics(output: EvalPrediction) -> dict[str, float]:
+    return classification_metrics(output.predictions.argmax(axis=-1), output.label_ids)
+
+
+def fine_tune(
+    model: torch.nn.Module,
+    recipe: Recipe,
+    splits: DatasetDict,
+    profile: Profile,
+    execution: Execution,
+    *,
+    track: bool = False,
+) -> FineTuned:
+    """Trains `model` in place by the recipe (at most the profile's epochs), restores its best epoch, scores it on the
+    test rows once.
+
+    Writes the record to `Data/<profile>/results` and the adapter to `Data/<profile>/checkpoints`. `splits` holds
+    reviews as text (data.load_splits). `track` logs to W&B where that is set up.
+    """
+    recipe = replace(recipe, num_train_epochs=profile.epochs(recipe.num_train_epochs))
+    tokenizer, tokens = _tokens(recipe, splits, profile)
+    held = sum(weight_bytes(model).values())
+    labels = splits["test"].features["label"].names
+    tracked = tracking.wandb_run(f"{recipe.name}-{recipe.variant}", asdict(recipe)) if track else nullcontext()
+    with tempfile.TemporaryDirectory() as scratch, tracked as run:
+        trainer = make_trainer(
+            model,
+            tokenizer,
+            recipe,
+            tokens["train"],
+            tokens["validation"],
+            execution,
+            output_dir=scratch,
+            seed=profile.seed,
+            report_to="wandb" if run else "none",
+        )
+        reset_peak_memory(execution.device)
+        with fast_dropout(execution.device):
+            trainer.train()
+        peak, method = peak_memory(execution.device)
+        history = _history(trainer.state.log_history)
+        seconds = _train_seconds(trainer.state.log_history)
+        probabilities = _probabilities(model, tokenizer, tokens["test"], execution)
+        record = _record(recipe, splits, profile, probabilities.argmax(axis=1), execution, model)
+        record = replace(
+            record,
+            weights_bytes=held,
+            train_seconds=seconds,
+            train_samples_per_second=len(tokens["train"]) * len(history["validation"]) / seconds,
+            peak_memory_bytes=peak,
+            peak_memory_method=method,
+            history=history,
+        )
+        tracking.log_results(run, record.metrics, splits["test"]["label"], probabilities.argmax(axis=1), labels)
+    adapter = None
+    if isinstance(model, PeftModel):
+        adapter = save_adapter(
+            model,
+            tokenizer,
+            profile.checkpoints / record.name,
+            base_model=record.base_model,
+            quantization=recipe.quantization,
+            max_length=record.max_length,
+            truncation=recipe.truncation,
+        )
+        record.adapter_bytes = (adapter / "adapter_model.safetensors").stat().st_size
+    record.save(profile.results)
+    return FineTuned(model, tokenizer, record, probabilities, adapter)
+
+
+def score_untrained(
+    model: torch.nn.Module, recipe: Recipe, splits: DatasetDict, profile: Profile, execution: Execution
+) -> RunRecord:
+    """Scores `model` as it is, its head freshly drawn, on the test rows; writes and returns the record."""
+    tokenizer, tokens = _tokens(recipe, DatasetDict(test=splits["test"]), profile)
+    predictions = _probabilities(model, tokenizer, tokens["test"], execution).argmax(axis=1)
+    untrained = replace(recipe, variant="untrained")
+    record = _record(untrained, splits, profile, predictions, execution, model)
+    record.n_train = record.n_validation = 0
+    record.save(profile.results)
+    return record
+
+
+def score_bag_of_words(recipe: Recipe, splits: DatasetDict, profile: Profile) -> tuple[RunRecord, np.ndarray]:
+    """Fits TF-IDF with logistic regression to the training rows and scores it on the test rows.
+
+    Writes the record; returns it with the predicted labels, shape (n_test,).
+    """
+    start = perf_counter()
+    model = bag_of_words(splits["train"], profile.seed)
+    seconds = perf_counter() - start
+    predictions = model.predict(list(splits["test"]["text"]))
+    coefficients = model[-1].coef_
+    record = replace(
+        _record(replace(recipe, variant="bag_of_words"), splits, profile, predictions),
+        base_model="TF-IDF (1-2 grams) + logistic regression",
+        trainable_params=coefficients.size,
+        total_params=coefficients.size,
+        weights_bytes=coefficients.nbytes,
+        train_seconds=seconds,
+        train_samples_per_second=len(splits["train"]) / seconds,
+        settings={},
+    )
+    record.save(profile.results)
+    return record, predictions
+
+
+def _probabilities(model, tokenizer, tokens: Dataset, execution: Execution) -> np.ndarray:
+    """Class probabilities of tokenized rows, shape (len(tokens), n_labels)."""
+    return softmax(predict_logits(model, tokenizer, list(tokens["input_ids"]), execution), axis=1)
+
+
+def _tokens(recipe: Recipe, splits: DatasetDict, profile: Profile) -> tuple[PreTrainedTokenizerBase, DatasetDict]:
+    tokenizer = load_tokenizer(profile.base_model(recipe.base_model))
+    max_length = profile.tokens(recipe.max_length)
+    return tokenizer, DatasetDict(
+        {name: tokenize(rows, tokenizer, max_length, recipe.truncation) for name, rows in splits.items()}
+    )
+
+
+def _record(
+    recipe: Recipe,
+    splits: DatasetDict,
+    profile: Profile,
+    predictions: np.ndarray,
+    execution: Execution | None = None,
+    model: torch.nn.Module | None = None,
+) -> RunRecord:
+    """The record of predictions on the test rows; without a model the fields that describe one stay empty."""
+    references = np.array(splits["test"]["label"])
+    labels = range(len(splits["test"].features["label"].names))
+    trainable, total = count_parameters(model) if model else (0, 0)
+    settings = {name: value for name, value in asdict(recipe).items() if name not in ("assumed", "overrides")}
+    return RunRecord(
+        recipe=recipe.name,
+        variant=recipe.variant,
+        profile=profile.name,
+        base_model=profile.base_model(recipe.base_model),
+        dataset=dataset_name(recipe.dataset, profile),
+        n_train=len(splits["train"]),
+        n_validation=len(splits["validation"]),
+        n_test=len(references),
+        max_length=profile.tokens(recipe.max_length) if model else None,
+        seed=profile.seed,
+        device=execution.device_name if execution else "cpu",
+        precision=execution.precision if execution else None,
+        trainable_params=trainable,
+        total_params=total,
+        weights_bytes=sum(weight_bytes(model).values()) if model else 0,
+        metrics=classification_metrics(predictions, references),
+        accuracy_ci95=list(accuracy_interval(predictions, references)),
+        confusion_matrix=confusion_matrix(references, predictions, labels=labels).tolist(),
+        settings=settings,
+    )
+
+
+def _history(log: list[dict]) -> dict[str, list[dict[str, float]]]:
+    """Trainer's log as two lists: "train" (step, epoch, loss) and "validation" (step, epoch, loss, accuracy)."""
+    train = [{key: row[key] for key in ("step", "epoch", "loss")} for row in log if "loss" in row]
+    validation = [
+        {"step": row["step"], "epoch": row["epoch"], "loss": row["eval_loss"], "accuracy": row["eval_accuracy"]}
+        for row in log
+        if "eval_loss" in row
+    ]
+    return {"train": train, "validation": validation}
+
+
+def _train_seconds(log: list[dict]) -> float:
+    """Seconds of training proper: Trainer's whole run less its validation passes."""
+    whole = next(row["train_runtime"] for row in log if "train_runtime" in row)
+    return whole - sum(row.get("eval_runtime", 0.0) for row in log)

@@ -1,0 +1,78 @@
+"""Small checkpoints made here stand for the hub; everything else is the real thing, on CPU."""
+
+import os
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertTokenizer,
+    DistilBertConfig,
+)
+
+from helpers.data import FEATURES
+from helpers.profiles import Execution, Profile
+from helpers.results import RunRecord
+
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+WORDS = ["the", "movie", "was", "great", "good", "bad", "awful", "very", "not", "plot", "actor", "scene", "end"]
+
+
+@pytest.fixture(scope="session")
+def fp32() -> Execution:
+    return Execution("cpu", "fp32", "eager")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tmp_path_factory) -> dict[str, str]:
+    """Folders of random two-layer checkpoints with a vocabulary of their own, by architecture."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (root / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = BertTokenizer(vocab=str(root / "vocab.txt"))
+    torch.manual_seed(0)
+    configs = {
+        "bert": BertConfig(len(vocabulary), 64, 2, 2, 128, max_position_embeddings=64),
+        "distilbert": DistilBertConfig(len(vocabulary), 64, n_layers=2, n_heads=2, dim=64, hidden_dim=128),
+    }
+    folders = {}
+    for name, config in configs.items():
+        folder = root / f"{name}-tiny"
+        AutoModelForSequenceClassification.from_config(config).base_model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders[name] = str(folder)
+    return folders
+
+
+@pytest.fixture
+def tiny_profile(tmp_path, monkeypatch) -> Profile:
+    """A profile that loads checkpoints by name, as `hub` does, and writes below `tmp_path`."""
+    monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path / "Data")
+    return Profile("tiny", embedded=False, n_train=64, n_validation=32, n_test=32, max_length=16)
+
+
+@pytest.fixture(scope="session")
+def toy_reviews() -> Dataset:
+    """200 distinct texts whose label follows from one word, so that a tiny model can learn them."""
+    filler = ["the", "was", "very", "plot", "actor", "scene", "end"]
+    texts, labels = [], []
+    for index in range(200):
+        label = index % 2
+        word = (("awful", "great"), ("bad", "good"))[index // 2 % 2][label]
+        rest = [filler[index // step % len(filler)] for step in (1, 3, 9, 27)]
+        texts.append(f"{index} the movie was {word} {' '.join(rest)}")
+        labels.append(label)
+    return Dataset.from_dict({"text": texts, "label": labels}, features=FEATURES)
+
+
+@pytest.fixture
+def record() -> RunRecord:
+    return RunRecord(
+        recipe="qlora_bert", variant="improved", profile="quick", base_model="minilm-l6-bert", dataset="imdb",
+        n_train=10, n_validation=2, n_test=4, max_length=128, seed=42, device="cpu", precision="bf16",
+        trainable_params=3, total_params=30, weights_bytes=120, metrics={"accuracy": 0.75},
+        accuracy_ci95=[0.5, 1.0], confusion_matrix=[[2, 0], [1, 1]], history={"train": [{"step": 1, "loss": 0.7}]},
+    )  # fmt: skip

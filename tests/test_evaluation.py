@@ -1,0 +1,89 @@
+import evaluate
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from helpers.evaluation import (
+    ClassificationMetrics,
+    accuracy_interval,
+    bag_of_words,
+    classification_metrics,
+    predict_logits,
+)
+from helpers.models import load_classifier, load_tokenizer
+
+REFERENCES = np.array([1, 1, 1, 0, 0, 0, 0, 1])
+PREDICTIONS = np.array([1, 1, 0, 0, 0, 0, 1, 1])  # 3 true, 1 false positive; 3 true, 1 false negative
+
+
+def test_the_metric_is_an_evaluate_metric_and_needs_no_hub(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    metric = ClassificationMetrics()
+    assert isinstance(metric, evaluate.Metric)
+    metric.add_batch(predictions=PREDICTIONS[:5], references=REFERENCES[:5])
+    metric.add_batch(predictions=PREDICTIONS[5:], references=REFERENCES[5:])
+    assert metric.compute() == classification_metrics(PREDICTIONS, REFERENCES)
+
+
+def test_scores_worked_out_by_hand():
+    assert classification_metrics(PREDICTIONS, REFERENCES) == pytest.approx(
+        {"accuracy": 0.75, "precision": 0.75, "recall": 0.75, "f1": 0.75, "weighted_f1": 0.75, "mcc": 0.5}
+    )
+    scores = classification_metrics(np.array([1, 1, 1, 1]), np.array([1, 0, 0, 0]))
+    assert (scores["precision"], scores["recall"], scores["accuracy"]) == (0.25, 1.0, 0.25)
+    assert scores["weighted_f1"] == pytest.approx(0.4 / 4)
+    assert scores["mcc"] == 0
+
+
+def test_three_classes_are_averaged():
+    scores = classification_metrics(np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2]))
+    assert scores["precision"] == pytest.approx((1 + 1 + 0.5) / 3)
+    assert scores["recall"] == pytest.approx((1 + 0.5 + 1) / 3)
+
+
+def test_the_interval_is_that_of_a_proportion():
+    correct = np.r_[np.ones(800), np.zeros(200)].astype(int)
+    low, high = accuracy_interval(correct, np.ones(1000, dtype=int))
+    half = 1.96 * np.sqrt(0.8 * 0.2 / 1000)
+    assert low == pytest.approx(0.8 - half, abs=0.003)
+    assert high == pytest.approx(0.8 + half, abs=0.003)
+    assert (low, high) == accuracy_interval(correct, np.ones(1000, dtype=int))
+
+
+def test_the_interval_of_a_perfect_score_and_of_nothing():
+    assert accuracy_interval(np.ones(5), np.ones(5)) == (1.0, 1.0)
+    for predictions, references in ((np.ones(0), np.ones(0)), (np.ones(3), np.ones(4))):
+        with pytest.raises(ValueError, match="equally many"):
+            accuracy_interval(predictions, references)
+
+
+def test_the_bag_of_words_learns_a_word(toy_reviews):
+    model = bag_of_words(toy_reviews.select(range(100)))
+    rest = toy_reviews.select(range(100, 200))
+    assert (model.predict(list(rest["text"])) == np.array(rest["label"])).mean() > 0.95
+    assert model.predict_proba(list(rest["text"])).shape == (100, 2)
+
+
+def test_logits_come_in_the_order_of_the_texts(fp32, tiny_checkpoints):
+    model, tokenizer = load_classifier(tiny_checkpoints["bert"], fp32), load_tokenizer(tiny_checkpoints["bert"])
+    texts = ["the movie was great great great", "bad", "the plot was awful", "great"]
+    ids = tokenizer(texts)["input_ids"]
+    together = predict_logits(model, tokenizer, ids, fp32, batch_size=2)
+    alone = np.concatenate([predict_logits(model, tokenizer, [row], fp32) for row in ids])
+    assert together.shape == (4, 2)
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    assert len(np.unique(together[:, 0])) == 4
+    assert predict_logits(model, tokenizer, [], fp32).shape == (0, 2)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        predict_logits(model, tokenizer, ids, fp32, batch_size=0)
+
+
+def test_bag_of_words_scores_real_reviews_above_chance():
+    from helpers.data import load_splits
+    from helpers.profiles import PROFILES
+    from helpers.recipes import RECIPES
+
+    splits = load_splits(RECIPES["lora_bert_sst2"], PROFILES["quick"])
+    predictions = bag_of_words(splits["train"]).predict(list(splits["test"]["text"]))
+    assert isinstance(splits["test"], Dataset)
+    assert 0.65 < (predictions == np.array(splits["test"]["label"])).mean() < 0.85

@@ -1,0 +1,119 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+from helpers.data import truncate
+from helpers.evaluation import predict_logits
+from helpers.inference import SentimentClassifier
+from helpers.models import INFERENCE_FILE, build_model, count_4bit_modules, load_tokenizer, save_adapter
+from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT, Execution
+from helpers.recipes import RECIPES
+
+TEXTS = ["A wonderful, wonderful film.", "Bad.", "I want my two hours back. " * 30, "So-so<br />at best", ""]
+FP32 = Execution("cpu", "fp32", "eager")
+
+CASES = {
+    "bert-lora": (RECIPES["lora_bert_sst2"].improved(), EMBEDDED_BERT),
+    "bert-qlora": (RECIPES["qlora_bert"].improved(), EMBEDDED_BERT),
+    "distilbert-lora": (RECIPES["lora_distilbert_qv"], EMBEDDED_DISTILBERT),
+    "distilbert-qlora": (replace(RECIPES["lora_distilbert_qv"], quantization="nf4"), EMBEDDED_DISTILBERT),
+}
+
+
+def perturbed(recipe, base_model):
+    """A model whose every trainable weight is off its start, as training would leave it."""
+    model = build_model(recipe, base_model, FP32)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=CASES, ids=list(CASES))
+def saved(request, tmp_path_factory):
+    """(folder, recipe, logits of TEXTS in memory) of a saved adapter."""
+    recipe, base_model = CASES[request.param]
+    model, tokenizer = perturbed(recipe, base_model), load_tokenizer(base_model)
+    folder = save_adapter(
+        model, tokenizer, tmp_path_factory.mktemp("saved") / "adapter", base_model=base_model,
+        quantization=recipe.quantization, max_length=64, truncation=recipe.truncation,
+    )  # fmt: skip
+    cleaned = [text.replace("<br />", " ").strip() for text in TEXTS]
+    ids = [truncate(row, 64, recipe.truncation) for row in tokenizer(cleaned)["input_ids"]]
+    return folder, recipe, predict_logits(model, tokenizer, ids, FP32)
+
+
+def test_a_fresh_process_gives_the_same_logits(saved):
+    folder, _, expected = saved
+    program = (
+        "import json, sys\nfrom helpers.inference import SentimentClassifier\nfrom helpers.profiles import Execution\n"
+        "classifier = SentimentClassifier.from_pretrained(sys.argv[1], Execution('cpu', 'fp32', 'eager'))\n"
+        "print(json.dumps(classifier.logits(json.loads(sys.argv[2])).tolist()))"
+    )
+    command = [sys.executable, "-c", program, str(folder), json.dumps(TEXTS)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = np.array(json.loads(output.strip().splitlines()[-1]))
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_base_is_stored_as_it_was_trained(saved):
+    folder, recipe, _ = saved
+    model = SentimentClassifier.from_pretrained(folder, FP32).model
+    assert count_4bit_modules(model) == (36 if recipe.quantization else 0)
+    assert hasattr(model, "peft_config") == bool(recipe.quantization)  # full precision is merged
+
+
+def test_plain_transformers_loads_the_folder(saved):
+    folder, recipe, _ = saved
+    answer = pipeline("text-classification", model=str(folder))("A wonderful, wonderful film.", top_k=None)
+    scores = {row["label"]: row["score"] for row in answer}
+    ours = SentimentClassifier.from_pretrained(folder, FP32).predict("A wonderful, wonderful film.")[0]
+    tolerance = 0.05 if recipe.quantization else 1e-5  # pipeline loads the base in full precision
+    assert scores[ours.label] == pytest.approx(ours.score, abs=tolerance)
+
+
+def test_predictions_answer_one_many_and_none(saved):
+    folder, _, logits = saved
+    classifier = SentimentClassifier.from_pretrained(folder, FP32)
+    many = classifier.predict(TEXTS, batch_size=2)
+    assert [answer.label for answer in many] == [("NEGATIVE", "POSITIVE")[row.argmax()] for row in logits]
+    assert all(0.5 <= answer.score <= 1 for answer in many)
+    one = classifier.predict(TEXTS[0])
+    assert len(one) == 1 and one[0].score == pytest.approx(many[0].score, abs=1e-6)
+    assert classifier.predict([]) == []
+
+
+def test_wrong_input_is_named(saved):
+    classifier = SentimentClassifier.from_pretrained(saved[0], FP32)
+    with pytest.raises(TypeError, match="strings, not float"):
+        classifier.predict(["good", float("nan")])
+    with pytest.raises(ValueError, match="batch_size=0"):
+        classifier.predict(["good"], batch_size=0)
+
+
+@pytest.mark.parametrize("missing", [INFERENCE_FILE, "adapter_model.safetensors"])
+def test_a_folder_that_is_no_adapter_says_what_it_lacks(saved, tmp_path, missing):
+    for path in saved[0].iterdir():
+        if path.name != missing:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(FileNotFoundError, match=missing):
+        SentimentClassifier.from_pretrained(tmp_path)
+
+
+def test_an_embedded_adapter_travels_to_a_machine_with_other_folders(saved, tmp_path):
+    for path in saved[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "/somewhere/else/minilm"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    found = SentimentClassifier.from_pretrained(tmp_path, FP32).logits(TEXTS)
+    np.testing.assert_allclose(found, saved[2], atol=1e-5)

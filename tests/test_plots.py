@@ -1,0 +1,77 @@
+from dataclasses import replace
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from helpers import plots
+from helpers.results import RunRecord
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture
+def records() -> list[RunRecord]:
+    history = {
+        "train": [{"step": s, "epoch": s / 10, "loss": 1 / s} for s in range(1, 21)],
+        "validation": [
+            {"step": 10, "epoch": 1, "loss": 0.5, "accuracy": 0.7},
+            {"step": 20, "epoch": 2, "loss": 0.6, "accuracy": 0.65},
+        ],
+    }
+    record = RunRecord(
+        recipe="r", variant="as_written", profile="quick", base_model="minilm-l6-bert", dataset="imdb (embedded)",
+        n_train=2000, n_validation=500, n_test=1000, max_length=128, seed=42,
+        device="cpu (2 threads)", precision="bf16",
+        trainable_params=3, total_params=30, weights_bytes=120, metrics={"accuracy": 0.8},
+        accuracy_ci95=[0.77, 0.83], confusion_matrix=[[400, 100], [100, 400]], history=history,
+    )  # fmt: skip
+    return [record, replace(record, variant="improved")]
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+def test_a_saved_figure_is_an_image_that_says_where_it_comes_from(records, tmp_path):
+    figure = plots.plot_confusion_matrices(records, ["NEGATIVE", "POSITIVE"])
+    path = plots.save_figure(figure, tmp_path / "new" / "figure.png", plots.provenance(records[0]))
+    assert imread(path).shape[0] > 300
+    text = figure.texts[-1].get_text()
+    for part in ("quick", "minilm-l6-bert", "imdb", "2,000 train", "1,000 test", "cpu (2 threads)", "bf16", "20"):
+        assert part in text
+
+
+def test_confusion_matrices_show_counts_and_shares(records):
+    figure = plots.plot_confusion_matrices(records, ["NEGATIVE", "POSITIVE"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["400\n80%", "100\n20%", "100\n20%", "400\n80%"]
+    assert figure.axes[1].get_title() == "improved: 80.0% [77.0%, 83.0%]"
+
+
+def test_training_curves_name_the_best_epoch_and_the_reference(records):
+    figure = plots.plot_training_curves(records, ("bag of words", 0.86))
+    loss, accuracy = figure.axes
+    assert len(loss.lines) == 4
+    labels = " ".join(text.get_text() for text in accuracy.texts)
+    assert "best 70.0%" in labels and "bag of words (test) 86.0%" in labels
+    assert list(accuracy.lines[0].get_ydata()) == [0.7, 0.65]
+
+
+def test_accuracy_shows_the_intervals(records):
+    axes = plots.plot_accuracy(records, ["one", "two"], "title").axes[0]
+    assert list(axes.lines[0].get_xdata()) == [0.77, 0.83]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two"]
+
+
+def test_dataset_stats_titles_state_what_was_counted():
+    lengths = {"imdb": np.array([64, 256]), "rotten_tomatoes": np.array([8, 16])}
+    figure = plots.plot_dataset_stats(lengths, {"imdb": (1, 1), "rotten_tomatoes": (1, 1)})
+    assert figure.axes[2].get_title() == "128 tokens keep 60% of IMDb's text"
+
+
+def test_one_method_one_colour():
+    assert len({plots.COLORS[name] for name in plots.VARIANT_NAMES}) == len(plots.VARIANT_NAMES)

@@ -1,0 +1,142 @@
+from dataclasses import replace
+
+import pytest
+from peft import LoraConfig
+
+from helpers.recipes import RECIPES, Override
+
+BERT = RECIPES["qlora_bert"]
+
+# What each source states, copied from it by hand.
+STATED = {
+    "lora_distilbert_q": {
+        "source": "000",
+        "base_model": "distilbert-base-uncased",
+        "r": 4,
+        "lora_alpha": 32,
+        "lora_dropout": 0.01,
+        "target_modules": ("q_lin",),
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 1,
+    },
+    "qlora_bert": {
+        "source": "001",
+        "base_model": "bert-base-uncased",
+        "dataset": "dipanjanS/imdb_sentiment_finetune_dataset20k",
+        "r": 16,
+        "lora_alpha": 32,
+        "lora_dropout": 0.1,
+        "target_modules": ("query", "value"),
+        "quantization": "nf4",
+        "learning_rate": 2e-4,
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 2,
+        "lr_scheduler_type": "cosine",
+        "warmup_ratio": 0.1,
+        "weight_decay": 0.01,
+        "optim": "paged_adamw_8bit",
+        "max_length": 256,
+        "early_stopping_patience": 2,
+    },
+    "lora_bert_cased": {"source": "002", "base_model": "bert-base-cased", "lora_alpha": 1, "num_train_epochs": 30},
+    "lora_distilbert_qv": {
+        "source": "003",
+        "base_model": "distilbert-base-uncased",
+        "r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.1,
+        "target_modules": ("q_lin", "v_lin"),
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 16,
+    },
+    "lora_bert_sst2": {
+        "source": "004",
+        "base_model": "bert-base-uncased",
+        "dataset": "glue/sst2",
+        "r": 8,
+        "lora_alpha": 32,
+        "lora_dropout": 0.1,
+        "max_length": 128,
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 8,
+        "weight_decay": 0.01,
+        "n_train": 2_000,
+        "n_validation": 500,
+    },
+}
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_recipes_say_what_their_sources_state(name):
+    recipe = RECIPES[name]
+    assert {field: getattr(recipe, field) for field in STATED[name]} == STATED[name]
+    assert recipe.variant == "as_written"
+
+
+def test_every_source_has_its_recipe():
+    assert set(RECIPES) == set(STATED)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_improved_changes_what_it_lists_and_gives_reasons(recipe):
+    improved = recipe.improved()
+    assert improved.variant == "improved"
+    for override in recipe.overrides:
+        assert getattr(improved, override.field) == override.value != getattr(recipe, override.field)
+        assert len(override.reason) > 10
+    unchanged = replace(improved, variant="as_written", **{o.field: getattr(recipe, o.field) for o in recipe.overrides})
+    assert unchanged == recipe
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_what_a_source_leaves_open_is_explained(recipe):
+    stated = STATED[recipe.name]
+    for name, reason in recipe.assumed:
+        assert hasattr(recipe, name) and name not in stated
+        assert "stated" in reason or "states" in reason or "not" in reason
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("r", 0),
+        ("r", 0.2),
+        ("lora_alpha", 0),
+        ("learning_rate", -1e-3),
+        ("learning_rate", 0.0),
+        ("target_modules", ("q_lin",)),
+        ("target_modules", ()),
+        ("dataset", "  "),
+        ("base_model", ""),
+        ("num_train_epochs", 0),
+        ("per_device_train_batch_size", True),
+        ("gradient_accumulation_steps", 0),
+        ("max_length", 4),
+        ("lora_dropout", 1.0),
+        ("warmup_ratio", -0.1),
+        ("weight_decay", -1.0),
+        ("quantization", "int3"),
+        ("truncation", "middle"),
+        ("lr_scheduler_type", "step"),
+        ("optim", "sgd"),
+        ("variant", "best"),
+        ("model_dropout", 1.5),
+        ("n_train", 0),
+        ("early_stopping_patience", -1),
+        ("overrides", (Override("rank", 8, "no such field"),)),
+    ],
+)
+def test_an_impossible_recipe_is_refused_by_field_name(field, value):
+    with pytest.raises(ValueError, match=rf"Recipe\.{field} "):
+        replace(BERT, **{field: value})
+
+
+def test_the_lora_config_is_peft_s_own():
+    config = BERT.improved().lora_config()
+    assert isinstance(config, LoraConfig)
+    assert (config.r, config.lora_alpha, config.task_type) == (16, 32, "SEQ_CLS")
+    assert config.target_modules == {"query", "value"}
+    assert config.modules_to_save == ["pooler"]
+    assert replace(BERT, target_modules=("all-linear",)).lora_config().target_modules == "all-linear"

@@ -1,0 +1,69 @@
+from dataclasses import replace
+
+import nbformat
+import pytest
+
+from helpers import profiles, series
+from helpers.profiles import PROFILES
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    """A series of its own in `tmp_path`, run under `quick`; returns a function that writes a notebook of cells."""
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setattr(series, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(series, "DATA_DIR", tmp_path / "Data")
+    monkeypatch.setattr(profiles, "DATA_DIR", tmp_path / "Data")
+    monkeypatch.setenv("PROFILE", "quick")
+
+    def write(name, *cells):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+
+    return write
+
+
+def test_notebooks_run_in_order_in_fresh_kernels(notebooks, tmp_path, capsys):
+    notebooks("02_b", "print('x' in dir())")
+    notebooks("01_a", "x = 1", "x + 1")
+    assert series.main([]) == 0
+    output = capsys.readouterr().out
+    assert output.index("01_a") < output.index("02_b") < output.index("All done in 0:")
+    copy = nbformat.read(tmp_path / "Data/quick/notebooks/02_b.ipynb", 4)
+    assert copy.cells[0].outputs[0].text == "False\n"
+    assert nbformat.read(tmp_path / "notebooks/01_a.ipynb", 4).cells[1].outputs == []
+
+
+def test_a_failing_notebook_stops_the_series_and_shows_its_cell(notebooks, tmp_path, capsys):
+    notebooks("01_a", "1", "reviews = []\nreviews[0]")
+    notebooks("02_b", "2")
+    assert series.main([]) == 1
+    output = capsys.readouterr().out
+    assert "01_a.ipynb failed in this cell" in output
+    assert "reviews[0]" in output and "IndexError: list index out of range" in output
+    assert "02_b" not in output
+    assert nbformat.read(tmp_path / "Data/quick/notebooks/01_a.ipynb", 4).cells[0].outputs
+
+
+def test_chosen_notebooks_are_stored_in_place(notebooks, tmp_path):
+    notebooks("01_a", "1 / 0")
+    notebooks("02_b", "40 + 2")
+    assert series.main(["02", "--store"]) == 0
+    cell = nbformat.read(tmp_path / "notebooks/02_b.ipynb", 4).cells[0]
+    assert cell.outputs[0].data["text/plain"] == "42" and cell.execution_count == 1
+    assert "execution" not in cell.metadata
+
+
+def test_a_notebook_that_is_not_there_is_an_error(notebooks, capsys):
+    notebooks("01_a", "1")
+    with pytest.raises(SystemExit) as error:
+        series.main(["09"])
+    assert error.value.code == 2
+    assert "no notebook starts with 09" in capsys.readouterr().err
+
+
+def test_the_summary_puts_the_bag_of_words_beside_each_run(record):
+    bag = replace(record, variant="bag_of_words", metrics={"accuracy": 0.5}, train_seconds=1.0)
+    lines = series.summary([replace(record, train_seconds=61.4), bag], PROFILES["quick"]).splitlines()
+    assert lines[1].split() == ["qlora_bert", "improved", "4", "75.0%", "[50.0%,", "100.0%]", "50.0%", "61"]
+    assert lines[-1] == "Figures: Data/quick/*.png   Records: Data/quick/results/*.json"

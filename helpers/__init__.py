@@ -1,14 +1,18 @@
-"""Thin helpers behind the notebooks. Each module has one job; imports only point down (see README.md)."""
+"""Thin helpers behind the notebooks. Each module has one job; imports only point down (see README.md).
+
+Import this package before the libraries it is built on: it quiets what they say at start-up.
+"""
 
 import logging
 import os
 import warnings
 
-# What follows silences what is no news in a notebook: download and map bars, the load report of a deliberately
-# fresh head, bitsandbytes' hint about the optional `kernels` package. setdefault: the environment can turn each on.
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+if (
+    "LOCAL_RANK" not in os.environ
+):  # not under torchrun: on two GPUs Trainer's DataParallel doubles the batch and breaks 4 bits
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # hints at the optional `kernels` package
+warnings.filterwarnings("ignore", message="IProgress not found")
+warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # notebook 03 says so
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated", category=FutureWarning)

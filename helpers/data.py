@@ -5,12 +5,15 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 from transformers import PreTrainedTokenizerBase
 
 from helpers.profiles import Profile
 from helpers.recipes import TRUNCATIONS, Recipe
+
+datasets.disable_progress_bars()
 
 LABELS = ("NEGATIVE", "POSITIVE")
 FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=list(LABELS))})
@@ -120,22 +123,26 @@ def split_reviews(
     n_validation: int,
     n_test: int,
     seed: int = 42,
+    test: Dataset | None = None,
 ) -> DatasetDict:
     """Stratified, disjoint train, validation and test rows, fixed by `seed`; `n_train=None` takes all that is left.
 
-    The test rows are drawn first and the validation rows second, so they stay the same whatever `n_train` is.
-    `reviews` must be free of duplicates. Raises ValueError when it has too few rows.
+    The test rows are drawn first and the validation rows second, so they stay the same whatever `n_train` is; where
+    the rows of `test` are given, none are drawn. `reviews` must be free of duplicates. Raises ValueError when it has
+    too few rows.
     """
-    wanted = (n_train or 1) + n_validation + n_test
+    options = {"stratify_by_column": "label", "seed": seed}
+    wanted = (n_train or 1) + n_validation + (n_test if test is None else 0)
     if len(reviews) < wanted:
         raise ValueError(f"{len(reviews)} reviews are too few for a split of {wanted}.")
-    options = {"stratify_by_column": "label", "seed": seed}
-    rest = reviews.train_test_split(test_size=n_test, **options)
-    inner = rest["train"].train_test_split(test_size=n_validation, **options)
+    if test is None:
+        outer = reviews.train_test_split(test_size=n_test, **options)
+        reviews, test = outer["train"], outer["test"]
+    inner = reviews.train_test_split(test_size=n_validation, **options)
     train = inner["train"]
     if n_train is not None and n_train < len(train):
         train = train.train_test_split(train_size=n_train, **options)["train"]
-    return DatasetDict(train=train, validation=inner["test"], test=rest["test"])
+    return DatasetDict(train=train, validation=inner["test"], test=test)
 
 
 def load_splits(recipe: Recipe, profile: Profile) -> DatasetDict:
@@ -146,18 +153,17 @@ def load_splits(recipe: Recipe, profile: Profile) -> DatasetDict:
     """
     loaded = load_reviews(recipe.dataset, profile)
     seen: set[str] = set()
-    held_out = drop_duplicates(loaded["test"], seen) if "test" in loaded else None
+    test = drop_duplicates(loaded["test"], seen) if "test" in loaded else None
     reviews = drop_duplicates(loaded["train"], seen)
-    n_train = profile.n_train or recipe.n_train
-    n_validation = profile.n_validation or recipe.n_validation or len(reviews) // 10
-    n_test = profile.n_test or len(reviews) // 10
-    if held_out is None:
-        return split_reviews(reviews, n_train, n_validation, n_test, profile.seed)
-    inner = reviews.train_test_split(test_size=n_validation, stratify_by_column="label", seed=profile.seed)
-    train = inner["train"]
-    if n_train is not None and n_train < len(train):
-        train = train.train_test_split(train_size=n_train, stratify_by_column="label", seed=profile.seed)["train"]
-    return DatasetDict(train=train, validation=inner["test"], test=held_out)
+    tenth = len(reviews) // 10
+    return split_reviews(
+        reviews,
+        profile.n_train or recipe.n_train,
+        profile.n_validation or recipe.n_validation or tenth,
+        profile.n_test or tenth,
+        profile.seed,
+        test,
+    )
 
 
 def truncate(ids: list[int], max_length: int, truncation: str = "head") -> list[int]:

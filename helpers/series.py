@@ -40,6 +40,7 @@ def run_notebook(source: Path, target: Path) -> float:
         kernel_name="python3",
         resources={"metadata": {"path": str(source.parent)}},
         record_timing=False,
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
         on_cell_start=show,
     )
     try:
@@ -98,7 +99,11 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             run_notebook(path, target)
         except CellExecutionError as error:
-            print(f"\n{path.name} failed in this cell (see {target.relative_to(DATA_DIR.parent)}):\n\n{error}")
+            cells = nbformat.read(target, as_version=4).cells
+            failed = next(cell for cell in cells if any(o.output_type == "error" for o in cell.get("outputs", [])))
+            place = target.relative_to(DATA_DIR.parent)
+            print(f"\n{path.name} failed in this cell (traceback in {place}):\n\n{failed.source}\n")
+            print(f"{error.ename}: {error.evalue}")
             return 1
         except DeadKernelError:
             print(f"\n{path.name} failed: its kernel died, which most often means that memory ran out.")

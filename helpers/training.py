@@ -1,5 +1,6 @@
 """A recipe, data and a model in; a trained model, its history and its record out. A thin layer over Trainer."""
 
+import json
 import tempfile
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -74,6 +75,8 @@ def training_arguments(
         bf16=execution.precision == "bf16",
         fp16=execution.precision == "fp16",
         use_cpu=execution.device == "cpu",
+        gradient_checkpointing=execution.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -83,6 +86,7 @@ def training_arguments(
         metric_for_best_model="accuracy",
         logging_steps=max(1, steps_per_epoch // LOGS_PER_EPOCH),
         report_to=report_to,
+        disable_tqdm=False,  # transformers hides it where its log level is above "warning"
         seed=seed,
         dataloader_pin_memory=execution.device == "cuda",
     )
@@ -136,6 +140,8 @@ def fine_tune(
     """
     recipe = replace(recipe, num_train_epochs=profile.epochs(recipe.num_train_epochs))
     tokenizer, tokens = _tokens(recipe, splits, profile)
+    # On CPU, predicting repacks 4-bit weights into a layout without gradients; asking for the state undoes it.
+    model.state_dict()
     held = sum(weight_bytes(model).values())
     labels = splits["test"].features["label"].names
     tracked = tracking.wandb_run(f"{recipe.name}-{recipe.variant}", asdict(recipe)) if track else nullcontext()
@@ -154,6 +160,7 @@ def fine_tune(
         reset_peak_memory(execution.device)
         with fast_dropout(execution.device):
             trainer.train()
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or every later forward stays under autocast
         peak, method = peak_memory(execution.device)
         history = _history(trainer.state.log_history)
         seconds = _train_seconds(trainer.state.log_history)
@@ -248,6 +255,7 @@ def _record(
     labels = range(len(splits["test"].features["label"].names))
     trainable, total = count_parameters(model) if model else (0, 0)
     settings = {name: value for name, value in asdict(recipe).items() if name not in ("assumed", "overrides")}
+    settings = json.loads(json.dumps(settings))  # lists for tuples, as the record comes back from its file
     return RunRecord(
         recipe=recipe.name,
         variant=recipe.variant,

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+import wandb
 from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
@@ -35,8 +36,17 @@ def tiny_checkpoints(tmp_path_factory) -> dict[str, str]:
     tokenizer = BertTokenizer(vocab=str(root / "vocab.txt"))
     torch.manual_seed(0)
     configs = {
-        "bert": BertConfig(len(vocabulary), 64, 2, 2, 128, max_position_embeddings=64),
-        "distilbert": DistilBertConfig(len(vocabulary), 64, n_layers=2, n_heads=2, dim=64, hidden_dim=128),
+        "bert": BertConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=128,
+            max_position_embeddings=64,
+        ),
+        "distilbert": DistilBertConfig(
+            vocab_size=len(vocabulary), max_position_embeddings=64, n_layers=2, n_heads=2, dim=64, hidden_dim=128
+        ),
     }
     folders = {}
     for name, config in configs.items():
@@ -45,6 +55,18 @@ def tiny_checkpoints(tmp_path_factory) -> dict[str, str]:
         tokenizer.save_pretrained(folder)
         folders[name] = str(folder)
     return folders
+
+
+@pytest.fixture
+def wandb_folder(tmp_path, monkeypatch):
+    """A folder that W&B logs to, without settings of the machine's; W&B, which reads them once, is reset around it."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SILENT"):
+        monkeypatch.setenv(name, "")  # so that what a test's .env sets is undone with it
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    wandb.teardown()
+    yield tmp_path
+    wandb.teardown()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ PREDICTIONS = np.array([1, 1, 0, 0, 0, 0, 1, 1])  # 3 true, 1 false positive; 3 
 
 
 def test_the_metric_is_an_evaluate_metric_and_needs_no_hub(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     metric = ClassificationMetrics()
     assert isinstance(metric, evaluate.Metric)
     metric.add_batch(predictions=PREDICTIONS[:5], references=REFERENCES[:5])

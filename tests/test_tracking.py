@@ -4,14 +4,7 @@ import pytest
 
 from helpers import tracking
 
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch, tmp_path):
-    """No W&B settings, and a folder of its own for what W&B writes."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("wandb_folder")
 
 
 def test_it_is_off_without_a_key(capsys):
@@ -64,9 +57,7 @@ def test_a_failure_while_logging_does_not_stop_the_run(capsys):
     tracking.log_results(None, {}, [], [], [])
 
 
-def test_dotenv_holds_the_settings(monkeypatch, tmp_path, capsys):
+def test_dotenv_holds_the_settings(tmp_path):
     (tmp_path / ".env").write_text("WANDB_MODE=offline\nWANDB_SILENT=true\n")
     with tracking.wandb_run("run", {}) as run:
         assert run is not None
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.delenv("WANDB_SILENT", raising=False)

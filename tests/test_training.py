@@ -6,8 +6,11 @@ import torch
 from datasets import DatasetDict
 
 from helpers import training
+from helpers.checkpoints import resolve_checkpoint
 from helpers.data import LABELS, split_reviews, tokenize
-from helpers.models import build_model, load_tokenizer, resolve_checkpoint
+from helpers.evaluation import predict_logits
+from helpers.inference import SentimentClassifier
+from helpers.models import build_model, load_tokenizer
 from helpers.profiles import EMBEDDED_BERT, Execution
 from helpers.recipes import RECIPES
 from helpers.results import RunRecord
@@ -67,6 +70,38 @@ def test_one_seed_fixes_the_run(splits, recipe, tiny_profile, fp32):
     assert not np.array_equal(runs[0].probabilities, runs[2].probabilities)
 
 
+def test_a_trained_model_leaves_the_precision_it_was_trained_in(splits, recipe, tiny_profile, fp32):
+    """accelerate wraps the forward pass in autocast; left there, an fp32 prediction would silently run in bf16."""
+    recipe = replace(recipe, num_train_epochs=1)
+    bf16 = Execution("cpu", "bf16", "eager")
+    result = fine_tune(build_model(recipe, recipe.base_model, bf16), recipe, splits, tiny_profile, bf16)
+    reloaded = SentimentClassifier.from_pretrained(result.adapter, fp32)
+    ids = reloaded.tokenizer(["the movie was great", "awful plot"])["input_ids"]
+    in_memory = predict_logits(result.model, result.tokenizer, ids, fp32)
+    np.testing.assert_allclose(in_memory, predict_logits(reloaded.model, reloaded.tokenizer, ids, fp32), atol=1e-5)
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_gradient_checkpointing_recomputes_and_learns_the_same(splits, tiny_profile, fp32, quantization):
+    small = DatasetDict({name: rows.select(range(16)) for name, rows in splits.items()})
+    recipe = replace(
+        RECIPES["lora_bert_sst2"].improved(),
+        base_model=resolve_checkpoint(EMBEDDED_BERT),
+        quantization=quantization,
+        num_train_epochs=1,
+        warmup_ratio=0.0,
+    )
+    losses = []
+    for execution in (fp32, replace(fp32, gradient_checkpointing=True)):
+        model = build_model(recipe, recipe.base_model, execution)
+        forwards = []
+        layer = model.get_submodule("base_model.model.bert.encoder.layer.0.attention.self.query")
+        layer.register_forward_hook(lambda *_, seen=forwards: seen.append(torch.is_grad_enabled()))
+        losses.append(fine_tune(model, recipe, small, tiny_profile, execution).record.history["train"][-1]["loss"])
+        assert sum(forwards) == (4 if execution.gradient_checkpointing else 2)  # of two steps
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
 def test_early_stopping_stops(splits, recipe, tiny_profile, fp32):
     recipe = replace(recipe, learning_rate=1e-9, num_train_epochs=20, early_stopping_patience=2)
     record = fine_tune(build_model(recipe, recipe.base_model, fp32), recipe, splits, tiny_profile, fp32).record
@@ -75,12 +110,17 @@ def test_early_stopping_stops(splits, recipe, tiny_profile, fp32):
 
 def test_the_optimizers_of_the_recipes_run_on_a_quantized_model_on_cpu(splits, tiny_profile):
     execution = Execution("cpu", "bf16", "eager")
-    small = DatasetDict({name: rows.select(range(16)) for name, rows in splits.items()})
+    small = DatasetDict({name: rows.select(range(32)) for name, rows in splits.items()})
     for optim in ("adamw_torch", "paged_adamw_8bit"):
         recipe = replace(
-            RECIPES["qlora_bert"], base_model=resolve_checkpoint(EMBEDDED_BERT), optim=optim, num_train_epochs=1
+            RECIPES["qlora_bert"].improved(),
+            base_model=resolve_checkpoint(EMBEDDED_BERT),
+            optim=optim,
+            num_train_epochs=1,
+            warmup_ratio=0.0,
         )
         model = build_model(recipe, recipe.base_model, execution)
+        score_untrained(model, recipe, small, tiny_profile, execution)  # repacks the 4-bit weights; training must cope
         before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         fine_tune(model, recipe, small, tiny_profile, execution)
         moved = [name for name, p in model.named_parameters() if name in before and not torch.equal(p, before[name])]
@@ -124,12 +164,11 @@ def test_baselines_are_scored_on_the_same_rows(splits, recipe, tiny_profile, fp3
     assert {path.name for path in tiny_profile.results.iterdir()} == {f"{bag.name}.json", f"{untrained.name}.json"}
 
 
-def test_tracking_follows_the_run_offline(splits, recipe, tiny_profile, fp32, monkeypatch, tmp_path, capsys):
+def test_tracking_follows_the_run_offline(splits, recipe, tiny_profile, fp32, monkeypatch, wandb_folder, capsys):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.chdir(tmp_path)
     recipe = replace(recipe, num_train_epochs=1)
     fine_tune(build_model(recipe, recipe.base_model, fp32), recipe, splits, tiny_profile, fp32, track=True)
-    written = b"".join(path.read_bytes() for path in tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    written = b"".join(path.read_bytes() for path in wandb_folder.glob("wandb/offline-run-*/*.wandb"))
     assert b"eval/accuracy" in written and b"test/confusion_matrix" in written
     assert "logging offline" in capsys.readouterr().out
     assert LABELS[0].encode() in written

@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from huggingface_hub.constants import HF_HOME
@@ -103,8 +102,8 @@ def bert_to_distilbert(config: BertConfig, tensors: dict) -> tuple[DistilBertCon
 
 def _write_checkpoint(folder: Path, source: Path, config, tensors: dict) -> None:
     """Writes a checkpoint folder whole or not at all, also when two processes make it at once."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+    temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
+    temporary.mkdir(parents=True, exist_ok=True)
     config.id2label, config.label2id = label_maps(LABELS)  # so that `pipeline` on a saved adapter answers POSITIVE
     config.save_pretrained(temporary)
     AutoTokenizer.from_pretrained(source).save_pretrained(temporary)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -176,8 +175,8 @@ def save_adapter(
     `inference.json` beside them holds what prediction needs and peft does not save: how texts were cut, the labels,
     whether the base was in 4 bits, and the checkpoint's name, which finds an embedded base on another machine.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
+    temporary.mkdir(parents=True)
     try:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

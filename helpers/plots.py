@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from helpers.results import RunRecord
 
@@ -66,7 +66,7 @@ def plot_dataset_stats(lengths: Mapping[str, np.ndarray], counts: Mapping[str, S
             balance.text(count, position, f" {count:,}", va="center", fontsize=9)
             balance.text(-200, position, f"{_title(name)}\n{label}", va="center", ha="right", fontsize=9)
     balance.set(title="Labels are balanced", xlabel="texts", yticks=[], xlim=(0, 1.25 * max(map(max, counts.values()))))
-    balance.xaxis.set_major_locator(plt.MaxNLocator(3))
+    balance.xaxis.set_major_locator(MaxNLocator(3))
     balance.invert_yaxis()
     balance.grid(axis="y", visible=False)
 
@@ -116,7 +116,7 @@ def plot_dataset_stats(lengths: Mapping[str, np.ndarray], counts: Mapping[str, S
 
 
 def plot_training_curves(records: Sequence[RunRecord], reference: tuple[str, float] | None = None) -> Figure:
-    """Training and validation loss, and validation accuracy, over optimizer steps; one colour a record's variant.
+    """Training and validation loss, and validation accuracy, over epochs; one colour a record's variant.
 
     `reference` is a name and an accuracy to draw as a line, such as the bag of words.
     """
@@ -124,31 +124,25 @@ def plot_training_curves(records: Sequence[RunRecord], reference: tuple[str, flo
     for record in records:
         color, name = COLORS[record.variant], VARIANT_NAMES[record.variant]
         train, validation = record.history["train"], record.history["validation"]
-        last = max(row["step"] for row in validation)
-        loss.plot([r["step"] / last for r in train], [r["loss"] for r in train], color=color, lw=1.2, alpha=0.6)
-        points = [row["step"] / last for row in validation]
+        points = [row["epoch"] for row in validation]
+        loss.plot([r["epoch"] for r in train], [r["loss"] for r in train], color=color, lw=1.2, alpha=0.6)
         loss.plot(points, [row["loss"] for row in validation], "o-", color=color, lw=2)
         accuracy.plot(points, [row["accuracy"] for row in validation], "o-", color=color, lw=2)
         _label_end(loss, points[-1], validation[-1]["loss"], name, color)
         best = max(validation, key=lambda row: row["accuracy"])
         _label_end(accuracy, points[-1], validation[-1]["accuracy"], f"{name}\nbest {best['accuracy']:.1%}", color)
-    loss.set(
-        title="Loss: thin is training, dots are validation", xlabel="share of training done", ylabel="cross-entropy"
-    )
-    accuracy.set(title="Validation accuracy after each epoch", xlabel="share of training done", ylabel="accuracy")
     if reference:
-        accuracy.axhline(reference[1], color=COLORS["bag_of_words"], ls="--", lw=1.2)
-        accuracy.text(
-            0.02,
-            reference[1],
-            f"{reference[0]} (test) {reference[1]:.1%}",
-            va="bottom",
-            fontsize=9,
-            color=COLORS["bag_of_words"],
-        )
+        color = COLORS["bag_of_words"]
+        accuracy.axhline(reference[1], color=color, ls="--", lw=1.2)
+        text = f"{reference[0]} (test) {reference[1]:.1%}"
+        accuracy.text(0.03, reference[1], text, va="center", fontsize=9, color=color, backgroundcolor="white")
+    loss.set(title="Loss: thin is training, dots are validation", ylabel="cross-entropy")
+    accuracy.set(title="Validation accuracy after each epoch", ylabel="accuracy")
+    epochs = max(row["epoch"] for record in records for row in record.history["validation"])
     for axes in (loss, accuracy):
-        axes.set_xlim(0, 1.27)
-        axes.set_xticks([0, 1 / 3, 2 / 3, 1], ["0", "⅓", "⅔", "1"])
+        axes.set(xlabel="epochs", xlim=(0, 1.3 * epochs))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.margins(y=0.1)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return figure
 

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from importlib import metadata
@@ -95,12 +94,10 @@ def load_records(folder: Path) -> list[RunRecord]:
 def write_json(path: Path, data: dict) -> Path:
     """Writes `data` to `path` whole or not at all (a new file, then a rename)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(data, file, indent=1)
+        temporary.write_text(json.dumps(data, indent=1) + "\n")
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
     return path

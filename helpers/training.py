@@ -107,7 +107,7 @@ def make_trainer(
     callbacks = []
     if recipe.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
-    return Trainer(
+    trainer = Trainer(
         model=model,
         args=training_arguments(recipe, len(train), execution, output_dir, seed, report_to),
         train_dataset=train,
@@ -117,6 +117,10 @@ def make_trainer(
         compute_metrics=_compute_metrics,
         callbacks=callbacks,
     )
+    # BERT's forward takes **kwargs, so Trainer believes that it averages over accumulated batches. It does not: without
+    # this line gradients and logged losses are gradient_accumulation_steps times too large.
+    trainer.model_accepts_loss_kwargs = False
+    return trainer
 
 
 def _compute_metrics(output: EvalPrediction) -> dict[str, float]:

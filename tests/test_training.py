@@ -139,6 +139,21 @@ def test_recipe_and_execution_in_trainer_s_words(recipe, tmp_path):
     assert (arguments.seed, arguments.metric_for_best_model, arguments.logging_steps) == (7, "accuracy", 1)
 
 
+def test_accumulated_batches_give_the_loss_and_gradient_of_one_batch(splits, recipe, fp32, tmp_path):
+    tokenizer = load_tokenizer(recipe.base_model)
+    tokens = tokenize(splits["train"].select(range(16)), tokenizer, 16)
+    logged = []
+    for size, steps in ((16, 1), (4, 4)):
+        chosen = replace(
+            recipe, num_train_epochs=1, per_device_train_batch_size=size, gradient_accumulation_steps=steps
+        )
+        model = build_model(chosen, recipe.base_model, fp32)
+        trainer = make_trainer(model, tokenizer, chosen, tokens, tokens, fp32, str(tmp_path), 0)
+        trainer.train()
+        logged.append(next((row["loss"], row["grad_norm"]) for row in trainer.state.log_history if "loss" in row))
+    assert logged[0] == pytest.approx(logged[1], rel=1e-3)
+
+
 def test_schedules_reach_the_optimizer(splits, recipe, fp32, tmp_path):
     tokens = tokenize(splits["train"], load_tokenizer(recipe.base_model), 16)
     rates = {}

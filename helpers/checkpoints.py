@@ -63,7 +63,6 @@ def bert_to_distilbert(config: BertConfig, tensors: dict) -> tuple[DistilBertCon
     position embeddings, the pooler is dropped, every other tensor is renamed.
     """
     renames = {
-        "embeddings.": "embeddings.",
         "encoder.layer.": "transformer.layer.",
         ".attention.self.query.": ".attention.q_lin.",
         ".attention.self.key.": ".attention.k_lin.",

@@ -131,14 +131,13 @@ def plot_training_curves(records: Sequence[RunRecord], reference: tuple[str, flo
         _label_end(loss, points[-1], validation[-1]["loss"], name, color)
         best = max(validation, key=lambda row: row["accuracy"])
         _label_end(accuracy, points[-1], validation[-1]["accuracy"], f"{name}\nbest {best['accuracy']:.1%}", color)
+    epochs = max(row["epoch"] for record in records for row in record.history["validation"])
     if reference:
-        color = COLORS["bag_of_words"]
-        accuracy.axhline(reference[1], color=color, ls="--", lw=1.2)
-        text = f"{reference[0]} (test) {reference[1]:.1%}"
+        color, text = COLORS["bag_of_words"], f"{reference[0]} (test) {reference[1]:.1%}"
+        accuracy.plot([0, epochs], [reference[1]] * 2, color=color, ls="--", lw=1.2)
         accuracy.text(0.03, reference[1], text, va="center", fontsize=9, color=color, backgroundcolor="white")
     loss.set(title="Loss: thin is training, dots are validation", ylabel="cross-entropy")
     accuracy.set(title="Validation accuracy after each epoch", ylabel="accuracy")
-    epochs = max(row["epoch"] for record in records for row in record.history["validation"])
     for axes in (loss, accuracy):
         axes.set(xlabel="epochs", xlim=(0, 1.3 * epochs))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

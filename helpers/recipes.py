@@ -127,7 +127,7 @@ def _known_linears(base_model: str) -> tuple[str, ...]:
 _RATE_NOT_STATED = ("learning_rate", "not stated: TrainingArguments' default of 5e-5")
 _HIGHER_RATE = "LoRA's zero-initialised B wants a rate 10 to 100 times that of full fine-tuning"
 _HEAD_TAIL = Override("truncation", "head+tail", "reviewers give their verdict at the end (Sun et al. 2019, §5.3.1)")
-_NO_LORA_DROPOUT = Override("lora_dropout", 0.0, "three short epochs underfit; dropout only slows them")
+_NO_LORA_DROPOUT = Override("lora_dropout", 0.0, "a few epochs underfit; dropout only slows them")
 _TWO_EPOCHS = Override("num_train_epochs", 2, "at this rate validation accuracy has peaked by then")
 _NO_DROPOUT = Override("model_dropout", 0.0, "the encoder is frozen: its dropout is noise, and keeps attention slow")
 _COSINE = Override("lr_scheduler_type", "cosine", "decays gently from a high rate to zero")

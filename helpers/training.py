@@ -144,7 +144,8 @@ def fine_tune(
     """
     recipe = replace(recipe, num_train_epochs=profile.epochs(recipe.num_train_epochs))
     tokenizer, tokens = _tokens(recipe, splits, profile)
-    # On CPU, predicting repacks 4-bit weights into a layout without gradients; asking for the state undoes it.
+    # On CPU, predicting repacks 4-bit weights into a layout without gradients; asking for the state undoes it (as
+    # Trainer does after each validation, when it saves).
     model.state_dict()
     held = sum(weight_bytes(model).values())
     labels = splits["test"].features["label"].names

@@ -116,7 +116,7 @@ def test_the_optimizers_of_the_recipes_run_on_a_quantized_model_on_cpu(splits, t
             RECIPES["qlora_bert"].improved(),
             base_model=resolve_checkpoint(EMBEDDED_BERT),
             optim=optim,
-            num_train_epochs=1,
+            num_train_epochs=2,
             warmup_ratio=0.0,
         )
         model = build_model(recipe, recipe.base_model, execution)

@@ -64,7 +64,7 @@ def predict_logits(
     tokenizer: PreTrainedTokenizerBase,
     ids: Sequence[list[int]],
     execution: Execution,
-    batch_size: int = 64,
+    batch_size: int = 16,
 ) -> np.ndarray:
     """Logits of tokenized texts, shape (len(ids), n_labels), in their order; batches hold texts of similar length.
 

@@ -65,7 +65,7 @@ class SentimentClassifier:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return cls(model, tokenizer, execution, max_length=settings["max_length"], truncation=settings["truncation"])
 
-    def predict(self, texts: str | Sequence[str], batch_size: int = 32) -> list[Prediction]:
+    def predict(self, texts: str | Sequence[str], batch_size: int = 16) -> list[Prediction]:
         """A label and its probability for each text, in order; one string is a list of one, no texts an empty list."""
         logits = self.logits(texts, batch_size)
         if not len(logits):
@@ -73,7 +73,7 @@ class SentimentClassifier:
         labels = self.model.config.id2label
         return [Prediction(labels[int(row.argmax())], float(row.max())) for row in softmax(logits, axis=1)]
 
-    def logits(self, texts: str | Sequence[str], batch_size: int = 32) -> np.ndarray:
+    def logits(self, texts: str | Sequence[str], batch_size: int = 16) -> np.ndarray:
         """Logits of shape (len(texts), n_labels), in order. Batches are made of texts of similar length.
 
         Raises TypeError for anything but strings and ValueError for a `batch_size` below 1.

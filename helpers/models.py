@@ -95,6 +95,9 @@ def load_classifier(
     for name, module in model.named_modules():
         if name.split(".")[-1] in HEAD_MODULES:
             module.float()
+        if isinstance(module, Linear4bit):
+            # On CPU, the first prediction would repack the weights into a layout without gradients (and no faster).
+            module.support_avx512bf16_for_cpu = False
     return model if quantization else model.to(execution.device)
 
 

@@ -32,7 +32,7 @@ from helpers.profiles import Execution, Profile
 from helpers.recipes import Recipe
 from helpers.results import RunRecord
 
-EVAL_BATCH_SIZE = 64
+EVAL_BATCH_SIZE = 16  # larger batches fall out of a CPU's caches and are slower
 LOGS_PER_EPOCH = 10
 
 
@@ -144,9 +144,6 @@ def fine_tune(
     """
     recipe = replace(recipe, num_train_epochs=profile.epochs(recipe.num_train_epochs))
     tokenizer, tokens = _tokens(recipe, splits, profile)
-    # On CPU, predicting repacks 4-bit weights into a layout without gradients; asking for the state undoes it (as
-    # Trainer does after each validation, when it saves).
-    model.state_dict()
     held = sum(weight_bytes(model).values())
     labels = splits["test"].features["label"].names
     tracked = tracking.wandb_run(f"{recipe.name}-{recipe.variant}", asdict(recipe)) if track else nullcontext()
@@ -236,7 +233,7 @@ def score_bag_of_words(recipe: Recipe, splits: DatasetDict, profile: Profile) ->
 
 def _probabilities(model, tokenizer, tokens: Dataset, execution: Execution) -> np.ndarray:
     """Class probabilities of tokenized rows, shape (len(tokens), n_labels)."""
-    return softmax(predict_logits(model, tokenizer, list(tokens["input_ids"]), execution), axis=1)
+    return softmax(predict_logits(model, tokenizer, list(tokens["input_ids"]), execution, EVAL_BATCH_SIZE), axis=1)
 
 
 def _tokens(recipe: Recipe, splits: DatasetDict, profile: Profile) -> tuple[PreTrainedTokenizerBase, DatasetDict]:

@@ -95,9 +95,7 @@ def load_classifier(
     for name, module in model.named_modules():
         if name.split(".")[-1] in HEAD_MODULES:
             module.float()
-        if isinstance(module, Linear4bit):
-            # On CPU, the first prediction would repack the weights into a layout without gradients (and no faster).
-            module.support_avx512bf16_for_cpu = False
+    keep_4bit_layout(model)
     return model if quantization else model.to(execution.device)
 
 
@@ -161,6 +159,17 @@ def weight_bytes(model: torch.nn.Module) -> dict[str, int]:
 def count_4bit_modules(model: torch.nn.Module) -> int:
     """How many linear layers hold 4-bit weights."""
     return sum(isinstance(module, Linear4bit) for module in model.modules())
+
+
+def keep_4bit_layout(model: torch.nn.Module) -> None:
+    """Keeps 4-bit weights in the layout that can be trained, undoing bitsandbytes' repacking where it has happened.
+
+    On CPUs with AVX512-BF16 the first prediction repacks them into a layout without gradients, no faster in batches.
+    """
+    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
+        layer.state_dict()  # unpacks as a side effect
 
 
 def save_adapter(

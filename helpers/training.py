@@ -27,7 +27,7 @@ from helpers import tracking
 from helpers.data import dataset_name, tokenize
 from helpers.efficiency import fast_dropout, peak_memory, reset_peak_memory
 from helpers.evaluation import accuracy_interval, bag_of_words, classification_metrics, predict_logits
-from helpers.models import count_parameters, load_tokenizer, save_adapter, weight_bytes
+from helpers.models import count_parameters, keep_4bit_layout, load_tokenizer, save_adapter, weight_bytes
 from helpers.profiles import Execution, Profile
 from helpers.recipes import Recipe
 from helpers.results import RunRecord
@@ -144,6 +144,7 @@ def fine_tune(
     """
     recipe = replace(recipe, num_train_epochs=profile.epochs(recipe.num_train_epochs))
     tokenizer, tokens = _tokens(recipe, splits, profile)
+    keep_4bit_layout(model)
     held = sum(weight_bytes(model).values())
     labels = splits["test"].features["label"].names
     tracked = tracking.wandb_run(f"{recipe.name}-{recipe.variant}", asdict(recipe)) if track else nullcontext()

@@ -125,6 +125,21 @@ def test_a_quantized_model_runs_forward_and_back(fp32):
     assert len(gradients) == 12 and all(gradient > 0 for gradient in gradients)
 
 
+def test_a_4bit_model_loaded_elsewhere_trains_after_predicting(fp32):
+    """bitsandbytes may repack the weights at the first prediction; keep_4bit_layout undoes it."""
+    checkpoint = models.resolve_checkpoint(EMBEDDED_BERT)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        checkpoint, quantization_config=models.nf4_config(torch.bfloat16), device_map="cpu"
+    )
+    model = attach_lora(model, RECIPES["qlora_bert"]).eval()
+    ids = torch.tensor([[101, 2307, 3185, 102]])
+    with torch.inference_mode():
+        model(input_ids=ids)
+    models.keep_4bit_layout(model)
+    model.train()(input_ids=ids, labels=torch.tensor([1])).loss.backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if "lora_B" in name)
+
+
 def test_an_interrupted_save_leaves_the_old_adapter(fp32, tiny_checkpoints, tmp_path, monkeypatch):
     model = build_model(RECIPES["lora_bert_sst2"], tiny_checkpoints["bert"], fp32)
     tokenizer = load_tokenizer(tiny_checkpoints["bert"])

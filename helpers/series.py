@@ -1,7 +1,6 @@
 """`python -m helpers.series`: executes the notebooks in order and ends with a table of what they measured."""
 
 import argparse
-import asyncio
 import sys
 from pathlib import Path
 from time import perf_counter
@@ -117,6 +116,4 @@ def _clock(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    if sys.platform == "win32":  # zmq needs the selector loop
-        asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
     sys.exit(main())

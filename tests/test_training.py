@@ -120,9 +120,8 @@ def test_the_optimizers_of_the_recipes_run_on_a_quantized_model_on_cpu(splits, t
             warmup_ratio=0.0,
         )
         model = build_model(recipe, recipe.base_model, execution)
-        score_untrained(
-            model, recipe, small, tiny_profile, execution
-        )  # bitsandbytes may repack them then; training must cope
+        # Predicting first may make bitsandbytes repack the 4-bit weights; training must cope with it.
+        score_untrained(model, recipe, small, tiny_profile, execution)
         before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         fine_tune(model, recipe, small, tiny_profile, execution)
         moved = [name for name, p in model.named_parameters() if name in before and not torch.equal(p, before[name])]

@@ -1,12 +1,13 @@
 """Scores: one metric that needs no hub, bootstrap intervals, and the trivial baselines on the same rows."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import evaluate
 import numpy as np
 import torch
 from datasets import Dataset, Features, Value
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import (
@@ -84,6 +85,11 @@ def predict_logits(
     return logits
 
 
+def correct_rows(predictions: np.ndarray, references: np.ndarray) -> str:
+    """One character a row: "1" where prediction and reference agree, else "0"; both have shape (n,)."""
+    return "".join("1" if right else "0" for right in np.asarray(predictions) == np.asarray(references))
+
+
 def accuracy_interval(predictions: np.ndarray, references: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the accuracy (Efron 1979), from 5,000 resamples of the rows.
 
@@ -97,6 +103,34 @@ def accuracy_interval(predictions: np.ndarray, references: np.ndarray, seed: int
         return float(correct[0]), float(correct[0])
     result = bootstrap((correct,), np.mean, n_resamples=5_000, batch=500, method="percentile", rng=seed)
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+class PairedComparison(NamedTuple):
+    """How much more often A is right than B on the same rows: a difference of accuracies, its 95 % interval, and p."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def paired_comparison(correct_a: Sequence[bool], correct_b: Sequence[bool], seed: int = 0) -> PairedComparison:
+    """Compares two classifiers on the same rows: exact McNemar test (1947) and paired bootstrap interval of A - B.
+
+    Both have shape (n,), true where the prediction is right; `RunRecord.correct` is accepted as it is. Raises
+    ValueError when they differ in length or n is 0.
+    """
+    a, b = (np.array([str(int(value)) == "1" for value in correct]) for correct in (correct_a, correct_b))
+    if a.shape != b.shape or not len(a):
+        raise ValueError(f"Need the same rows for both, not {len(a)} and {len(b)}.")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    if only_a + only_b == 0:
+        return PairedComparison(0.0, 0.0, 0.0, 1.0)
+    gain = a.astype(float) - b.astype(float)
+    interval = bootstrap((gain,), np.mean, n_resamples=5_000, batch=500, method="percentile", rng=seed)
+    low, high = interval.confidence_interval
+    p_value = binomtest(only_a, only_a + only_b).pvalue
+    return PairedComparison(float(gain.mean()), float(low), float(high), float(p_value))
 
 
 def bag_of_words(train: Dataset, seed: int = 0) -> Pipeline:

@@ -118,12 +118,28 @@ def attach_lora(model: PreTrainedModel, recipe: Recipe, gradient_checkpointing: 
     return get_peft_model(model, recipe.lora_config())
 
 
-def build_model(recipe: Recipe, base_model: str, execution: Execution, seed: int = 42) -> PeftModel:
-    """The model a recipe trains: classifier and adapter, on this machine's device."""
+def build_model(
+    recipe: Recipe, base_model: str, execution: Execution, seed: int = 42, labels: tuple[str, ...] = LABELS
+) -> PreTrainedModel | PeftModel:
+    """The model a recipe trains, on this machine's device: classifier and adapter.
+
+    The variants `full_finetune` and `head_only` have no adapter: every weight trains, or only the head.
+    """
     set_seed(seed)
     model = load_classifier(
-        base_model, execution, quantization=recipe.quantization, model_dropout=recipe.model_dropout, seed=seed
+        base_model,
+        execution,
+        quantization=recipe.quantization,
+        model_dropout=recipe.model_dropout,
+        labels=labels,
+        seed=seed,
     )
+    if recipe.variant == "full_finetune":
+        return model
+    if recipe.variant == "head_only":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = any(part in HEAD_MODULES for part in name.split("."))
+        return model
     return attach_lora(model, recipe, execution.gradient_checkpointing)
 
 

@@ -33,7 +33,8 @@ class RunRecord:
 
     Sizes are bytes, times seconds, `max_length` tokens; `confusion_matrix` has true classes as rows. `history` holds
     "train" (step, epoch, loss) and "validation" (step, epoch, loss, accuracy) lists. A field that does not apply to
-    the run, such as `adapter_bytes` of a bag of words, is None.
+    the run, such as `adapter_bytes` of a bag of words, is None. `correct` has one character a test row, in their order:
+    1 where the prediction is right; it makes paired tests between runs on the same rows possible.
     """
 
     recipe: str
@@ -54,6 +55,7 @@ class RunRecord:
     metrics: dict[str, float]
     accuracy_ci95: list[float]
     confusion_matrix: list[list[int]]
+    correct: str
     train_seconds: float | None = None
     train_samples_per_second: float | None = None
     peak_memory_bytes: int | None = None
@@ -77,18 +79,49 @@ class RunRecord:
     @classmethod
     def load(cls, path: Path) -> "RunRecord":
         """The record in `path`. Raises ValueError for a field it does not know, or one that is missing."""
-        data = json.loads(Path(path).read_text())
-        known = {entry.name for entry in fields(cls)}
-        if unknown := sorted(set(data) - known):
-            raise ValueError(f"{Path(path).name} has unknown fields: {', '.join(unknown)}.")
-        if missing := sorted(known - set(data)):
-            raise ValueError(f"{Path(path).name} lacks fields: {', '.join(missing)}.")
-        return cls(**data)
+        return _load(cls, path)
+
+
+@dataclass
+class StudyRecord:
+    """Many short runs, or many measurements, that answer one question: `rows` holds one dict for each.
+
+    `command` reruns it. `settings` holds what all rows share; `profile` is None where the device alone decides.
+    """
+
+    name: str
+    command: str
+    profile: str | None
+    device: str
+    settings: dict[str, object]
+    rows: list[dict[str, object]]
+    versions: dict[str, str] = field(default_factory=versions)
+    created_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    git_commit: str | None = field(default_factory=git_commit)
+
+    def save(self, folder: Path) -> Path:
+        """Writes `<folder>/<name>.json` whole or not at all, and returns its path."""
+        return write_json(Path(folder) / f"{self.name}.json", asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "StudyRecord":
+        """The record in `path`. Raises ValueError for a field it does not know, or one that is missing."""
+        return _load(cls, path)
 
 
 def load_records(folder: Path) -> list[RunRecord]:
     """Every record in `folder`, by file name; an empty list where there is none."""
     return [RunRecord.load(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def _load(cls, path: Path):
+    data = json.loads(Path(path).read_text())
+    known = {entry.name for entry in fields(cls)}
+    if unknown := sorted(set(data) - known):
+        raise ValueError(f"{Path(path).name} has unknown fields: {', '.join(unknown)}.")
+    if missing := sorted(known - set(data)):
+        raise ValueError(f"{Path(path).name} lacks fields: {', '.join(missing)}.")
+    return cls(**data)
 
 
 def write_json(path: Path, data: dict) -> Path:

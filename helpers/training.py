@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
 )
@@ -26,7 +28,13 @@ from transformers import (
 from helpers import tracking
 from helpers.data import dataset_name, tokenize
 from helpers.efficiency import fast_dropout, peak_memory, reset_peak_memory
-from helpers.evaluation import accuracy_interval, bag_of_words, classification_metrics, predict_logits
+from helpers.evaluation import (
+    accuracy_interval,
+    bag_of_words,
+    classification_metrics,
+    correct_rows,
+    predict_logits,
+)
 from helpers.models import count_parameters, keep_4bit_layout, load_tokenizer, save_adapter, weight_bytes
 from helpers.profiles import Execution, Profile
 from helpers.recipes import Recipe
@@ -56,10 +64,29 @@ class FineTuned:
         return self.probabilities.argmax(axis=1)
 
 
+class Fit(NamedTuple):
+    """What training itself gave: Trainer's log as `RunRecord.history`, seconds without validation, peak memory."""
+
+    history: dict[str, list[dict[str, float]]]
+    seconds: float
+    samples_per_second: float
+    peak_memory_bytes: int
+    peak_memory_method: str
+
+
 def training_arguments(
-    recipe: Recipe, n_train: int, execution: Execution, output_dir: str, seed: int, report_to: str = "none"
+    recipe: Recipe,
+    n_train: int,
+    execution: Execution,
+    output_dir: str,
+    seed: int,
+    report_to: str = "none",
+    validate: bool = True,
 ) -> TrainingArguments:
-    """`recipe` and `execution` in Trainer's words; `n_train` (rows) sets how often the training loss is logged."""
+    """`recipe` and `execution` in Trainer's words; `n_train` (rows) sets how often the training loss is logged.
+
+    Without `validate` there are no passes over validation rows, no checkpoints and no bars.
+    """
     steps_per_epoch = -(-n_train // (recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps))
     return TrainingArguments(
         output_dir=output_dir,
@@ -78,15 +105,15 @@ def training_arguments(
         gradient_checkpointing=execution.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         train_sampling_strategy="group_by_length",
-        eval_strategy="epoch",
-        save_strategy="epoch",
+        eval_strategy="epoch" if validate else "no",
+        save_strategy="epoch" if validate else "no",
         save_only_model=True,
         save_total_limit=1,
-        load_best_model_at_end=True,
+        load_best_model_at_end=validate,
         metric_for_best_model="accuracy",
         logging_steps=max(1, steps_per_epoch // LOGS_PER_EPOCH),
         report_to=report_to,
-        disable_tqdm=False,  # transformers hides it where its log level is above "warning"
+        disable_tqdm=not validate,  # False must be said: transformers hides it where its log level is above "warning"
         seed=seed,
         dataloader_pin_memory=execution.device == "cuda",
     )
@@ -97,19 +124,24 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
     train: Dataset,
-    validation: Dataset,
+    validation: Dataset | None,
     execution: Execution,
     output_dir: str,
     seed: int,
     report_to: str = "none",
 ) -> Trainer:
-    """A plain `transformers.Trainer` over tokenized rows, stopping early where the recipe asks for it."""
+    """A plain `transformers.Trainer` over tokenized rows, stopping early where the recipe asks for it.
+
+    With `validation=None` the last step counts: nothing is validated, saved or stopped early.
+    """
     callbacks = []
-    if recipe.early_stopping_patience:
+    if recipe.early_stopping_patience and validation is not None:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
     trainer = Trainer(
         model=model,
-        args=training_arguments(recipe, len(train), execution, output_dir, seed, report_to),
+        args=training_arguments(
+            recipe, len(train), execution, output_dir, seed, report_to, validate=validation is not None
+        ),
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
@@ -125,6 +157,31 @@ def make_trainer(
 
 def _compute_metrics(output: EvalPrediction) -> dict[str, float]:
     return classification_metrics(output.predictions.argmax(axis=-1), output.label_ids)
+
+
+def fit(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    train: Dataset,
+    validation: Dataset | None,
+    execution: Execution,
+    seed: int,
+    report_to: str = "none",
+) -> Fit:
+    """Trains `model` in place on tokenized rows and restores its best epoch on `validation` (None: keeps the last)."""
+    keep_4bit_layout(model)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = make_trainer(model, tokenizer, recipe, train, validation, execution, scratch, seed, report_to)
+        if validation is None:
+            trainer.remove_callback(PrinterCallback)
+        reset_peak_memory(execution.device)
+        with fast_dropout(execution.device):
+            trainer.train()
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or every later forward stays under autocast
+        log = trainer.state.log_history
+        seconds = _train_seconds(log)
+        return Fit(_history(log), seconds, len(train) * trainer.state.epoch / seconds, *peak_memory(execution.device))
 
 
 def fine_tune(
@@ -143,40 +200,31 @@ def fine_tune(
     reviews as text (data.load_splits). `track` logs to W&B where that is set up.
     """
     recipe = replace(recipe, num_train_epochs=profile.epochs(recipe.num_train_epochs))
-    tokenizer, tokens = _tokens(recipe, splits, profile)
-    keep_4bit_layout(model)
+    tokenizer, tokens = tokenize_splits(recipe, splits, profile)
     held = sum(weight_bytes(model).values())
     labels = splits["test"].features["label"].names
     tracked = tracking.wandb_run(f"{recipe.name}-{recipe.variant}", asdict(recipe)) if track else nullcontext()
-    with tempfile.TemporaryDirectory() as scratch, tracked as run:
-        trainer = make_trainer(
+    with tracked as run:
+        fitted = fit(
             model,
             tokenizer,
             recipe,
             tokens["train"],
             tokens["validation"],
             execution,
-            output_dir=scratch,
-            seed=profile.seed,
+            profile.seed,
             report_to="wandb" if run else "none",
         )
-        reset_peak_memory(execution.device)
-        with fast_dropout(execution.device):
-            trainer.train()
-        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or every later forward stays under autocast
-        peak, method = peak_memory(execution.device)
-        history = _history(trainer.state.log_history)
-        seconds = _train_seconds(trainer.state.log_history)
-        probabilities = _probabilities(model, tokenizer, tokens["test"], execution)
+        probabilities = class_probabilities(model, tokenizer, tokens["test"], execution)
         record = _record(recipe, splits, profile, probabilities.argmax(axis=1), execution, model)
         record = replace(
             record,
             weights_bytes=held,
-            train_seconds=seconds,
-            train_samples_per_second=len(tokens["train"]) * len(history["validation"]) / seconds,
-            peak_memory_bytes=peak,
-            peak_memory_method=method,
-            history=history,
+            train_seconds=fitted.seconds,
+            train_samples_per_second=fitted.samples_per_second,
+            peak_memory_bytes=fitted.peak_memory_bytes,
+            peak_memory_method=fitted.peak_memory_method,
+            history=fitted.history,
         )
         tracking.log_results(run, record.metrics, splits["test"]["label"], probabilities.argmax(axis=1), labels)
     adapter = None
@@ -199,8 +247,8 @@ def score_untrained(
     model: torch.nn.Module, recipe: Recipe, splits: DatasetDict, profile: Profile, execution: Execution
 ) -> RunRecord:
     """Scores `model` as it is, its head freshly drawn, on the test rows; writes and returns the record."""
-    tokenizer, tokens = _tokens(recipe, DatasetDict(test=splits["test"]), profile)
-    predictions = _probabilities(model, tokenizer, tokens["test"], execution).argmax(axis=1)
+    tokenizer, tokens = tokenize_splits(recipe, DatasetDict(test=splits["test"]), profile)
+    predictions = class_probabilities(model, tokenizer, tokens["test"], execution).argmax(axis=1)
     untrained = replace(recipe, variant="untrained")
     record = _record(untrained, splits, profile, predictions, execution, model)
     record.n_train = record.n_validation = 0
@@ -232,12 +280,17 @@ def score_bag_of_words(recipe: Recipe, splits: DatasetDict, profile: Profile) ->
     return record, predictions
 
 
-def _probabilities(model, tokenizer, tokens: Dataset, execution: Execution) -> np.ndarray:
+def class_probabilities(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, tokens: Dataset, execution: Execution
+) -> np.ndarray:
     """Class probabilities of tokenized rows, shape (len(tokens), n_labels)."""
     return softmax(predict_logits(model, tokenizer, list(tokens["input_ids"]), execution, EVAL_BATCH_SIZE), axis=1)
 
 
-def _tokens(recipe: Recipe, splits: DatasetDict, profile: Profile) -> tuple[PreTrainedTokenizerBase, DatasetDict]:
+def tokenize_splits(
+    recipe: Recipe, splits: DatasetDict, profile: Profile
+) -> tuple[PreTrainedTokenizerBase, DatasetDict]:
+    """The tokenizer of the recipe\'s checkpoint in this profile, and `splits` tokenized with it."""
     tokenizer = load_tokenizer(profile.base_model(recipe.base_model))
     max_length = profile.tokens(recipe.max_length)
     return tokenizer, DatasetDict(
@@ -278,6 +331,7 @@ def _record(
         metrics=classification_metrics(predictions, references),
         accuracy_ci95=list(accuracy_interval(predictions, references)),
         confusion_matrix=confusion_matrix(references, predictions, labels=labels).tolist(),
+        correct=correct_rows(predictions, references),
         settings=settings,
     )
 

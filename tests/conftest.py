@@ -96,5 +96,6 @@ def record() -> RunRecord:
         recipe="qlora_bert", variant="improved", profile="quick", base_model="minilm-l6-bert", dataset="imdb",
         n_train=10, n_validation=2, n_test=4, max_length=128, seed=42, device="cpu", precision="bf16",
         trainable_params=3, total_params=30, weights_bytes=120, metrics={"accuracy": 0.75},
-        accuracy_ci95=[0.5, 1.0], confusion_matrix=[[2, 0], [1, 1]], history={"train": [{"step": 1, "loss": 0.7}]},
+        accuracy_ci95=[0.5, 1.0], confusion_matrix=[[2, 0], [1, 1]], correct="1101",
+        history={"train": [{"step": 1, "loss": 0.7}]},
     )  # fmt: skip

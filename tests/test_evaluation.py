@@ -8,6 +8,7 @@ from helpers.evaluation import (
     accuracy_interval,
     bag_of_words,
     classification_metrics,
+    paired_comparison,
     predict_logits,
 )
 from helpers.models import load_classifier, load_tokenizer
@@ -87,3 +88,16 @@ def test_bag_of_words_scores_real_reviews_above_chance():
     predictions = bag_of_words(splits["train"]).predict(list(splits["test"]["text"]))
     assert isinstance(splits["test"], Dataset)
     assert 0.65 < (predictions == np.array(splits["test"]["label"])).mean() < 0.85
+
+
+def test_paired_comparison_is_the_exact_mcnemar_test():
+    # Of 12 rows on which the two differ, A is right on 10: two-sided binomial p = 2 * (1 + 12 + 66) / 2**12.
+    a = "1" * 50 + "1" * 10 + "0" * 2 + "0" * 38
+    b = "1" * 50 + "0" * 10 + "1" * 2 + "0" * 38
+    result = paired_comparison(a, b)
+    assert result.difference == pytest.approx(0.08)
+    assert result.p_value == pytest.approx(2 * 79 / 4096)
+    assert 0 < result.low < 0.08 < result.high < 0.16
+    assert paired_comparison([True, False], [True, False]) == (0, 0, 0, 1)
+    with pytest.raises(ValueError, match="same rows"):
+        paired_comparison("101", "10")

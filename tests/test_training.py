@@ -53,7 +53,7 @@ def test_training_learns_keeps_the_best_epoch_and_writes_its_record(splits, reci
 
     tokenizer = load_tokenizer(recipe.base_model)
     rows = tokenize(splits["validation"], tokenizer, 16)
-    predicted = training._probabilities(result.model, tokenizer, rows, fp32).argmax(axis=1)
+    predicted = training.class_probabilities(result.model, tokenizer, rows, fp32).argmax(axis=1)
     best = max(row["accuracy"] for row in validation)
     assert (predicted == np.array(splits["validation"]["label"])).mean() == pytest.approx(best)
 
@@ -188,3 +188,16 @@ def test_tracking_follows_the_run_offline(splits, recipe, tiny_profile, fp32, mo
     assert b"eval/accuracy" in written and b"test/confusion_matrix" in written
     assert "logging offline" in capsys.readouterr().out
     assert LABELS[0].encode() in written
+
+
+@pytest.mark.parametrize("variant", ["full_finetune", "head_only"])
+def test_without_an_adapter_the_encoder_trains_or_stays(variant, splits, recipe, tiny_profile, fp32):
+    recipe = replace(getattr(recipe, variant)(), num_train_epochs=1)
+    model = build_model(recipe, recipe.base_model, fp32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    result = fine_tune(model, recipe, splits, tiny_profile, fp32)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {"classifier.weight", "bert.pooler.dense.weight"} <= changed
+    assert any("attention" in name for name in changed) == (variant == "full_finetune")
+    assert result.adapter is None and result.record.variant == variant
+    assert (result.record.trainable_params == result.record.total_params) == (variant == "full_finetune")

@@ -11,16 +11,16 @@ from helpers.studies import run_study, score_bag_of_words_on
 @pytest.fixture
 def recipe(tiny_checkpoints):
     base = RECIPES["lora_bert_sst2"].improved()
-    return replace(base, base_model=tiny_checkpoints["bert"], learning_rate=5e-3, max_length=16, n_train=None)
+    return replace(base, base_model=tiny_checkpoints["bert"], learning_rate=1e-2, max_length=16, n_train=None)
 
 
 def test_a_study_has_a_row_for_each_run_and_seed(recipe, toy_reviews, tiny_profile, fp32):
     splits = split_reviews(toy_reviews, 96, 32, 64)
-    runs = [({"r": 1}, replace(recipe, r=1)), ({"r": 8}, replace(recipe, n_train=32))]
+    runs = [({"r": 1}, replace(recipe, r=1, n_train=48)), ({"r": 8}, replace(recipe, n_train=32))]
     study = run_study("ranks", runs, splits, tiny_profile, fp32, command="python x", seeds=(0, 1))
     assert [(row["r"], row["seed"], row["n_train"]) for row in study.rows] == [
-        (1, 0, 96),
-        (1, 1, 96),
+        (1, 0, 48),
+        (1, 1, 48),
         (8, 0, 32),
         (8, 1, 32),
     ]

@@ -20,7 +20,6 @@ from transformers import AutoModelForSequenceClassification, pipeline, set_seed
 from helpers.budget import REAL_CONFIGS
 from helpers.data import load_splits
 from helpers.efficiency import (
-    StepFlops,
     TrainingStep,
     matmul_peak,
     peak_memory,
@@ -28,11 +27,13 @@ from helpers.efficiency import (
     resident_memory,
 )
 from helpers.inference import SentimentClassifier
-from helpers.ladder import ladder, ladder_texts, measure_rungs, method_recipe, methods_race
+from helpers.ladder import ladder, ladder_texts, measure_rungs, method_recipe, methods_race, training_flops
 from helpers.models import build_model, count_parameters, load_tokenizer, save_adapter, weight_bytes
 from helpers.profiles import DATA_DIR, EMBEDDED_BERT, PROFILES, Execution, fastest_execution
 from helpers.recipes import RECIPES
 from helpers.results import StudyRecord
+from helpers.studies import scores
+from helpers.training import class_probabilities, fit, tokenize_splits
 
 COMMAND = "python -m helpers.benchmarks"
 METHODS = ("full_finetune", "lora", "qlora", "qlora_checkpointing")
@@ -96,7 +97,8 @@ def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: floa
     libraries = resident_memory() if device == "cpu" else 0
     checkpointing = spec.method == "qlora_checkpointing"
     execution = Execution(device, spec.precision, spec.attention, checkpointing)
-    model = build_model(method_recipe(spec.method), base_model, execution)
+    recipe = method_recipe(spec.method)
+    model = build_model(recipe, base_model, execution)
     step = TrainingStep(model, execution, spec.optimizer)
     held = sum(weight_bytes(model).values())
     reset_peak_memory(device)
@@ -106,8 +108,7 @@ def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: floa
         batch = step.random_batch(spec.batch_size, spec.tokens)
         seconds, steps = seconds + step.timed(*batch), steps + 1
     peak, method = peak_memory(device)
-    flops = StepFlops(lambda rows, tokens: step.run(*step.random_batch(rows, tokens)))
-    rate = flops(spec.batch_size, spec.tokens) * steps / seconds
+    flops = training_flops(recipe, base_model)(spec.batch_size, spec.tokens)
     trainable, total = count_parameters(model)
     return {
         **asdict(spec),
@@ -120,7 +121,7 @@ def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: floa
         "optimizer_bytes": step.optimizer_bytes(),
         "trainable_params": trainable,
         "total_params": total,
-        "matmul_share": rate / matmul_peak(device, execution.compute_dtype),
+        "matmul_share": flops * steps / seconds / matmul_peak(device, execution.compute_dtype),
     }
 
 
@@ -229,7 +230,41 @@ def benchmark_prediction(execution: Execution, repeats: int = 3) -> StudyRecord:
     return StudyRecord("prediction", COMMAND, None, execution.device_name, {"base_model": base_model}, rows)
 
 
-BENCHMARKS = {"ladder": benchmark_ladder, "prediction": benchmark_prediction, "steps": benchmark_steps}
+def benchmark_accuracy(execution: Execution) -> StudyRecord:
+    """Trains source 004 at its own scale as written and improved, each on the source's execution and on the fastest.
+
+    All four runs have its epochs and are scored on the same test sentences, for paired tests: speed must cost nothing.
+    """
+    recipe = RECIPES["lora_bert_sst2"]
+    profile = replace(PROFILES["quick"], n_train=recipe.n_train, n_validation=recipe.n_validation, max_epochs=None)
+    executions = {"source's": ladder(recipe.name, execution)[0].execution, "fastest": execution}
+    splits = load_splits(recipe, profile)
+    rows = []
+    for settings in (recipe, recipe.improved()):
+        tokenizer, tokens = tokenize_splits(settings, splits, profile)
+        base_model = profile.base_model(settings.base_model)
+        for name, used in executions.items():
+            model = build_model(settings, base_model, used, profile.seed)
+            fitted = fit(model, tokenizer, settings, tokens["train"], None, used, profile.seed)
+            predictions = class_probabilities(model, tokenizer, tokens["test"], used).argmax(axis=1)
+            row = {"settings": settings.variant, "execution": name, "train_seconds": fitted.seconds}
+            rows.append(row | scores(predictions, splits["test"]))
+            print(f"{settings.variant:12s} {name:10s} {fitted.seconds:6.0f} s  {rows[-1]['accuracy']:.1%}", flush=True)
+    shared = {
+        "recipe": recipe.name,
+        "base_model": base_model,
+        "n_train": len(splits["train"]),
+        "epochs": recipe.num_train_epochs,
+    }
+    return StudyRecord("accuracy", COMMAND, None, execution.device_name, shared | {"n_test": len(splits["test"])}, rows)
+
+
+BENCHMARKS = {
+    "ladder": benchmark_ladder,
+    "prediction": benchmark_prediction,
+    "steps": benchmark_steps,
+    "accuracy": benchmark_accuracy,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

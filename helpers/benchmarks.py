@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+import torch
 from transformers import AutoModelForSequenceClassification, pipeline, set_seed
 
 from helpers.budget import REAL_CONFIGS
@@ -138,17 +139,22 @@ def in_fresh_process(function: str, **arguments) -> object:
 
 
 def benchmark_steps(execution: Execution, specs: Iterable[StepSpec] | None = None) -> StudyRecord:
-    """Measures `specs` (default: `step_specs`), each in a fresh process. A step out of memory has the row `error`."""
+    """Measures `specs` (default: `step_specs`), each in a fresh process."""
+    specs = list(specs or step_specs(execution))
+    dtypes = {"fp32": torch.float32, execution.precision: execution.compute_dtype}
+    peaks = {name: matmul_peak(execution.device, dtype) for name, dtype in dtypes.items()}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        random_bert(Path(folder))
-        for spec in specs or step_specs(execution):
+        if any(SIZES[spec.size] is None for spec in specs):
+            random_bert(Path(folder))
+        for spec in specs:
             checkpoint = SIZES[spec.size] or folder
             row = in_fresh_process("call_step", spec=asdict(spec), device=execution.device, base_model=checkpoint)
             rows.append(row)
             print(f"{spec.size:10s} {spec.method:20s} batch {spec.batch_size:2d} x {spec.tokens} tokens", end="  ")
             print(f"{row['samples_per_second']:7.1f} samples/s  {row['peak_memory_bytes'] / 1e9:5.2f} GB", flush=True)
-    return StudyRecord("steps", COMMAND, None, execution.device_name, {}, rows)
+    settings = {"matmul_flops_per_second": peaks}
+    return StudyRecord("steps", f"{COMMAND} steps", None, execution.device_name, settings, rows)
 
 
 def random_bert(folder: Path) -> None:
@@ -176,7 +182,7 @@ def benchmark_ladder(execution: Execution, names: Iterable[str] = (*LADDER_TOKEN
             print(f"{row['ratio']:6.1f} x  {row['matmul_share']:4.0%} of the peak", flush=True)
             rows.append({"ladder": name, **row})
     settings = {"base_model": "embedded", "tokens": LADDER_TOKENS | {"methods": 128}, "repeats": 3}
-    return StudyRecord("ladder", COMMAND, None, execution.device_name, settings, rows)
+    return StudyRecord("ladder", f"{COMMAND} ladder", None, execution.device_name, settings, rows)
 
 
 def measure_ladder(name: str, device: str) -> list[dict[str, object]]:
@@ -227,7 +233,9 @@ def benchmark_prediction(execution: Execution, repeats: int = 3) -> StudyRecord:
                 rate = {"texts_per_second": count / median(times), "ratio": first / median(times)}
                 rows.append({"dataset": dataset, "texts": count, "method": method, **rate, "seconds": times})
                 print(f"{dataset:16s} {method:28s} {rate['texts_per_second']:7.1f} texts/s {rate['ratio']:5.1f} x")
-    return StudyRecord("prediction", COMMAND, None, execution.device_name, {"base_model": base_model}, rows)
+    return StudyRecord(
+        "prediction", f"{COMMAND} prediction", None, execution.device_name, {"base_model": base_model}, rows
+    )
 
 
 def benchmark_accuracy(execution: Execution) -> StudyRecord:
@@ -256,7 +264,38 @@ def benchmark_accuracy(execution: Execution) -> StudyRecord:
         "n_train": len(splits["train"]),
         "epochs": recipe.num_train_epochs,
     }
-    return StudyRecord("accuracy", COMMAND, None, execution.device_name, shared | {"n_test": len(splits["test"])}, rows)
+    return StudyRecord(
+        "accuracy", f"{COMMAND} accuracy", None, execution.device_name, shared | {"n_test": len(splits["test"])}, rows
+    )
+
+
+def benchmark_adapter(execution: Execution) -> StudyRecord:
+    """Trains source 004's recipe, improved, and checks what it says of the result.
+
+    Compares every tensor of the base before and after, bit by bit, and asks `pipeline` on the saved folder for a label.
+    """
+    recipe, text = RECIPES["lora_bert_sst2"].improved(), "The movie was absolutely wonderful!"
+    profile = replace(PROFILES["quick"], n_train=recipe.n_train, n_validation=recipe.n_validation, max_epochs=None)
+    base_model, splits = profile.base_model(recipe.base_model), load_splits(recipe, profile)
+    tokenizer, tokens = tokenize_splits(recipe, splits, profile)
+    model = build_model(recipe, base_model, execution, profile.seed)
+    frozen = [
+        (parameter, parameter.detach().clone()) for parameter in model.parameters() if not parameter.requires_grad
+    ]
+    fit(model, tokenizer, recipe, tokens["train"], None, execution, profile.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = {"quantization": None, "max_length": recipe.max_length, "truncation": recipe.truncation}
+        folder = save_adapter(model, tokenizer, Path(scratch) / "adapter", base_model=base_model, **settings)
+        answer = pipeline("text-classification", model=str(folder), device=execution.device)(text)[0]
+    row = {
+        "base_tensors": len(frozen),
+        "changed_base_tensors": sum(not torch.equal(parameter, before) for parameter, before in frozen),
+        "text": text,
+        "pipeline_label": answer["label"],
+        "pipeline_score": answer["score"],
+    }
+    shared = {"recipe": recipe.name, "base_model": base_model, "n_train": len(splits["train"])}
+    return StudyRecord("adapter", f"{COMMAND} adapter", None, execution.device_name, shared, [row])
 
 
 BENCHMARKS = {
@@ -264,6 +303,7 @@ BENCHMARKS = {
     "prediction": benchmark_prediction,
     "steps": benchmark_steps,
     "accuracy": benchmark_accuracy,
+    "adapter": benchmark_adapter,
 }
 
 

@@ -137,6 +137,7 @@ def paired_comparison(correct_a: Sequence[bool], correct_b: Sequence[bool], seed
 
 def class_scores(predictions: np.ndarray, references: np.ndarray, labels: Sequence[str]) -> pd.DataFrame:
     """Precision, recall with its 95 % Wilson interval (1927), F1 and rows of each class; integers of shape (n,)."""
+    predictions, references = np.asarray(predictions), np.asarray(references)
     report = classification_report(
         references, predictions, labels=range(len(labels)), target_names=labels, output_dict=True, zero_division=0
     )

@@ -127,9 +127,10 @@ def adapt_recipe(recipe: Recipe, base_model: str) -> Recipe:
     """`recipe` for another checkpoint: its LoRA targets, head and token limit follow from the architecture.
 
     Query, key and value go by the checkpoint's own names (in ModernBERT one matrix holds them all); a target that it
-    has no counterpart of becomes every linear layer. What sits outside the encoder is new and is trained whole.
-    `max_length` is cut to the checkpoint's limit. Reads the config and the tokenizer, no weights. Raises ValueError for
-    a checkpoint that transformers has no sequence classifier for, and ConnectionError as `load_classifier` does.
+    has no counterpart of becomes every linear layer. The pooler and all that sits outside the encoder are trained
+    whole, as they are new or feed what is new. `max_length` is cut to the checkpoint's limit. Reads config and
+    tokenizer, no weights. Raises ValueError for a checkpoint that transformers has no sequence classifier for, and
+    ConnectionError as `load_classifier` does.
     """
     config = _from_hub(AutoConfig.from_pretrained, base_model)
     try:
@@ -146,17 +147,13 @@ def adapt_recipe(recipe: Recipe, base_model: str) -> Recipe:
     for target in recipe.target_modules:
         same = next((names for names in ATTENTION_LINEARS.values() if target in names), ())
         targets.append(target if target in linears else next((name for name in same if name in linears), "all-linear"))
-    outside = [
-        name for name, child in model.named_children() if child is not encoder and any(True for _ in child.parameters())
-    ]
-    inside = [
-        name for name in recipe.modules_to_save if any(n.split(".")[-1] == name for n, _ in encoder.named_modules())
-    ]
+    head = {name.split(".")[-1] for name, _ in encoder.named_modules()} & set(HEAD_MODULES)
+    head |= {name for name, child in model.named_children() if child is not encoder and list(child.parameters())}
     return replace(
         recipe,
         base_model=base_model,
         target_modules=("all-linear",) if "all-linear" in targets else tuple(dict.fromkeys(targets)),
-        modules_to_save=tuple(name for name in [*inside, *outside] if name != "classifier"),  # which peft adds itself
+        modules_to_save=tuple(sorted(head - {"classifier"})),  # peft adds the classifier itself
         max_length=min(recipe.max_length, load_tokenizer(base_model).model_max_length, _positions(encoder)),
     )
 

@@ -1,6 +1,7 @@
 """Your own labelled texts: read a file, say what is in it, split it."""
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,15 @@ def _table(separator: str) -> Callable[[bytes], pd.DataFrame]:
     return lambda content: pd.read_csv(io.StringIO(content.decode("utf-8-sig")), **options)
 
 
+def _json_lines(content: bytes) -> pd.DataFrame:
+    lines = content.decode("utf-8-sig").split("\n")
+    return pd.DataFrame([json.loads(line) for line in lines if line.strip()], dtype=object)
+
+
 READERS: dict[str, Callable[[bytes], pd.DataFrame]] = {
     ".csv": _table(","),
     ".tsv": _table("\t"),
-    ".jsonl": lambda content: pd.read_json(
-        io.StringIO(content.decode("utf-8-sig")), lines=True, dtype=False, convert_dates=False
-    ),
+    ".jsonl": _json_lines,
     ".parquet": lambda content: pd.read_parquet(io.BytesIO(content)),
 }
 
@@ -56,7 +60,7 @@ def read_rows(path: str | Path, text_column: str, label_column: str) -> pd.DataF
             f"{path.name} is not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start:,}). Save it as UTF-8; "
             f"for a file from Windows: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8{path.suffix}"
         ) from error
-    except (ValueError, OSError) as error:  # parser errors of pandas and pyarrow are ValueErrors
+    except (ValueError, OSError) as error:  # parser errors of pandas, json and pyarrow are ValueErrors
         raise ValueError(f"{path.name} is no {path.suffix} file that can be read: {str(error).strip()}") from error
     for column in (text_column, label_column):
         if column not in frame.columns:
@@ -75,7 +79,9 @@ def _given(value: object) -> bool:
 
 
 def _label(value: object) -> str:
-    if isinstance(value, (float, np.floating)) and float(value).is_integer():  # whole numbers in a column with gaps
+    if (
+        isinstance(value, (float, np.floating)) and float(value).is_integer()
+    ):  # pandas has floats for a column of whole numbers with gaps
         value = int(value)
     return str(value).strip()
 

@@ -92,8 +92,8 @@ def model_card(
         bag, gain = baseline
         compared = (
             f"TF-IDF with logistic regression reaches {bag:.1%} on the same rows; the difference is "
-            f"{100 * gain.difference:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}], p = {gain.p_value:.2g} "
-            "(exact McNemar test)."
+            f"{100 * gain.difference:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}], "
+            f"p = {gain.p_value:.2g} (exact McNemar test)."
         )
     low, high = record.accuracy_ci95
     sizes = pd.DataFrame({name: np.bincount(rows["label"], minlength=len(scores)) for name, rows in splits.items()})
@@ -210,18 +210,19 @@ def merge_adapter(adapter: str | Path, folder: str | Path) -> Path:
     return folder
 
 
-def push_to_hub(folder: str | Path, repo_id: str) -> str:
-    """Uploads `folder`, less its report, to the private repository `repo_id` and says where; without a token, how.
+def push_to_hub(folder: str | Path, repo_id: str | None = None) -> str:
+    """Uploads `folder`, less its report, to the private repository `repo_id`; returns one line that says where.
 
-    The token is the one of the environment variable `HF_TOKEN` or of `hf auth login`. The report stays here because it
-    quotes rows of the data.
+    Without a `repo_id` or a token (the variable `HF_TOKEN`, or `hf auth login`), or where the upload fails, the line
+    says how to do it. The report stays here because it quotes rows of the data.
     """
-    if get_token() is None:
-        return (
-            "No Hugging Face token. To upload: HF_TOKEN=<your token> hf upload "
-            f"{repo_id} {folder} . --private --exclude '{REPORT}/*'"
-        )
+    command = f"hf upload {repo_id or 'USER/NAME'} {folder} . --private --exclude '{REPORT}/*' '{MERGED}/*'"
+    if repo_id is None or get_token() is None:
+        return f"To upload: HF_TOKEN=... {command}"
     api = HfApi()
-    api.create_repo(repo_id, private=True, exist_ok=True)
-    url = api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=[f"{REPORT}/*", f"{MERGED}/*"])
+    try:
+        api.create_repo(repo_id, private=True, exist_ok=True)
+        url = api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=[f"{REPORT}/*", f"{MERGED}/*"])
+    except Exception as error:  # the model is safe on disk, whatever the network or the hub says
+        return f"Not uploaded ({type(error).__name__}: {str(error).splitlines()[0]}). To upload: {command}"
     return f"Uploaded: {url}"

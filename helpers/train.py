@@ -1,6 +1,6 @@
 """One recipe from a terminal, under the profile in force: `python -m helpers.train RECIPE [--improved]`.
 
-On your own texts: `python -m helpers.train --data reviews.csv --text-column text --label-column label --output my-model`.
+On your own texts: `python -m helpers.train --data reviews.csv --text-column text --label-column label --output FOLDER`.
 """
 
 import argparse
@@ -29,8 +29,8 @@ OWN_DATA_RECIPE = "lora_distilbert_qv"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains a recipe on its own dataset, or on a file with `--data`; returns the exit status.
 
-    On its dataset: as the notebooks do, beside the bag of words on the same rows; writes records and adapter. On a file:
-    writes adapter, card and report to `--output`, or nothing at all. Bad input is one line on stderr and status 2.
+    On its dataset: as the notebooks do, beside the bag of words on the same rows; writes records and adapter. On a
+    file: writes adapter, card and report to `--output`, or nothing at all. Bad input is one line on stderr, status 2.
     """
     parser = argparse.ArgumentParser(
         prog="python -m helpers.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -74,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def own_recipe(name: str, file: str | Path, profile: Profile, base_model: str | None = None) -> tuple[Recipe, Profile]:
     """Our version of recipe `name` and the profile to train it under, on every row of `file`.
 
-    `base_model` is a hub name or a folder; None is the profile's own checkpoint. The profile still caps the token limit,
-    but neither rows nor epochs. Raises what `models.adapt_recipe` raises.
+    `base_model` is a hub name or a folder; None is the profile's own checkpoint. The profile still caps the token
+    limit, but neither rows nor epochs. Raises what `models.adapt_recipe` raises.
     """
     recipe = RECIPES[name].improved()
     base_model = base_model or profile.base_model(recipe.base_model)
@@ -115,7 +115,7 @@ def _train_on_file(options: argparse.Namespace) -> int:
     print(f"\n{class_scores(result.predictions, splits['test']['label'], labels).round(3).to_string()}\n")
     print(f"Accuracy {record.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}] on {record.n_test:,} test rows")
     print(f"Adapter and model card: {options.output}   Report: {options.output / 'report'}")
-    print(push_to_hub(options.output / MERGED if options.merge else options.output, options.push_to or "USER/NAME"))
+    print(push_to_hub(options.output / MERGED if options.merge else options.output, options.push_to))
     return 0
 
 

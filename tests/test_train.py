@@ -70,8 +70,9 @@ def verdicts(toy_reviews, tmp_path) -> Path:
 def terminal(tiny_encoders, tmp_path, monkeypatch, fp32):
     """`terminal(file, *options)` runs the command on a tiny BERT; returns the exit status."""
     tiny = Recipe(
-        name="tiny", source="test", base_model="bert", dataset="imdb", r=8, lora_alpha=32, target_modules=("query", "value"),
-        learning_rate=2e-2, num_train_epochs=5, lr_scheduler_type="cosine", warmup_ratio=0.1, max_length=128, truncation="head+tail",
+        name="tiny", source="test", base_model="bert", dataset="imdb", max_length=128, truncation="head+tail",
+        r=8, lora_alpha=32, target_modules=("query", "value"), learning_rate=2e-2, num_train_epochs=5,
+        lr_scheduler_type="cosine", warmup_ratio=0.1,
     )  # fmt: skip
     monkeypatch.setattr(train, "RECIPES", {"tiny": tiny, "tiny_q": replace(tiny, name="tiny_q", quantization="nf4")})
     monkeypatch.setattr(train, "OWN_DATA_RECIPE", "tiny")

@@ -168,10 +168,14 @@ def plot_class_confusion(record: RunRecord, labels: Sequence[str]) -> Figure:
     matrix = np.array(record.confusion_matrix)
     wrong = matrix - np.diag(np.diag(matrix))
     true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
-    mistake = f"{labels[true]!r} is most often mistaken, for {labels[predicted]!r}" if wrong.any() else "No mistakes"
+    mistake = "No mistakes"
+    if wrong.any():
+        share = f"{wrong[true, predicted]:,} of {matrix[true].sum():,}"
+        mistake = f"Most frequent mistake: {share}\n{labels[true]!r} taken for {labels[predicted]!r}"
     low, high = record.accuracy_ci95
     title = f"{mistake}\naccuracy {record.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}], n = {record.n_test:,}"
     axes.set(title=title, xlabel="predicted", ylabel="true")
+    axes.tick_params(axis="y", rotation=0)
     return figure
 
 

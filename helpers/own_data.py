@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from helpers.data import clean, drop_duplicates, split_reviews, text_key, token_lengths
 
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
-# The fewest rows that leave every class a row in each part, whatever the rounding of the shares.
+# So many rows leave a class at least one in each part, whatever the rounding: at most 3 of 12 are drawn to test, and of
+# the 9 others at least one to validate. With 9 it can fail.
 ROWS_PER_CLASS = 12
 SHOWN = 5  # row numbers or classes that a message lists
 

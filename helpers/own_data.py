@@ -116,7 +116,9 @@ class Findings:
         found += [(f"class {label}", count, f"{count / left:.0%}") for label, count in self.classes.items()]
         if len(self.lengths):
             found.append(("tokens, median", int(np.median(self.lengths)), f"longest {self.lengths.max():,}"))
-            found.append((f"longer than {self.max_length} tokens", longer, f"{longer / left:.0%}, will be cut"))
+            found.append(
+                (f"longer than {self.max_length} tokens", longer, f"{longer / left:.0%}, will be cut" if longer else "")
+            )
         return pd.DataFrame(found, columns=["finding", "count", "which"]).set_index("finding")
 
 

@@ -145,8 +145,9 @@ def _loading(record: RunRecord, base: str, embedded: bool, local: bool, merged: 
         f"{', where plain transformers keeps the first tokens' if record.settings['truncation'] != 'head' else ''})."
     )
     if merged:
+        weights = "weights, unpacked from 4 bits to fp32" if record.settings["quantization"] else "weights"
         return (
-            "The adapter is merged into the weights, so plain transformers loads this folder:\n\n```python\n"
+            f"The adapter is merged into the {weights}, so plain transformers loads this folder:\n\n```python\n"
             'from transformers import pipeline\n\nclassify = pipeline("text-classification", model="this/folder")\n'
             f'classify("...", truncation=True)\n```\n\n{cut}'
         )

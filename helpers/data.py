@@ -42,15 +42,20 @@ def clean(text: str) -> str:
     return _SPACE.sub(" ", _BREAK.sub(" ", text)).strip()
 
 
-def drop_duplicates(reviews: Dataset, seen: set[str] | None = None) -> Dataset:
-    """The first of each text, comparing case-folded with white space collapsed.
+def text_key(text: str) -> str:
+    """`text` case-folded with white space collapsed: two texts with one key are duplicates."""
+    return _SPACE.sub(" ", text).strip().casefold()
 
-    Texts in `seen` (keys as this function makes them) are dropped too; the set is extended in place.
+
+def drop_duplicates(reviews: Dataset, seen: set[str] | None = None) -> Dataset:
+    """The first of each text, compared by `text_key`.
+
+    Texts in `seen` (keys) are dropped too; the set is extended in place.
     """
     seen = set() if seen is None else seen
     keep = []
     for row, text in enumerate(reviews["text"]):
-        key = _SPACE.sub(" ", text).strip().casefold()
+        key = text_key(text)
         if key not in seen:
             seen.add(key)
             keep.append(row)

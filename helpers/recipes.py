@@ -1,6 +1,7 @@
 """The five sources' recipes as data: what each write-up states, what it leaves open, and what we change."""
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from peft import LoraConfig, TaskType
@@ -126,7 +127,9 @@ def _is_count(value: Any) -> bool:
 
 
 def _known_linears(base_model: str) -> tuple[str, ...]:
-    """The linear layers of a checkpoint whose name gives its architecture away; empty for others."""
+    """The linear layers of a checkpoint whose name gives its architecture away; empty for others, and for a folder."""
+    if Path(base_model).is_dir():
+        return ()
     name = base_model.lower()
     if "distilbert" in name:
         return DISTILBERT_LINEARS

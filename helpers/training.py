@@ -192,12 +192,14 @@ def fine_tune(
     execution: Execution,
     *,
     track: bool = False,
+    output: Path | None = None,
 ) -> FineTuned:
     """Trains `model` in place by the recipe (at most the profile's epochs), restores its best epoch, scores it on the
     test rows once.
 
-    Writes the record to `Data/<profile>/results` and the adapter to `Data/<profile>/checkpoints`. `splits` holds
-    reviews as text (data.load_splits). `track` logs to W&B where that is set up.
+    Writes the record to `Data/<profile>/results` and the adapter to `Data/<profile>/checkpoints`; with `output` the
+    adapter to that folder and no record. `splits` holds reviews as text (data.load_splits). `track` logs to W&B where
+    that is set up.
     """
     recipe = replace(recipe, num_train_epochs=profile.epochs(recipe.num_train_epochs))
     tokenizer, tokens = tokenize_splits(recipe, splits, profile)
@@ -232,14 +234,15 @@ def fine_tune(
         adapter = save_adapter(
             model,
             tokenizer,
-            profile.checkpoints / record.name,
+            output or profile.checkpoints / record.name,
             base_model=record.base_model,
             quantization=recipe.quantization,
             max_length=record.max_length,
             truncation=recipe.truncation,
         )
         record.adapter_bytes = (adapter / "adapter_model.safetensors").stat().st_size
-    record.save(profile.results)
+    if output is None:
+        record.save(profile.results)
     return FineTuned(model, tokenizer, record, probabilities, adapter)
 
 

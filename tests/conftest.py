@@ -11,6 +11,8 @@ from transformers import (
     BertConfig,
     BertTokenizer,
     DistilBertConfig,
+    ModernBertConfig,
+    RobertaConfig,
 )
 
 from helpers.data import FEATURES
@@ -53,6 +55,36 @@ def tiny_checkpoints(tmp_path_factory) -> dict[str, str]:
         folder = root / f"{name}-tiny"
         AutoModelForSequenceClassification.from_config(config).base_model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        folders[name] = str(folder)
+    return folders
+
+
+@pytest.fixture(scope="session")
+def tiny_encoders(tiny_checkpoints, tmp_path_factory) -> dict[str, str]:
+    """`tiny_checkpoints` and, with special tokens of their own, RoBERTa- and ModernBERT-shaped ones."""
+    root = tmp_path_factory.mktemp("encoders")
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    special = {
+        "roberta": {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"},
+        "modernbert": {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
+    }
+    folders = dict(tiny_checkpoints)
+    torch.manual_seed(0)
+    for name, tokens in special.items():
+        folder = root / f"{name}-tiny"
+        folder.mkdir()
+        (folder / "vocab.txt").write_text("\n".join([*tokens.values(), "[MASK]", *WORDS]))
+        tokenizer = BertTokenizer(vocab=str(folder / "vocab.txt"), **tokens)
+        tokenizer.save_pretrained(folder)
+        ids = {key: getattr(tokenizer, f"{key}_id") for key in ("cls_token", "pad_token", "sep_token")}
+        ids = {f"{key}_id": value for key, value in ids.items()}
+        common = {**shape, "vocab_size": len(tokenizer)}
+        if name == "roberta":
+            config = RobertaConfig(**common, max_position_embeddings=64, pad_token_id=1, bos_token_id=0, eos_token_id=2)
+        else:
+            ends = {"bos_token_id": ids["cls_token_id"], "eos_token_id": ids["sep_token_id"]}
+            config = ModernBertConfig(**common, **ids, **ends, max_position_embeddings=64, local_attention=8)
+        AutoModelForSequenceClassification.from_config(config).base_model.save_pretrained(folder)
         folders[name] = str(folder)
     return folders
 

@@ -1,13 +1,15 @@
 import evaluate
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 
 from helpers.evaluation import (
     ClassificationMetrics,
     accuracy_interval,
     bag_of_words,
+    class_scores,
     classification_metrics,
+    most_wrong,
     paired_comparison,
     predict_logits,
 )
@@ -101,3 +103,20 @@ def test_paired_comparison_is_the_exact_mcnemar_test():
     assert paired_comparison([True, False], [True, False]) == (0, 0, 0, 1)
     with pytest.raises(ValueError, match="same rows"):
         paired_comparison("101", "10")
+
+
+def test_scores_of_each_class():
+    table = class_scores(np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 1, 2, 2, 0]), ["a", "b", "c"])
+    assert table.loc["a", ["precision", "recall", "f1", "rows"]].tolist() == [0.5, 0.5, 0.5, 2]
+    assert table.loc["c", "precision"] == pytest.approx(2 / 3) and table.loc["c", "recall"] == 1
+    assert table.loc["b", ["recall_low", "recall_high"]].tolist() == pytest.approx([0.0945, 0.9055], abs=1e-4)
+    assert table.loc["c", "recall_high"] == 1 and table.loc["c", "recall_low"] == pytest.approx(0.3424, abs=1e-4)
+
+
+def test_the_most_confidently_wrong_rows_come_first():
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["x", "y"]), "row": Value("int64")})
+    rows = {"text": ["a", "b", "c", "d"], "label": [0, 1, 0, 0], "row": [11, 12, 13, 14]}
+    probabilities = np.array([[0.4, 0.6], [0.1, 0.9], [0.2, 0.8], [0.3, 0.7]])
+    table = most_wrong(probabilities, Dataset.from_dict(rows, features=features), 2)
+    assert list(table.index) == [13, 14]
+    assert table.iloc[0].tolist() == ["c", "x", "y", 0.8]

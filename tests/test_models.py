@@ -8,6 +8,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, DistilB
 from helpers import models
 from helpers.data import LABELS
 from helpers.models import (
+    adapt_recipe,
     attach_lora,
     build_model,
     count_4bit_modules,
@@ -172,3 +173,39 @@ def test_frozen_layers_are_stored_as_they_are_multiplied_and_the_numbers_stay(ti
         loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
     assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "whole", "max_length"),
+    [
+        ("bert", ("query", "value"), ("pooler",), 64),
+        ("distilbert", ("q_lin", "v_lin"), ("pre_classifier",), 64),
+        ("roberta", ("query", "value"), (), 62),  # whose positions start behind its padding index
+        ("modernbert", ("Wqkv",), ("head",), 64),
+    ],
+)
+def test_a_recipe_follows_the_architecture(tiny_encoders, name, targets, whole, max_length):
+    for recipe in ("lora_distilbert_qv", "qlora_bert"):
+        adapted = adapt_recipe(RECIPES[recipe].improved(), tiny_encoders[name])
+        assert (adapted.target_modules, adapted.modules_to_save) == (targets, whole)
+        assert (adapted.base_model, adapted.max_length) == (tiny_encoders[name], max_length)
+
+
+def test_a_target_without_counterpart_becomes_every_linear_layer(tiny_encoders, fp32):
+    recipe = replace(RECIPES["lora_distilbert_qv"], target_modules=("q_lin", "lin1"))
+    recipe = adapt_recipe(recipe, tiny_encoders["modernbert"])
+    assert recipe.target_modules == ("all-linear",)
+    model = build_model(recipe, recipe.base_model, fp32)
+    adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    assert {name.split(".")[-1] for name in adapted} == {"Wqkv", "Wo", "Wi"}
+    assert not any("head" in name or "classifier" in name for name in adapted)
+
+
+@pytest.mark.parametrize("name", ["roberta", "modernbert"])
+def test_other_encoders_have_dropouts_head_and_4_bits_as_well(tiny_encoders, fp32, name):
+    model = load_classifier(tiny_encoders[name], fp32, model_dropout=0.25)
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
+    quantized = load_classifier(tiny_encoders[name], fp32, quantization="nf4")
+    in_4bit = {module_name for module_name, module in quantized.named_modules() if isinstance(module, Linear4bit)}
+    linears = {n for n, module in quantized.base_model.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert in_4bit == {f"{quantized.base_model_prefix}.{n}" for n in linears}

@@ -26,7 +26,8 @@ def records() -> list[RunRecord]:
         n_train=2000, n_validation=500, n_test=1000, max_length=128, seed=42,
         device="cpu (2 threads)", precision="bf16",
         trainable_params=3, total_params=30, weights_bytes=120, metrics={"accuracy": 0.8},
-        accuracy_ci95=[0.77, 0.83], confusion_matrix=[[400, 100], [100, 400]], history=history,
+        accuracy_ci95=[0.77, 0.83], confusion_matrix=[[400, 100], [100, 400]], correct="1" * 800 + "0" * 200,
+        history=history,
     )  # fmt: skip
     return [record, replace(record, variant="improved")]
 
@@ -75,3 +76,11 @@ def test_dataset_stats_titles_state_what_was_counted():
 
 def test_one_method_one_colour():
     assert len({plots.COLORS[name] for name in plots.VARIANT_NAMES}) == len(plots.VARIANT_NAMES)
+
+
+def test_the_confusion_of_many_classes_names_the_most_frequent_mistake(record):
+    record = replace(record, confusion_matrix=[[5, 0, 1], [2, 3, 4], [0, 3, 6]])
+    figure = plots.plot_class_confusion(record, ["a", "b", "c"])
+    assert figure.axes[0].get_title().startswith("Most frequent mistake: 4 of 9\n'b' taken for 'c'\naccuracy 75.0%")
+    record = replace(record, confusion_matrix=[[5, 0], [0, 3]])
+    assert plots.plot_class_confusion(record, ["a", "b"]).axes[0].get_title().startswith("No mistakes\n")

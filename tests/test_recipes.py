@@ -140,3 +140,11 @@ def test_the_lora_config_is_peft_s_own():
     assert config.target_modules == {"query", "value"}
     assert config.modules_to_save == ["pooler"]
     assert replace(BERT, target_modules=("all-linear",)).lora_config().target_modules == "all-linear"
+
+
+def test_the_name_of_a_folder_says_nothing_about_its_layers(tmp_path):
+    (tmp_path / "bert-mine").mkdir()
+    change = {"target_modules": ("Wqkv",)}
+    assert replace(RECIPES["qlora_bert"], base_model=str(tmp_path / "bert-mine"), **change).target_modules == ("Wqkv",)
+    with pytest.raises(ValueError, match="target_modules"):
+        replace(RECIPES["qlora_bert"], base_model="bert-on-the-hub", **change)

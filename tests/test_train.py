@@ -1,11 +1,31 @@
+import json
+import os
+import re
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from huggingface_hub import ModelCard
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    CLIPTextConfig,
+    pipeline,
+)
 
 from helpers import train
+from helpers.data import truncate
+from helpers.evaluation import predict_logits
 from helpers.inference import SentimentClassifier
+from helpers.models import count_4bit_modules
 from helpers.profiles import PROFILES
-from helpers.results import load_records
+from helpers.recipes import Recipe
+from helpers.results import RunRecord, load_records
+
+HEADER = b"what they wrote,the verdict\n"
 
 
 def test_a_recipe_trains_from_a_terminal(monkeypatch, tmp_path, capsys, fp32):
@@ -29,3 +49,204 @@ def test_an_unknown_recipe_lists_the_known(capsys):
     with pytest.raises(SystemExit):
         train.main(["lora_gpt"])
     assert "lora_distilbert_qv" in capsys.readouterr().err
+
+
+# -- your own file ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def verdicts(toy_reviews, tmp_path) -> Path:
+    """A CSV with column names and label words of its own, three classes, and one defect of each kind."""
+    words = ["thumbs down", "thumbs up"]
+    rows = [(text, words[label]) for text, label in zip(toy_reviews["text"], toy_reviews["label"], strict=True)]
+    rows += [(f"the end scene {index} actor", "no verdict") for index in range(60)]
+    rows += [(rows[0][0].upper(), rows[0][1]), ("torn", "thumbs up"), ("torn", "thumbs down")]
+    path = tmp_path / "verdicts.csv"
+    pd.DataFrame(rows, columns=["what they wrote", "the verdict"]).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def terminal(tiny_encoders, tmp_path, monkeypatch, fp32):
+    """`terminal(file, *options)` runs the command on a tiny BERT; returns the exit status."""
+    tiny = Recipe(
+        name="tiny", source="test", base_model="bert", dataset="imdb", max_length=128, truncation="head+tail",
+        r=8, lora_alpha=32, target_modules=("query", "value"), learning_rate=2e-2, num_train_epochs=5,
+        lr_scheduler_type="cosine", warmup_ratio=0.1,
+    )  # fmt: skip
+    monkeypatch.setattr(train, "RECIPES", {"tiny": tiny, "tiny_q": replace(tiny, name="tiny_q", quantization="nf4")})
+    monkeypatch.setattr(train, "OWN_DATA_RECIPE", "tiny")
+    monkeypatch.setattr(train, "current_profile", lambda: PROFILES["quick"])
+    monkeypatch.setattr(train, "fastest_execution", lambda: fp32)
+    monkeypatch.setattr("helpers.inference.fastest_execution", lambda: fp32)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("helpers.publish.get_token", lambda: None)
+    monkeypatch.chdir(tmp_path)
+
+    def run(file, *options, base_model="bert", text="what they wrote", label="the verdict", output="out/model"):
+        columns = ["--text-column", text, "--label-column", label]
+        base_model = tiny_encoders.get(base_model, base_model)
+        return train.main(["--data", str(file), *columns, "--output", output, "--base-model", base_model, *options])
+
+    return run
+
+
+TEXTS = ["1 the movie was great", "2 the movie was awful very", "the end scene actor"]
+
+
+def probabilities(answers) -> list[float]:
+    return [answer["score"] if isinstance(answer, dict) else answer.score for answer in answers]
+
+
+@pytest.mark.parametrize("recipe", ["tiny", "tiny_q"])
+def test_a_file_becomes_an_adapter_a_card_a_report_and_a_model(terminal, verdicts, tmp_path, capsys, recipe):
+    assert terminal(verdicts, "--recipe", recipe, "--merge") == 0
+    folder = tmp_path / "out" / "model"
+    output = capsys.readouterr().out
+    assert re.search(r"duplicates +1 +rows 261\n *conflicts +2 +rows 262, 263", output)
+    assert "hf upload USER/NAME out/model/merged . --private" in output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model"}
+
+    record = RunRecord(**json.loads((folder / "report" / "record.json").read_text()))
+    assert (record.recipe, record.profile, record.dataset) == (recipe, "quick", "verdicts.csv")
+    assert (record.n_train, record.n_validation, record.n_test) == (182, 26, 52)
+    assert record.max_length == 64  # what the tiny checkpoint has positions for
+    assert record.metrics["accuracy"] > 0.6  # the largest class is 38 %
+    scores = pd.read_csv(folder / "report" / "class_scores.csv", index_col="class")
+    assert list(scores.index) == ["no verdict", "thumbs down", "thumbs up"]
+    matrix = np.array(record.confusion_matrix)
+    np.testing.assert_allclose(scores["recall"], matrix.diagonal() / matrix.sum(axis=1))
+    assert ((scores["recall_low"] <= scores["recall"]) & (scores["recall"] <= scores["recall_high"])).all()
+    assert (folder / "report" / "confusion.png").stat().st_size > 10_000
+
+    card = (folder / "README.md").read_text()
+    low, high = record.accuracy_ci95
+    assert f"**{record.metrics['accuracy']:.1%}**, 95 % interval [{low:.1%}, {high:.1%}]" in card
+    assert "`verdicts.csv`, 263 rows" in card and "1 duplicates, 2 whose text" in card
+    assert "| thumbs up | 70 | 10 | 20 |" in card
+    assert "bert-tiny" in card and "merge_adapter(" in card and str(tmp_path) not in card
+    assert ModelCard(card).data.library_name == "peft"
+
+    classifier = SentimentClassifier.from_pretrained(folder)
+    ours = classifier.predict(TEXTS)
+    plain = pipeline("text-classification", model=str(folder / "merged"))(TEXTS)
+    assert [answer.label for answer in ours] == [answer["label"] for answer in plain]
+    np.testing.assert_allclose(probabilities(ours), probabilities(plain), atol=1e-4)
+    assert ModelCard.load(folder / "merged" / "README.md").data.library_name == "transformers"
+    assert count_4bit_modules(classifier.model) == (12 if recipe == "tiny_q" else 0)
+
+
+@pytest.mark.parametrize("recipe", ["tiny", "tiny_q"])
+@pytest.mark.parametrize("architecture", ["distilbert", "roberta", "modernbert"])
+def test_any_encoder_trains_saves_and_reloads(terminal, verdicts, tmp_path, monkeypatch, fp32, architecture, recipe):
+    kept = {}
+    plain = train.fine_tune
+    monkeypatch.setattr(train, "fine_tune", lambda *args, **options: kept.setdefault("result", plain(*args, **options)))
+    assert terminal(verdicts, "--recipe", recipe, "--merge", base_model=architecture) == 0
+    result = kept["result"]
+    classifier = SentimentClassifier.from_pretrained(tmp_path / "out" / "model")
+    ids = [truncate(row, result.record.max_length, "head+tail") for row in result.tokenizer(TEXTS)["input_ids"]]
+    expected = predict_logits(result.model, result.tokenizer, ids, fp32)
+    assert np.ptp(expected) > 0.5
+    np.testing.assert_allclose(classifier.logits(TEXTS), expected, atol=1e-5)
+
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model" / "merged").eval()
+    np.testing.assert_allclose(predict_logits(merged, result.tokenizer, ids, fp32), expected, atol=1e-4)
+    assert merged.config.id2label == {0: "no verdict", 1: "thumbs down", 2: "thumbs up"}
+    assert not hasattr(merged.config, "quantization_config")
+
+
+def test_a_checkpoint_that_classifies_something_else_gets_a_new_head(terminal, verdicts, tmp_path, tiny_encoders):
+    config = AutoConfig.from_pretrained(tiny_encoders["bert"], num_labels=5, problem_type="multi_label_classification")
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_encoders["bert"], config=config)
+    model.save_pretrained(tmp_path / "five")
+    AutoTokenizer.from_pretrained(tiny_encoders["bert"]).save_pretrained(tmp_path / "five")
+    assert terminal(verdicts, base_model="five") == 0  # named relative to this folder, found from another
+    os.chdir("out")
+    answers = SentimentClassifier.from_pretrained("model").predict(TEXTS)
+    assert {answer.label for answer in answers} <= {"no verdict", "thumbs down", "thumbs up"}
+
+
+def _bad(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+BAD_FILES = {
+    "no such column": (b"what they wrote,stars\na,1\n", "no column 'the verdict'; it has 'what they wrote', 'stars'"),
+    "one class": (HEADER + b"".join(b"text %d,good\n" % i for i in range(40)), "needs two classes or more"),
+    "a small class": (HEADER + b"".join(b"text %d,%d\n" % (i, i < 5) for i in range(40)), "'1' (5)"),
+    "empty": (b"", "is empty"),
+    "no rows": (HEADER, "no rows"),
+    "not UTF-8": (HEADER + b"caf\xe9,1\n", "not UTF-8"),
+    "empty texts": (HEADER + b"a,1\n  ,2\n", "1 without text, 0 without label): rows 2, counted from 1"),
+    "labels missing": (HEADER + b"a,1\nb,\n", "0 without text, 1 without label): rows 2, counted from 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_input_is_one_line_and_leaves_nothing(terminal, tmp_path, capsys, case):
+    content, message = BAD_FILES[case]
+    assert terminal(_bad(tmp_path / "bad.csv", content)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    if "missing" in case:
+        assert "--drop-incomplete" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.csv"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"file": "verdicts.xlsx"}, "There is no file verdicts.xlsx"),
+        ({"base_model": "no-such/checkpoint"}, "Could not load 'no-such/checkpoint'"),
+        ({"base_model": "."}, "holds no checkpoint"),
+        ({"output": "verdicts.csv"}, "is a file"),
+        ({"output": "."}, "holds other files; choose a new folder"),
+        ({"push": "a/b/c"}, "a/b/c"),
+    ],
+)
+def test_what_cannot_work_is_said_before_training(terminal, verdicts, tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(train, "fine_tune", lambda *_, **__: pytest.fail("trained"))
+    more = ["--push-to", options.pop("push")] if "push" in options else ["--overwrite"]
+    assert terminal(options.pop("file", verdicts), *more, **options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert [path.name for path in tmp_path.iterdir()] == ["verdicts.csv"]
+
+
+def test_a_checkpoint_that_cannot_classify_is_refused(terminal, verdicts, tmp_path, capsys):
+    CLIPTextConfig().save_pretrained(tmp_path / "clip")
+    assert terminal(verdicts, base_model="clip") == 2
+    assert "no sequence classifier" in capsys.readouterr().err
+
+
+def test_an_earlier_run_is_replaced_only_on_request_and_only_by_a_whole_one(
+    terminal, verdicts, tmp_path, capsys, monkeypatch
+):
+    assert terminal(verdicts) == 0
+    folder = tmp_path / "out" / "model"
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert terminal(verdicts) == 2
+    assert "earlier run; choose a new folder, or --overwrite" in capsys.readouterr().err
+    monkeypatch.setattr(train, "write_report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        terminal(verdicts, "--overwrite")
+    with pytest.raises(KeyboardInterrupt):
+        terminal(verdicts, output="new/place")
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "verdicts.csv"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
+    monkeypatch.undo()
+
+
+def test_options_that_do_not_go_together(capsys, tmp_path):
+    for arguments, message in (
+        ([], "name a RECIPE"),
+        (["--data", "a.csv", "--text-column", "t"], "--data needs --label-column, --output too"),
+        (["qlora_bert", "--data", "a.csv"], "name the recipe as --recipe"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            train.main(arguments)
+        assert stopped.value.code == 2 and message in capsys.readouterr().err

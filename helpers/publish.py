@@ -1,0 +1,229 @@
+"""A trained adapter made fit for others: its report, its model card, the merged model, the hub."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from datasets import DatasetDict
+from huggingface_hub import HfApi, ModelCardData, get_token
+from peft import PeftModel
+from transformers import AutoTokenizer
+
+from helpers import plots
+from helpers.evaluation import (
+    PairedComparison,
+    bag_of_words,
+    class_scores,
+    correct_rows,
+    most_wrong,
+    paired_comparison,
+)
+from helpers.models import INFERENCE_FILE, load_classifier
+from helpers.own_data import Findings
+from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT, Execution
+from helpers.results import RunRecord, new_folder, write_json
+from helpers.training import FineTuned
+
+REPORT, MERGED = "report", "merged"  # folders inside an adapter's; the report quotes rows and stays off the hub
+
+
+def compare_with_bag_of_words(record: RunRecord, splits: DatasetDict) -> tuple[float, PairedComparison] | None:
+    """Test accuracy of TF-IDF with logistic regression on the run's own rows, and what the run gains over it.
+
+    None where the training texts share no words, as in languages that are written without spaces.
+    """
+    references = np.array(splits["test"]["label"])
+    try:
+        predictions = bag_of_words(splits["train"]).predict(list(splits["test"]["text"]))
+    except ValueError:
+        return None
+    right = correct_rows(predictions, references)
+    return float((predictions == references).mean()), paired_comparison(record.correct, right)
+
+
+def write_report(result: FineTuned, splits: DatasetDict, findings: Findings) -> Path:
+    """Writes model card and report into the adapter's folder, and returns the card's path.
+
+    `README.md` is the card; `report/` holds scores and confusion matrix, the most confidently wrong test rows and the
+    run's record. Where the folder holds a merged model, that gets its card too.
+    """
+    labels = splits["test"].features["label"].names
+    folder = result.adapter / REPORT
+    folder.mkdir(exist_ok=True)
+    scores = class_scores(result.predictions, np.array(splits["test"]["label"]), labels)
+    scores.to_csv(folder / "class_scores.csv", index_label="class")
+    most_wrong(result.probabilities, splits["test"]).to_csv(folder / "most_wrong.csv")
+    figure = plots.plot_class_confusion(result.record, labels)
+    plots.save_figure(figure, folder / "confusion.png", plots.provenance(result.record))
+    write_json(folder / "record.json", vars(result.record))
+    baseline = compare_with_bag_of_words(result.record, splits)
+    for place in filter(Path.is_dir, (result.adapter, result.adapter / MERGED)):
+        card = model_card(result.record, splits, findings, scores, baseline, merged=place.name == MERGED)
+        (place / "README.md").write_text(card, encoding="utf-8")
+    return result.adapter / "README.md"
+
+
+def model_card(
+    record: RunRecord,
+    splits: DatasetDict,
+    findings: Findings,
+    scores: pd.DataFrame,
+    baseline: tuple[float, PairedComparison] | None,
+    merged: bool = False,
+) -> str:
+    """The README.md of an adapter's folder, or of the `merged` model's: data, scores, base model, how to load it.
+
+    Names the data file without its folder. `scores` are `evaluation.class_scores` of the test rows, `baseline` is what
+    `compare_with_bag_of_words` gives.
+    """
+    embedded = record.base_model in (EMBEDDED_BERT, EMBEDDED_DISTILBERT)
+    local = Path(record.base_model).is_dir()
+    base = Path(record.base_model).name if local else record.base_model
+    method = "QLoRA" if record.settings["quantization"] else "LoRA"
+    metadata = ModelCardData(
+        library_name="transformers" if merged else "peft",
+        pipeline_tag="text-classification",
+        base_model=None if embedded or local else base,
+        tags=[method.lower(), "text-classification"],
+    )
+    compared = ""
+    if baseline:
+        bag, gain = baseline
+        compared = (
+            f"TF-IDF with logistic regression reaches {bag:.1%} on the same rows; the difference is "
+            f"{100 * gain.difference:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}], "
+            f"p = {gain.p_value:.2g} (exact McNemar test)."
+        )
+    low, high = record.accuracy_ci95
+    sizes = pd.DataFrame({name: np.bincount(rows["label"], minlength=len(scores)) for name, rows in splits.items()})
+    sizes.index = scores.index
+    shown = scores.drop(columns=["recall_low", "recall_high"]).map("{:.1%}".format)
+    shown["rows"] = scores["rows"]
+    shown["recall"] = [f"{row.recall:.1%} [{row.recall_low:.1%}, {row.recall_high:.1%}]" for row in scores.itertuples()]
+    settings = ("r", "lora_alpha", "target_modules", "learning_rate", "per_device_train_batch_size", "num_train_epochs")
+    return f"""---
+{metadata.to_yaml()}
+---
+
+# {"A text classifier" if merged else f"A {method} adapter for text classification"}: {", ".join(scores.index)}
+
+{base}, fine-tuned with {method} to sort a text into one of {len(scores)} classes.
+
+## Data
+
+`{record.dataset}`, {findings.rows:,} rows. Left out: {len(findings.missing_texts):,} without text, \
+{len(findings.missing_labels):,} without label, {len(findings.duplicates):,} duplicates, {len(findings.conflicts):,} \
+whose text carries more than one label. No text is in two of the parts.
+
+{_markdown(sizes, "rows")}
+
+## Scores
+
+Accuracy on {record.n_test:,} test rows: **{record.metrics["accuracy"]:.1%}**, 95 % interval [{low:.1%}, {high:.1%}] \
+(bootstrap over the test rows). They were scored once, after the epoch had been chosen on validation rows. {compared}
+
+{_markdown(shown, "class")}
+
+Recall has its 95 % Wilson interval. The scores hold for texts from where these came from, and for no others.
+
+## Load it
+
+{_loading(record, base, embedded, local, merged)}
+
+## Training
+
+Recipe `{record.recipe}` ({record.variant}): {", ".join(f"{name} {record.settings[name]}" for name in settings)}. \
+{record.device}, {record.precision}, seed {record.seed}, {record.created_at[:10]}. Versions: \
+{", ".join(f"{name} {version}" for name, version in record.versions.items())}.
+"""
+
+
+def _loading(record: RunRecord, base: str, embedded: bool, local: bool, merged: bool) -> str:
+    cut = (
+        f"Texts longer than {record.max_length} tokens are cut ({record.settings['truncation']}"
+        f"{', where plain transformers keeps the first tokens' if record.settings['truncation'] != 'head' else ''})."
+    )
+    if merged:
+        weights = "weights, unpacked from 4 bits to fp32" if record.settings["quantization"] else "weights"
+        return (
+            f"The adapter is merged into the {weights}, so plain transformers loads this folder:\n\n```python\n"
+            'from transformers import pipeline\n\nclassify = pipeline("text-classification", model="this/folder")\n'
+            f'classify("...", truncation=True)\n```\n\n{cut}'
+        )
+    if embedded:
+        travel = (
+            f"The base checkpoint, {base}, is laid out by the bert-peft-notebooks package from weights that pip "
+            "installs. This adapter does not travel without that package; the merged folder does."
+        )
+    elif local:
+        travel = (
+            f"The base checkpoint, {base}, is a folder of the machine that trained; without it, use the merged folder."
+        )
+    else:
+        travel = f"The base checkpoint, {base}, comes from the Hugging Face Hub."
+    return (
+        "With the bert-peft-notebooks package:\n\n```python\nfrom helpers.inference import SentimentClassifier\n"
+        "from helpers.publish import merge_adapter\n\n"
+        'SentimentClassifier.from_pretrained("this/folder").predict(["..."])\n'
+        'merge_adapter("this/folder", "merged/folder")  # a plain model folder, for transformers alone\n```\n\n'
+        f"{travel} `pipeline` on this folder would take the names of the classes from the base checkpoint; on the "
+        f"merged folder it has the right ones. {cut}"
+    )
+
+
+def _markdown(table: pd.DataFrame, corner: str) -> str:
+    rows = [[corner, *table.columns], ["---"] + ["---:"] * table.shape[1]]
+    rows += [
+        [str(name).replace("|", "\\|"), *map(str, values)]
+        for name, values in zip(table.index, table.values, strict=True)
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def merge_adapter(adapter: str | Path, folder: str | Path) -> Path:
+    """Merges a saved adapter into its base: a plain model folder that transformers loads alone, without this package.
+
+    The weights are fp32. A 4-bit base is unpacked first, since the adapter was trained on top of the rounded weights
+    and not of the checkpoint's own; the logits then agree with the 4-bit model's up to the precision it computes in.
+    The tokenizer's limit is the one of training. Raises FileNotFoundError when `adapter` is no adapter's folder and
+    FileExistsError when `folder` holds something.
+    """
+    adapter, folder = Path(adapter), Path(folder)
+    if not (adapter / INFERENCE_FILE).is_file():
+        raise FileNotFoundError(f"{adapter} is no saved adapter: it has no {INFERENCE_FILE}.")
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty; choose another folder or delete it.")
+    settings = json.loads((adapter / INFERENCE_FILE).read_text())
+    base = load_classifier(
+        settings["base_model"],
+        Execution("cpu", "fp32", "eager"),
+        quantization=settings["quantization"],
+        labels=tuple(settings["labels"]),
+    )
+    model = PeftModel.from_pretrained(base.dequantize() if settings["quantization"] else base, str(adapter))
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    tokenizer.model_max_length = settings["max_length"]
+    tokenizer.truncation_side = "left" if settings["truncation"] == "tail" else "right"
+    with new_folder(folder) as temporary:
+        model.merge_and_unload().save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    return folder
+
+
+def push_to_hub(folder: str | Path, repo_id: str | None = None) -> str:
+    """Uploads `folder`, less its report, to the private repository `repo_id`; returns one line that says where.
+
+    Without a `repo_id` or a token (the variable `HF_TOKEN`, or `hf auth login`), or where the upload fails, the line
+    says how to do it. The report stays here because it quotes rows of the data.
+    """
+    command = f"hf upload {repo_id or 'USER/NAME'} {folder} . --private --exclude '{REPORT}/*' '{MERGED}/*'"
+    if repo_id is None or get_token() is None:
+        return f"To upload: HF_TOKEN=... {command}"
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, private=True, exist_ok=True)
+        url = api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=[f"{REPORT}/*", f"{MERGED}/*"])
+    except Exception as error:  # the model is safe on disk, whatever the network or the hub says
+        return f"Not uploaded ({type(error).__name__}: {str(error).splitlines()[0]}). To upload: {command}"
+    return f"Uploaded: {url}"

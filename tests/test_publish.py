@@ -1,0 +1,125 @@
+"""Card, merged model and upload. Adapters that were really trained are in test_train.py."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from huggingface_hub import ModelCard
+
+from helpers import publish
+from helpers.evaluation import class_scores
+from helpers.own_data import Findings
+from helpers.profiles import EMBEDDED_BERT
+from helpers.publish import compare_with_bag_of_words, merge_adapter, model_card, push_to_hub
+
+FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes | maybe"])})
+
+
+@pytest.fixture
+def splits() -> DatasetDict:
+    labels = [0, 1] * 20
+    texts = [f"a {('bad', 'good')[label]} plot {index}" for index, label in enumerate(labels)]
+    rows = Dataset.from_dict({"text": texts, "label": labels}, features=FEATURES)
+    return DatasetDict(
+        train=rows.select(range(32)), validation=rows.select(range(32, 36)), test=rows.select(range(36, 40))
+    )
+
+
+@pytest.fixture
+def card(record, splits):
+    """`card(base_model=..., merged=...)` renders a card of the record fixture."""
+    settings = {"quantization": "nf4", "truncation": "head+tail", "r": 8, "lora_alpha": 16, "learning_rate": 1e-3}
+    settings |= {"target_modules": ["query"], "per_device_train_batch_size": 4, "num_train_epochs": 2}
+    findings = Findings(50, [3, 9], [4], [5], [6, 7], {"no": 20, "yes | maybe": 20}, np.array([5] * 40), 16)
+    scores = class_scores(np.array([0, 1, 0, 0]), np.array([0, 1, 0, 1]), ["no", "yes | maybe"])
+
+    def render(base_model="roberta-base", merged=False, baseline=True):
+        run = replace(record, base_model=base_model, dataset="mine.csv", settings=settings)
+        return model_card(
+            run, splits, findings, scores, compare_with_bag_of_words(run, splits) if baseline else None, merged
+        )
+
+    return render
+
+
+def test_the_card_states_data_scores_and_how_to_load(card):
+    text = card()
+    assert "`mine.csv`, 50 rows. Left out: 2 without text, 1 without label, 1 duplicates, 2 whose" in text
+    assert "| no | 16 | 2 | 2 |\n| yes \\| maybe | 16 | 2 | 2 |" in text
+    assert "**75.0%**, 95 % interval [50.0%, 100.0%]" in text
+    assert "reaches 100.0% on the same rows; the difference is -25.0 points" in text
+    assert "| yes \\| maybe | 100.0% | 50.0% [9.5%, 90.5%] | 66.7% | 2 |" in text  # Wilson's interval of 1 in 2
+    assert "SentimentClassifier.from_pretrained" in text and "comes from the Hugging Face Hub" in text
+    metadata = ModelCard(text).data
+    assert (metadata.base_model, metadata.library_name, metadata.tags[0]) == ("roberta-base", "peft", "qlora")
+
+
+def test_the_card_says_what_does_not_travel(card, tmp_path):
+    embedded = card(EMBEDDED_BERT)
+    assert "does not travel without that package; the merged folder does" in embedded
+    assert ModelCard(embedded).data.base_model is None  # a name that the hub does not know
+    (tmp_path / "my-encoder").mkdir()
+    local = card(str(tmp_path / "my-encoder"))
+    assert "my-encoder, is a folder of the machine that trained" in local and str(tmp_path) not in local
+
+
+def test_the_merged_model_s_card_is_for_plain_transformers(card):
+    text = card(EMBEDDED_BERT, merged=True, baseline=False)
+    assert 'pipeline("text-classification"' in text and "helpers" not in text and "TF-IDF" not in text
+    assert "longer than 128 tokens are cut (head+tail, where plain transformers keeps the first" in text
+    assert ModelCard(text).data.library_name == "transformers"
+
+
+def test_texts_without_common_words_have_no_bag_of_words(record, splits):
+    rows = Dataset.from_dict({"text": [f"w{index}" for index in range(32)], "label": [0, 1] * 16}, features=FEATURES)
+    assert compare_with_bag_of_words(record, DatasetDict(train=rows, test=splits["test"])) is None
+
+
+def test_merging_asks_for_an_adapter_and_an_empty_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no saved adapter: it has no inference\.json"):
+        merge_adapter(tmp_path, tmp_path / "merged")
+    (tmp_path / "inference.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        merge_adapter(tmp_path, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["inference.json"]
+
+
+@pytest.fixture
+def hub(monkeypatch) -> list:
+    """Calls that reach the hub, which is not there."""
+    calls = []
+
+    class Hub:
+        def create_repo(self, *arguments, **options):
+            calls.append((arguments, options))
+
+        def upload_folder(self, **options):
+            calls.append(options)
+            return "https://hub/me/model"
+
+    monkeypatch.setattr(publish, "HfApi", Hub)
+    monkeypatch.setattr(publish, "get_token", lambda: "token")
+    return calls
+
+
+def test_an_upload_is_private_and_leaves_the_report_here(hub, tmp_path):
+    assert push_to_hub(tmp_path, "me/model") == "Uploaded: https://hub/me/model"
+    assert hub[0] == (("me/model",), {"private": True, "exist_ok": True})
+    assert hub[1] == {"repo_id": "me/model", "folder_path": tmp_path, "ignore_patterns": ["report/*", "merged/*"]}
+
+
+def test_nothing_is_uploaded_without_a_name_or_a_token(hub, monkeypatch):
+    assert "hf upload USER/NAME my-model . --private --exclude 'report/*' 'merged/*'" in push_to_hub("my-model")
+    monkeypatch.setattr(publish, "get_token", lambda: None)
+    assert "hf upload me/model my-model" in push_to_hub("my-model", "me/model")
+    assert not hub
+
+
+def test_an_upload_that_fails_says_how_to_repeat_it(hub, monkeypatch):
+    def refuse(*_, **__):
+        raise ConnectionError("no route to host\nmore")
+
+    monkeypatch.setattr(publish.HfApi, "upload_folder", refuse)
+    line = push_to_hub("my-model", "me/model")
+    assert "ConnectionError: no route to host" in line and "hf upload me/model my-model" in line and "\n" not in line

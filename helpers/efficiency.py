@@ -1,13 +1,22 @@
 """What a run costs, measured, and what makes it cheaper on a CPU without changing what it learns."""
 
+import ctypes
+import gc
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 
+import bitsandbytes
+import numpy as np
 import torch
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from helpers.profiles import Execution
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -17,6 +26,9 @@ def reset_peak_memory(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif _CLEAR.exists():
+        gc.collect()
+        if hasattr(ctypes.CDLL(None), "malloc_trim"):
+            ctypes.CDLL(None).malloc_trim(0)  # what is freed goes back to the system, or it would count as held
         _CLEAR.write_text("5")  # Linux: resets VmHWM, see proc(5)
 
 
@@ -34,6 +46,104 @@ def peak_memory(device: str) -> tuple[int, str]:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return peak, "peak resident set of the process since its start (ru_maxrss)"
+
+
+def resident_memory() -> int:
+    """Bytes of this process that are in memory now; 0 where the system does not tell (only Linux does)."""
+    if not _STATUS.exists():
+        return 0
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
+
+
+def synchronize(device: str) -> None:
+    """Waits until the work handed to `device` is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def matmul_peak(device: str, dtype: torch.dtype, sizes: Sequence[int] | None = None, seconds: float = 0.5) -> float:
+    """Floating-point operations a second of the fastest square matrix product here: what a training step could reach.
+
+    The best of several `sizes` (side lengths), each repeated for `seconds`.
+    """
+    best = 0.0
+    for size in sizes or ((4_096, 8_192) if device == "cuda" else (1_024, 2_048)):
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        torch.mm(left, right)
+        synchronize(device)
+        start, last = perf_counter(), 0.0
+        while last - start < seconds:
+            begin = perf_counter()
+            torch.mm(left, right)
+            synchronize(device)
+            last = perf_counter()
+            best = max(best, 2 * size**3 / (last - begin))
+    return best
+
+
+class TrainingStep:
+    """Forward, backward and optimizer step of a model, as Trainer does them, without its bookkeeping."""
+
+    def __init__(self, model: torch.nn.Module, execution: Execution, optimizer: str = "adamw_torch", lr: float = 1e-4):
+        self.model, self.execution = model.train(), execution
+        if execution.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        kind = torch.optim.AdamW if optimizer == "adamw_torch" else bitsandbytes.optim.PagedAdamW8bit
+        self.optimizer = kind(trained, lr=lr)
+        scaled = execution.precision == "fp16" and execution.device == "cuda"
+        self.scaler = torch.amp.GradScaler(execution.device, enabled=scaled)
+
+    def random_batch(self, rows: int, tokens: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        shape, device = (rows, tokens), self.execution.device
+        ids = torch.randint(5, self.model.config.vocab_size, shape, device=device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.zeros(rows, dtype=int, device=device)
+
+    def run(self, batch: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
+        execution = self.execution
+        with torch.autocast(execution.device, execution.compute_dtype, enabled=execution.precision != "fp32"):
+            loss = self.model(**batch, labels=labels).loss
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+
+    def timed(self, batch: dict[str, torch.Tensor], labels: torch.Tensor) -> float:
+        synchronize(self.execution.device)
+        start = perf_counter()
+        self.run(batch, labels)
+        synchronize(self.execution.device)
+        return perf_counter() - start
+
+    def optimizer_bytes(self) -> int:
+        tensors = {
+            value.data_ptr(): value.nbytes
+            for state in self.optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, torch.Tensor)
+        }
+        return sum(tensors.values())
+
+
+class StepFlops:
+    """Matrix-product operations of one training step of `step(batch_size, tokens)`, as a function of its shape.
+
+    They are an exact polynomial, `batch_size * (a + b * tokens + c * tokens**2)`: head, linear layers, attention. Three
+    short steps under torch's FlopCounterMode give the coefficients; recomputed activations count as work done.
+    """
+
+    def __init__(self, step: Callable[[int, int], object], tokens: Sequence[int] = (8, 16, 32)):
+        counts = []
+        for length in tokens:
+            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+                step(1, length)
+            counts.append(counter.get_total_flops())
+        self.coefficients = np.linalg.solve(np.vander(tokens, 3, increasing=True).astype(float), counts)
+
+    def __call__(self, batch_size: int, tokens: int) -> float:
+        """Operations of a step on `batch_size` rows padded to `tokens`."""
+        return batch_size * float(np.polynomial.polynomial.polyval(tokens, self.coefficients))
 
 
 @contextmanager

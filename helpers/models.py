@@ -158,7 +158,7 @@ def weight_bytes(model: torch.nn.Module) -> dict[str, int]:
     """Bytes of the model's parameters by how they are stored.
 
     Keys are dtype names such as "float32", and for 4-bit layers "nf4" (two weights a byte) and "nf4 statistics" (the
-    block scales that double quantization packs, with their own scales and tables).
+    block scales that double quantization packs, with their own scales and the tables of values).
     """
     held: Counter[str] = Counter()
     for parameter in model.parameters():
@@ -167,8 +167,8 @@ def weight_bytes(model: torch.nn.Module) -> dict[str, int]:
             held[str(parameter.dtype).removeprefix("torch.")] += parameter.nbytes
         else:
             held["nf4"] += parameter.nbytes
-            packed = state.as_dict(packed=True).values()
-            held["nf4 statistics"] += sum(value.nbytes for value in packed if isinstance(value, torch.Tensor))
+            statistics = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
+            held["nf4 statistics"] += sum(value.nbytes for value in statistics)
     return dict(held)
 
 

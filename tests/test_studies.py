@@ -11,7 +11,7 @@ from helpers.studies import run_study, score_bag_of_words_on
 @pytest.fixture
 def recipe(tiny_checkpoints):
     base = RECIPES["lora_bert_sst2"].improved()
-    return replace(base, base_model=tiny_checkpoints["bert"], learning_rate=1e-2, max_length=16, n_train=None)
+    return replace(base, base_model=tiny_checkpoints["bert"], learning_rate=2e-2, max_length=16, n_train=None)
 
 
 def test_a_study_has_a_row_for_each_run_and_seed(recipe, toy_reviews, tiny_profile, fp32):

@@ -1,0 +1,255 @@
+"""`python -m helpers.benchmarks`: measures memory, speed and prediction on this device, for notebook 04.
+
+Records go to `Data/cpu/<device>` or `Data/gpu/<device>`: they depend on the machine, not on the profile.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+from transformers import AutoModelForSequenceClassification, pipeline, set_seed
+
+from helpers.budget import REAL_CONFIGS
+from helpers.data import load_splits
+from helpers.efficiency import (
+    StepFlops,
+    TrainingStep,
+    matmul_peak,
+    peak_memory,
+    reset_peak_memory,
+    resident_memory,
+)
+from helpers.inference import SentimentClassifier
+from helpers.ladder import ladder, ladder_texts, measure_rungs, method_recipe, methods_race
+from helpers.models import build_model, count_parameters, load_tokenizer, save_adapter, weight_bytes
+from helpers.profiles import DATA_DIR, EMBEDDED_BERT, PROFILES, Execution, fastest_execution
+from helpers.recipes import RECIPES
+from helpers.results import StudyRecord
+
+COMMAND = "python -m helpers.benchmarks"
+METHODS = ("full_finetune", "lora", "qlora", "qlora_checkpointing")
+SIZES = {"bert-base": None, "embedded": EMBEDDED_BERT}  # None: random weights of bert-base-uncased's shape
+REPEATS = 3
+MIN_SECONDS = 3.0  # a timed window lasts at least this long, and at least one batch
+
+
+def device_folder(execution: Execution) -> Path:
+    """`Data/cpu/<device>` or `Data/gpu/<device>`: where this device's records are."""
+    name = re.sub(r"[^a-z0-9]+", "-", execution.device_name.lower()).strip("-")
+    return DATA_DIR / ("gpu" if execution.device == "cuda" else "cpu") / name
+
+
+def load_benchmarks(name: str) -> list[StudyRecord]:
+    """The record `name` of every device that has one, CPUs first."""
+    return [StudyRecord.load(path) for path in sorted(DATA_DIR.glob(f"[cg]pu/*/{name}.json"))]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps: peak memory and speed of one training step, each in a fresh process
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """One training step to measure: on random tokens, every row `tokens` long, with `improved()` settings of 001."""
+
+    size: str
+    method: str
+    batch_size: int
+    tokens: int
+    precision: str
+    attention: str
+    optimizer: str = "adamw_torch"
+
+
+def step_specs(execution: Execution) -> list[StepSpec]:
+    """What `steps` measures here: every method at both sizes, two batch sizes and two lengths; on a GPU also the rest.
+
+    On a GPU the lengths are three, and precisions, attention and optimizers are compared at 256 tokens.
+    """
+    gpu = execution.device == "cuda"
+    shapes = [(batch, tokens) for batch in (4, 16) for tokens in ((128, 256, 512) if gpu else (128, 256))]
+    specs = [
+        StepSpec(size, method, batch, tokens, execution.precision, execution.attention)
+        for size in SIZES
+        for method in METHODS
+        for batch, tokens in shapes
+    ]
+    if gpu:
+        for size in SIZES:
+            base = StepSpec(size, "qlora", 16, 256, execution.precision, execution.attention)
+            variants = [{"precision": name} for name in ("fp32", "fp16", "bf16") if name != base.precision]
+            variants += [{"attention": "eager"}, {"optimizer": "paged_adamw_8bit"}]
+            specs += [replace(base, method=m, **change) for m in METHODS[:3] for change in variants]
+    return specs
+
+
+def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: float = MIN_SECONDS) -> dict[str, object]:
+    """Speed and peak memory of `spec` in this process; call it in a fresh one (see `in_fresh_process`)."""
+    libraries = resident_memory() if device == "cpu" else 0
+    checkpointing = spec.method == "qlora_checkpointing"
+    execution = Execution(device, spec.precision, spec.attention, checkpointing)
+    model = build_model(method_recipe(spec.method), base_model, execution)
+    step = TrainingStep(model, execution, spec.optimizer)
+    held = sum(weight_bytes(model).values())
+    reset_peak_memory(device)
+    step.run(*step.random_batch(spec.batch_size, spec.tokens))
+    seconds, steps = 0.0, 0
+    while seconds < min_seconds:
+        batch = step.random_batch(spec.batch_size, spec.tokens)
+        seconds, steps = seconds + step.timed(*batch), steps + 1
+    peak, method = peak_memory(device)
+    flops = StepFlops(lambda rows, tokens: step.run(*step.random_batch(rows, tokens)))
+    rate = flops(spec.batch_size, spec.tokens) * steps / seconds
+    trainable, total = count_parameters(model)
+    return {
+        **asdict(spec),
+        "samples_per_second": spec.batch_size * steps / seconds,
+        "peak_memory_bytes": peak,
+        "peak_memory_method": method,
+        "libraries_bytes": libraries,
+        "weights_bytes": held,
+        "gradients_bytes": sum(p.nbytes for p in model.parameters() if p.requires_grad),
+        "optimizer_bytes": step.optimizer_bytes(),
+        "trainable_params": trainable,
+        "total_params": total,
+        "matmul_share": rate / matmul_peak(device, execution.compute_dtype),
+    }
+
+
+def in_fresh_process(function: str, **arguments) -> object:
+    """`function(**arguments)` of this module in a new Python process; arguments and result travel as JSON.
+
+    Raises RuntimeError with the end of its error output when the process fails.
+    """
+    command = [sys.executable, "-m", "helpers.benchmarks", "--call", function, json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=DATA_DIR.parent)
+    if done.returncode:
+        raise RuntimeError(f"{function}({arguments}) failed:\n{done.stderr[-2_000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def benchmark_steps(execution: Execution, specs: Iterable[StepSpec] | None = None) -> StudyRecord:
+    """Measures `specs` (default: `step_specs`), each in a fresh process. A step out of memory has the row `error`."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        random_bert(Path(folder))
+        for spec in specs or step_specs(execution):
+            checkpoint = SIZES[spec.size] or folder
+            row = in_fresh_process("call_step", spec=asdict(spec), device=execution.device, base_model=checkpoint)
+            rows.append(row)
+            print(f"{spec.size:10s} {spec.method:20s} batch {spec.batch_size:2d} x {spec.tokens} tokens", end="  ")
+            print(f"{row['samples_per_second']:7.1f} samples/s  {row['peak_memory_bytes'] / 1e9:5.2f} GB", flush=True)
+    return StudyRecord("steps", COMMAND, None, execution.device_name, {}, rows)
+
+
+def random_bert(folder: Path) -> None:
+    """Writes a checkpoint of bert-base-uncased's shape with random weights to `folder`."""
+    set_seed(0)
+    AutoModelForSequenceClassification.from_config(REAL_CONFIGS["bert-base-uncased"]).base_model.save_pretrained(folder)
+
+
+def call_step(spec: dict, device: str, base_model: str) -> dict[str, object]:
+    """`measure_step` for a spec that came as JSON."""
+    return measure_step(StepSpec(**spec), device, base_model)
+
+
+# The targets and the lengths at which the ladders are climbed: tokens a text is cut to.
+LADDER_TOKENS = {"lora_distilbert_qv": 256, "lora_bert_sst2": 128, "qlora_bert": 256}
+
+
+def benchmark_ladder(execution: Execution, names: Iterable[str] = (*LADDER_TOKENS, "methods")) -> StudyRecord:
+    """Measures each ladder, and the race of LoRA, QLoRA and full fine-tuning at 128 tokens, a fresh process each."""
+    rows = []
+    for name in names:
+        measured = in_fresh_process("measure_ladder", name=name, device=execution.device)
+        for row in measured:
+            print(f"{name:20s} {row['change']:50s} {row['samples_per_second']:7.1f} samples/s", end="  ")
+            print(f"{row['ratio']:6.1f} x  {row['matmul_share']:4.0%} of the peak", flush=True)
+            rows.append({"ladder": name, **row})
+    settings = {"base_model": "embedded", "tokens": LADDER_TOKENS | {"methods": 128}, "repeats": 3}
+    return StudyRecord("ladder", COMMAND, None, execution.device_name, settings, rows)
+
+
+def measure_ladder(name: str, device: str) -> list[dict[str, object]]:
+    """Rows of one ladder, or of the race "methods", measured in this process on embedded texts."""
+    execution = fastest_execution()
+    recipe = RECIPES["qlora_bert" if name == "methods" else name]
+    rungs = methods_race(execution) if name == "methods" else ladder(name, execution)
+    profile = PROFILES["full"]
+    tokens = 128 if name == "methods" else LADDER_TOKENS[name]
+    return measure_rungs(rungs, ladder_texts(recipe, profile), profile.base_model(recipe.base_model), tokens)
+
+
+def benchmark_prediction(execution: Execution, repeats: int = 3) -> StudyRecord:
+    """Texts a second of `pipeline`, one at a time, and of `SentimentClassifier.predict`, in interleaved windows.
+
+    On IMDb reviews and on Rotten Tomatoes sentences, with an adapter as `save_adapter` writes it.
+    """
+    recipe, profile = RECIPES["lora_bert_sst2"].improved(), PROFILES["full"]
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        base_model = profile.base_model(recipe.base_model)
+        folder = save_adapter(
+            build_model(recipe, base_model, execution),
+            load_tokenizer(base_model),
+            Path(scratch) / "adapter",
+            base_model=base_model,
+            quantization=None,
+            max_length=512,
+            truncation="head",
+        )
+        classifier = SentimentClassifier.from_pretrained(folder, execution)
+        one_at_a_time = pipeline(
+            "text-classification", model=str(folder), device=execution.device, truncation=True, max_length=512
+        )
+        for dataset, count in (("imdb", 100), ("rotten_tomatoes", 400)):
+            texts = load_splits(replace(recipe, dataset=dataset), profile)["test"]["text"][:count]
+            seconds: dict[str, list[float]] = {"pipeline, one at a time": [], "SentimentClassifier.predict": []}
+            for _ in range(repeats):
+                start = perf_counter()
+                for text in texts:
+                    one_at_a_time(text)
+                middle = perf_counter()
+                classifier.predict(texts)
+                seconds["pipeline, one at a time"].append(middle - start)
+                seconds["SentimentClassifier.predict"].append(perf_counter() - middle)
+            first = median(seconds["pipeline, one at a time"])
+            for method, times in seconds.items():
+                rate = {"texts_per_second": count / median(times), "ratio": first / median(times)}
+                rows.append({"dataset": dataset, "texts": count, "method": method, **rate, "seconds": times})
+                print(f"{dataset:16s} {method:28s} {rate['texts_per_second']:7.1f} texts/s {rate['ratio']:5.1f} x")
+    return StudyRecord("prediction", COMMAND, None, execution.device_name, {"base_model": base_model}, rows)
+
+
+BENCHMARKS = {"ladder": benchmark_ladder, "prediction": benchmark_prediction, "steps": benchmark_steps}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmarks named (all without a name) and writes their records."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(BENCHMARKS)}; all without")
+    parser.add_argument("--call", nargs=2, help=argparse.SUPPRESS)  # a measurement in this process, see above
+    options = parser.parse_args(arguments)
+    if options.call:
+        print(json.dumps(globals()[options.call[0]](**json.loads(options.call[1]))))
+        return 0
+    if unknown := sorted(set(options.names) - set(BENCHMARKS)):
+        parser.error(f"no benchmark {unknown[0]!r}; there is {', '.join(BENCHMARKS)}")
+    execution = fastest_execution()
+    print(f"{execution.device_name}, {execution.precision}: close other programs while this runs", flush=True)
+    for name in options.names or BENCHMARKS:
+        path = BENCHMARKS[name](execution).save(device_folder(execution))
+        print(f"Wrote {path.relative_to(DATA_DIR.parent)}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""From a recipe as its source runs it to our version, one change a step, interleaved in one process."""
+
+from dataclasses import dataclass, replace
+from random import Random
+from statistics import median
+
+import torch
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from helpers.data import load_splits, truncate
+from helpers.efficiency import StepFlops, TrainingStep, fast_dropout, matmul_peak
+from helpers.models import attach_lora, load_classifier, load_tokenizer
+from helpers.profiles import Execution, Profile
+from helpers.recipes import RECIPES, Recipe
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to train a recipe on its real texts. `nf4_compute` is the precision 4-bit weights are unpacked to."""
+
+    change: str
+    recipe: Recipe
+    execution: Execution
+    pad_to_longest: bool = True
+    group_by_length: bool = True
+    fast_masks: bool = True
+    nf4_compute: str | None = None
+
+
+def ladder(name: str, execution: Execution) -> list[Rung]:
+    """The rungs of recipe `name`, from its source's own execution to `improved()` on this device's fastest.
+
+    The sources' half precision needs a GPU in Trainer; on a CPU the first rung is what they would run there, fp32.
+    """
+    written, better, fast = RECIPES[name], RECIPES[name].improved(), execution
+    gpu = execution.device == "cuda"
+    first = Execution(execution.device, "fp16" if gpu else "fp32", "sdpa", gradient_checkpointing=name == "qlora_bert")
+    padded = name != "qlora_bert"  # source 001 pads to the longest of a batch; the others to max_length
+    rung = Rung("as written", written, first, not padded, False, False, "fp16" if written.quantization else None)
+    rungs = [rung]
+
+    def add(change: str, **changes) -> None:
+        rungs.append(replace(rungs[-1], change=change, **changes))
+
+    if first.gradient_checkpointing:
+        add("no gradient checkpointing", execution=replace(first, gradient_checkpointing=False))
+    if rungs[-1].execution.precision != fast.precision or rungs[-1].nf4_compute:
+        changed = replace(rungs[-1].execution, precision=fast.precision)
+        add(f"{fast.precision}", execution=changed, nf4_compute=None)
+    add(
+        "batches of like length" + (", padded to their longest" if padded else ""),
+        pad_to_longest=True,
+        group_by_length=True,
+    )
+    if not gpu:
+        add("dropout masks in bulk", fast_masks=True)
+    add("no dropout in the frozen encoder", recipe=replace(written, model_dropout=0.0, lora_dropout=0.0))
+    if fast.attention != "sdpa":
+        add(f"{fast.attention} attention", execution=fast)
+    add("improved() settings", recipe=better)
+    return rungs
+
+
+def methods_race(execution: Execution) -> list[Rung]:
+    """LoRA, QLoRA and full fine-tuning by source 001's improved settings, on this device's fastest execution."""
+    return [Rung(method, method_recipe(method), execution) for method in ("lora", "qlora", "full_finetune")]
+
+
+def method_recipe(method: str) -> Recipe:
+    """Source 001's improved recipe as "full_finetune", "lora", "qlora" or "qlora_checkpointing"."""
+    recipe = RECIPES["qlora_bert"].improved()
+    if method == "full_finetune":
+        return recipe.full_finetune()
+    return replace(recipe, quantization=None) if method == "lora" else recipe
+
+
+class _Runner:
+    """A rung's model and its batches of real texts."""
+
+    def __init__(self, rung: Rung, texts: list[str], base_model: str, max_length: int):
+        self.rung, recipe, execution = rung, rung.recipe, rung.execution
+        tokenizer = load_tokenizer(base_model)
+        load = replace(execution, precision=rung.nf4_compute) if rung.nf4_compute else execution
+        model = load_classifier(
+            base_model, load, quantization=recipe.quantization, model_dropout=recipe.model_dropout, seed=0
+        )
+        if recipe.variant != "full_finetune":
+            model = attach_lora(model, recipe, execution.gradient_checkpointing)
+        self.step = TrainingStep(model, execution, recipe.optim)
+        ids = [truncate(row, max_length, recipe.truncation) for row in tokenizer(texts, verbose=False)["input_ids"]]
+        order = list(range(len(ids)))
+        size = recipe.per_device_train_batch_size
+        if rung.group_by_length:
+            lengths = [len(row) for row in ids]
+            order = list(LengthGroupedSampler(size, lengths=lengths, generator=torch.Generator().manual_seed(0)))
+        padding = {"padding": "longest"} if rung.pad_to_longest else {"padding": "max_length", "max_length": max_length}
+        self.batches = [
+            tokenizer.pad({"input_ids": [ids[i] for i in order[start : start + size]]}, **padding, return_tensors="pt")
+            for start in range(0, len(ids) - size + 1, size)
+        ]
+        with fast_dropout(execution.device if rung.fast_masks else "off"):
+            self.flops = StepFlops(lambda rows, tokens: self.step.run(*self.step.random_batch(rows, tokens)))
+
+    def measure(self, seconds: float, random: Random) -> tuple[float, float]:
+        """(samples, operations) a second over batches in random order, for `seconds` and at least one batch."""
+        device, elapsed, samples, operations = self.rung.execution.device, 0.0, 0, 0.0
+        with fast_dropout(device if self.rung.fast_masks else "off"):
+            while elapsed < seconds:
+                for batch in random.sample(self.batches, len(self.batches)):
+                    rows, tokens = batch["input_ids"].shape
+                    labels = torch.zeros(rows, dtype=torch.long, device=device)
+                    elapsed += self.step.timed(batch.to(device), labels)
+                    samples, operations = samples + rows, operations + self.flops(rows, tokens)
+                    if elapsed >= seconds:
+                        break
+        return samples / elapsed, operations / elapsed
+
+
+def measure_rungs(
+    rungs: list[Rung],
+    texts: list[str],
+    base_model: str,
+    max_length: int,
+    *,
+    repeats: int = 3,
+    seconds: float = 3.0,
+) -> list[dict[str, object]]:
+    """A row for each rung: `change`, `samples_per_second` (the median of `repeats` interleaved windows), all of them as
+    `windows`, `ratio` to the first rung, and `matmul_share` of the fastest matrix product in this process.
+
+    A window lasts `seconds` or one batch. All models are in memory at once.
+    """
+    device = rungs[0].execution.device
+    runners, random = [_Runner(rung, texts, base_model, max_length) for rung in rungs], Random(0)
+    peak = matmul_peak(device, rungs[-1].execution.compute_dtype)
+    measured = [[runner.measure(seconds, random) for runner in runners] for _ in range(repeats)]
+    rows = []
+    for rung, windows in zip(rungs, zip(*measured, strict=True), strict=True):
+        rates = [samples for samples, _ in windows]
+        rows.append(
+            {
+                "change": rung.change,
+                "samples_per_second": median(rates),
+                "windows": rates,
+                "matmul_share": median(operations for _, operations in windows) / peak,
+                "precision": rung.execution.precision,
+                "attention": rung.execution.attention,
+                "batch_size": rung.recipe.per_device_train_batch_size,
+            }
+        )
+    return [{**row, "ratio": row["samples_per_second"] / rows[0]["samples_per_second"]} for row in rows]
+
+
+def ladder_texts(recipe: Recipe, profile: Profile, count: int = 512) -> list[str]:
+    """The first `count` training texts of the recipe's dataset, the same for every rung."""
+    return list(load_splits(recipe, profile)["train"]["text"][:count])

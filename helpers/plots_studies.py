@@ -35,9 +35,9 @@ def plot_rank_study(
     """
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.9), layout="constrained")
     values = [point["r"] for point in ranks]
-    draw_line(axes[0], ranks, "r", STUDY_COLORS["alpha = 2r"], "")
-    for name, points in schemes.items():
-        draw_line(axes[2], points, "r", STUDY_COLORS[name], name)
+    draw_line(axes[0], ranks, "r", STUDY_COLORS["alpha = 2r"])
+    for column, (name, points) in enumerate(schemes.items()):  # side by side: some of them are the same run
+        draw_line(axes[2], points, "r", STUDY_COLORS[name], shift=1.09 ** (column - (len(schemes) - 1) / 2))
     for panel in (axes[0], axes[2]):
         panel.set_xscale("log", base=2)
         panel.set_xticks(values, [str(value) for value in values])
@@ -45,6 +45,7 @@ def plot_rank_study(
     axes[2].set_xlim(values[0] / 1.3, values[-1] * 4.5)
     counts = axes[0].secondary_xaxis("top")
     counts.set_xticks(values, [_short(parameters[value]) for value in values], fontsize=8.5)
+    counts.minorticks_off()
     counts.set_xlabel("parameters that LoRA trains in bert-base at this rank", fontsize=9)
     names = [f"{point['modules']}\nr = {point['r']}" for point in modules]
     draw_intervals(axes[1], names, modules, [STUDY_COLORS["alpha = 2r"]] * len(modules))
@@ -57,6 +58,10 @@ def plot_rank_study(
     axes[0].set_ylim(limits)
     axes[2].set_ylim(limits)
     axes[1].set_xlim(limits[0], limits[1] + 0.02)
+    ends = [
+        (points[-1]["r"] * 1.1, points[-1]["accuracy"], name, STUDY_COLORS[name]) for name, points in schemes.items()
+    ]
+    _label_ends(axes[2], ends, gap=0.05)
     draw_reference(axes[0], bag, f"bag of words {bag:.1%}", COLORS["bag_of_words"])
     draw_reference(axes[2], bag, f"bag of words {bag:.1%}", COLORS["bag_of_words"])
     axes[1].axvline(bag, color=COLORS["bag_of_words"], ls="--", lw=1.2)
@@ -85,7 +90,7 @@ def plot_epochs(
     draw_intervals(axes[1], names, [_point(record) for record in records], [COLORS[r.variant] for r in records])
     axes[1].set_xlabel(f"test accuracy, 95 % bootstrap interval (n = {records[0].n_test:,})")
     if rates:
-        draw_line(axes[2], rates, "learning_rate", STUDY_COLORS["as written, other rates"], "")
+        draw_line(axes[2], rates, "learning_rate", STUDY_COLORS["as written, other rates"])
         axes[2].set_xscale("log")
         values = [point["learning_rate"] for point in rates]
         axes[2].set_xticks(values, [f"{value:g}" for value in values])
@@ -114,31 +119,19 @@ def draw_epochs(axes: Axes, runs: Sequence[RunRecord], stated: tuple[str, Sequen
     last = max(label[0] for label in labels)
     axes.set_xlim(0.7, last + 0.5 * (last - 0.7))
     axes.margins(y=0.12)
-    for x, y, text, color in _apart(axes, labels):
-        axes.annotate(text, (x, y), xytext=(10, 0), textcoords="offset points", va="center", color=color, fontsize=9)
+    _label_ends(axes, labels, gap=0.12)
     axes.set(xlabel="epochs", ylabel=f"validation accuracy (n = {runs[0].n_validation:,})")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
-def draw_line(axes: Axes, points: Sequence[dict[str, Any]], x: str, color: str, label: str) -> None:
-    """Mean accuracy with its interval over label `x`, each seed as a small dot; `label` stands at the end."""
-    values = [point[x] for point in points]
-    accuracy = [point["accuracy"] for point in points]
-    axes.plot(values, accuracy, "o-", color=color, lw=1.8, ms=7)
+def draw_line(axes: Axes, points: Sequence[dict[str, Any]], x: str, color: str, shift: float = 1.0) -> None:
+    """Mean accuracy with its interval over label `x`, times `shift`; each seed as a small dot."""
+    values = [point[x] * shift for point in points]
+    axes.plot(values, [point["accuracy"] for point in points], "o-", color=color, lw=1.8, ms=7)
     for value, point in zip(values, points, strict=True):
         axes.plot([value] * 2, [point["low"], point["high"]], color=color, lw=2, alpha=0.45, solid_capstyle="butt")
         axes.plot([value] * len(point["accuracies"]), point["accuracies"], ".", color="0.25", ms=4, zorder=3)
-    if label:
-        axes.annotate(
-            label,
-            (values[-1], accuracy[-1]),
-            xytext=(9, 0),
-            textcoords="offset points",
-            va="center",
-            color=color,
-            fontsize=9,
-        )
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
@@ -163,13 +156,14 @@ def draw_reference(axes: Axes, value: float, text: str, color: str) -> None:
     axes.text(0.99, value, text, transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=9, color=color)
 
 
-def _apart(axes: Axes, labels: list[tuple], gap: float = 0.12) -> list[tuple]:
-    """`labels` (x, y, text, color) moved up where they would overlap; `gap` is in parts of the axis."""
-    step = gap * (axes.get_ylim()[1] - axes.get_ylim()[0])
-    moved: list[tuple] = []
-    for x, y, *rest in sorted(labels, key=lambda label: label[1]):
-        moved.append((x, max(y, moved[-1][1] + step) if moved else y, *rest))
-    return moved
+def _label_ends(axes: Axes, labels: Sequence[tuple[float, float, str, str]], gap: float) -> None:
+    """Writes `labels` (x, y, text, color) right of their points, moved up where two are closer than `gap` of the axis."""
+    step, above = gap * (axes.get_ylim()[1] - axes.get_ylim()[0]), float("-inf")
+    for x, y, text, color in sorted(labels, key=lambda label: label[1]):
+        above = max(y, above + step)
+        axes.annotate(
+            text, (x, above), xytext=(10, 0), textcoords="offset points", va="center", color=color, fontsize=9
+        )
 
 
 def _point(record: RunRecord) -> dict[str, Any]:

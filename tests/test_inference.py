@@ -81,6 +81,18 @@ def test_plain_transformers_loads_the_folder(saved):
     assert scores[ours.label] == pytest.approx(ours.score, abs=tolerance)
 
 
+def test_pipeline_answers_with_our_labels_on_a_base_without_them(tiny_checkpoints, tmp_path):
+    base_model = tiny_checkpoints["bert"]
+    recipe = replace(RECIPES["lora_bert_sst2"], base_model=base_model)
+    model = build_model(recipe, base_model, FP32)
+    options = {"quantization": None, "max_length": 16, "truncation": "head"}
+    folder = save_adapter(model, load_tokenizer(base_model), tmp_path / "a", base_model=base_model, **options)
+    bare = pipeline("text-classification", model=str(folder))("the movie was great")[0]
+    named = pipeline("text-classification", model=str(folder), config=model.config)("the movie was great")[0]
+    assert bare["label"] in ("LABEL_0", "LABEL_1") and named["label"] in ("NEGATIVE", "POSITIVE")
+    assert named["score"] == pytest.approx(bare["score"], abs=1e-6), "another adapter, or none"
+
+
 def test_predictions_answer_one_many_and_none(saved):
     folder, _, logits = saved
     classifier = SentimentClassifier.from_pretrained(folder, FP32)

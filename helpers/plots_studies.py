@@ -157,7 +157,7 @@ def draw_reference(axes: Axes, value: float, text: str, color: str) -> None:
 
 
 def _label_ends(axes: Axes, labels: Sequence[tuple[float, float, str, str]], gap: float) -> None:
-    """Writes `labels` (x, y, text, color) right of their points, moved up where two are closer than `gap` of the axis."""
+    """Writes `labels` (x, y, text, color) right of their points, moved up where closer than `gap` of the axis."""
     step, above = gap * (axes.get_ylim()[1] - axes.get_ylim()[0]), float("-inf")
     for x, y, text, color in sorted(labels, key=lambda label: label[1]):
         above = max(y, above + step)

@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -122,7 +123,7 @@ def draw_epochs(axes: Axes, runs: Sequence[RunRecord], stated: tuple[str, Sequen
     _label_ends(axes, labels, gap=0.12)
     axes.set(xlabel="epochs", ylabel=f"validation accuracy (n = {runs[0].n_validation:,})")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _percent(axes.yaxis)
 
 
 def draw_line(axes: Axes, points: Sequence[dict[str, Any]], x: str, color: str, shift: float = 1.0) -> None:
@@ -132,7 +133,7 @@ def draw_line(axes: Axes, points: Sequence[dict[str, Any]], x: str, color: str, 
     for value, point in zip(values, points, strict=True):
         axes.plot([value] * 2, [point["low"], point["high"]], color=color, lw=2, alpha=0.45, solid_capstyle="butt")
         axes.plot([value] * len(point["accuracies"]), point["accuracies"], ".", color="0.25", ms=4, zorder=3)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _percent(axes.yaxis)
 
 
 def draw_intervals(axes: Axes, names: Sequence[str], points: Sequence[dict[str, Any]], colors: Sequence[str]) -> None:
@@ -145,8 +146,7 @@ def draw_intervals(axes: Axes, names: Sequence[str], points: Sequence[dict[str, 
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(right=min(1.0, axes.get_xlim()[1] + 0.12 * (axes.get_xlim()[1] - axes.get_xlim()[0])))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    _percent(axes.xaxis)
     axes.grid(axis="y", visible=False)
 
 
@@ -154,6 +154,12 @@ def draw_reference(axes: Axes, value: float, text: str, color: str) -> None:
     """A dashed horizontal line at `value` with its name on it."""
     axes.axhline(value, color=color, ls="--", lw=1.2)
     axes.text(0.99, value, text, transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=9, color=color)
+
+
+def _percent(axis: Axis) -> None:
+    """Whole percents, at places that are whole percents."""
+    axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
 
 def _label_ends(axes: Axes, labels: Sequence[tuple[float, float, str, str]], gap: float) -> None:

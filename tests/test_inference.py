@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import pipeline
+from transformers import AutoModelForSequenceClassification, pipeline
 
-from helpers.data import truncate
+from helpers.checkpoints import label_maps
+from helpers.data import LABELS, truncate
 from helpers.evaluation import predict_logits
 from helpers.inference import SentimentClassifier
 from helpers.models import INFERENCE_FILE, build_model, count_4bit_modules, load_tokenizer, save_adapter
@@ -88,7 +89,9 @@ def test_pipeline_answers_with_our_labels_on_a_base_without_them(tiny_checkpoint
     options = {"quantization": None, "max_length": 16, "truncation": "head"}
     folder = save_adapter(model, load_tokenizer(base_model), tmp_path / "a", base_model=base_model, **options)
     bare = pipeline("text-classification", model=str(folder))("the movie was great")[0]
-    named = pipeline("text-classification", model=str(folder), config=model.config)("the movie was great")[0]
+    id2label, label2id = label_maps(LABELS)
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder, id2label=id2label, label2id=label2id)
+    named = pipeline("text-classification", model=loaded, tokenizer=str(folder))("the movie was great")[0]
     assert bare["label"] in ("LABEL_0", "LABEL_1") and named["label"] in ("NEGATIVE", "POSITIVE")
     assert named["score"] == pytest.approx(bare["score"], abs=1e-6), "another adapter, or none"
 

@@ -16,7 +16,8 @@ STUDY_COLORS = {
     "alpha = 2r": COLORS["improved"],
     "alpha fixed": "#CC79A7",
     "rsLoRA": "#D55E00",
-    "as written, other rates": COLORS["as_written"],
+    "LoRA": COLORS["as_written"],
+    "full fine-tuning": "#CC79A7",
 }
 
 
@@ -74,12 +75,12 @@ def plot_epochs(
     baselines: Mapping[str, RunRecord],
     titles: Sequence[str],
     stated: tuple[str, Sequence[float]] | None = None,
-    rates: Sequence[dict[str, Any]] = (),
+    rates: Mapping[str, Sequence[dict[str, Any]]] | None = None,
 ) -> Figure:
     """Validation accuracy after each epoch with the best marked, test accuracy of runs and baselines, a rate sweep.
 
-    `baselines` maps a name to its record; `stated` is a name and what a source says after each epoch; `rates` are
-    points of `studies.summarize` with label `learning_rate`, drawn in a third panel where there are any.
+    `baselines` maps a name to its record; `stated` is a name and what a source says after each epoch; `rates` maps
+    a method to points of `studies.summarize` with label `learning_rate`, for a third panel.
     """
     panels = 3 if rates else 2
     figure, axes = plt.subplots(
@@ -91,11 +92,15 @@ def plot_epochs(
     draw_intervals(axes[1], names, [_point(record) for record in records], [COLORS[r.variant] for r in records])
     axes[1].set_xlabel(f"test accuracy, 95 % bootstrap interval (n = {records[0].n_test:,})")
     if rates:
-        draw_line(axes[2], rates, "learning_rate", STUDY_COLORS["as written, other rates"])
+        values = sorted({point["learning_rate"] for points in rates.values() for point in points})
+        for name, points in rates.items():
+            draw_line(axes[2], points, "learning_rate", STUDY_COLORS[name])
         axes[2].set_xscale("log")
-        values = [point["learning_rate"] for point in rates]
         axes[2].set_xticks(values, [f"{value:g}" for value in values])
         axes[2].minorticks_off()
+        axes[2].set_xlim(values[0] / 1.6, values[-1] * 5)
+        ends = [(points[-1]["learning_rate"], points[-1]["accuracy"], name) for name, points in rates.items()]
+        _label_ends(axes[2], [(*end, STUDY_COLORS[end[-1]]) for end in ends], gap=0.05)
         axes[2].set(xlabel="peak learning rate", ylabel="validation accuracy")
     for panel, title in zip(axes, titles, strict=True):
         panel.set_title(title, fontsize=11)
@@ -122,7 +127,7 @@ def draw_epochs(axes: Axes, runs: Sequence[RunRecord], stated: tuple[str, Sequen
     axes.margins(y=0.12)
     _label_ends(axes, labels, gap=0.12)
     axes.set(xlabel="epochs", ylabel=f"validation accuracy (n = {runs[0].n_validation:,})")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xticks(range(1, round(last) + 1, 1 + round(last) // 10))
     _percent(axes.yaxis)
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+import torch
 from transformers import AutoModelForSequenceClassification, pipeline, set_seed
 
 from helpers.budget import REAL_CONFIGS
 from helpers.data import load_splits
 from helpers.efficiency import (
-    StepFlops,
     TrainingStep,
     matmul_peak,
     peak_memory,
@@ -28,11 +28,13 @@ from helpers.efficiency import (
     resident_memory,
 )
 from helpers.inference import SentimentClassifier
-from helpers.ladder import ladder, ladder_texts, measure_rungs, method_recipe, methods_race
+from helpers.ladder import ladder, ladder_texts, measure_rungs, method_recipe, methods_race, training_flops
 from helpers.models import build_model, count_parameters, load_tokenizer, save_adapter, weight_bytes
 from helpers.profiles import DATA_DIR, EMBEDDED_BERT, PROFILES, Execution, fastest_execution
 from helpers.recipes import RECIPES
 from helpers.results import StudyRecord
+from helpers.studies import scores
+from helpers.training import class_probabilities, fit, tokenize_splits
 
 COMMAND = "python -m helpers.benchmarks"
 METHODS = ("full_finetune", "lora", "qlora", "qlora_checkpointing")
@@ -96,7 +98,8 @@ def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: floa
     libraries = resident_memory() if device == "cpu" else 0
     checkpointing = spec.method == "qlora_checkpointing"
     execution = Execution(device, spec.precision, spec.attention, checkpointing)
-    model = build_model(method_recipe(spec.method), base_model, execution)
+    recipe = method_recipe(spec.method)
+    model = build_model(recipe, base_model, execution)
     step = TrainingStep(model, execution, spec.optimizer)
     held = sum(weight_bytes(model).values())
     reset_peak_memory(device)
@@ -106,8 +109,7 @@ def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: floa
         batch = step.random_batch(spec.batch_size, spec.tokens)
         seconds, steps = seconds + step.timed(*batch), steps + 1
     peak, method = peak_memory(device)
-    flops = StepFlops(lambda rows, tokens: step.run(*step.random_batch(rows, tokens)))
-    rate = flops(spec.batch_size, spec.tokens) * steps / seconds
+    flops = training_flops(recipe, base_model)(spec.batch_size, spec.tokens)
     trainable, total = count_parameters(model)
     return {
         **asdict(spec),
@@ -120,7 +122,7 @@ def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: floa
         "optimizer_bytes": step.optimizer_bytes(),
         "trainable_params": trainable,
         "total_params": total,
-        "matmul_share": rate / matmul_peak(device, execution.compute_dtype),
+        "matmul_share": flops * steps / seconds / matmul_peak(device, execution.compute_dtype),
     }
 
 
@@ -137,17 +139,22 @@ def in_fresh_process(function: str, **arguments) -> object:
 
 
 def benchmark_steps(execution: Execution, specs: Iterable[StepSpec] | None = None) -> StudyRecord:
-    """Measures `specs` (default: `step_specs`), each in a fresh process. A step out of memory has the row `error`."""
+    """Measures `specs` (default: `step_specs`), each in a fresh process."""
+    specs = list(specs or step_specs(execution))
+    dtypes = {"fp32": torch.float32, execution.precision: execution.compute_dtype}
+    peaks = {name: matmul_peak(execution.device, dtype) for name, dtype in dtypes.items()}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        random_bert(Path(folder))
-        for spec in specs or step_specs(execution):
+        if any(SIZES[spec.size] is None for spec in specs):
+            random_bert(Path(folder))
+        for spec in specs:
             checkpoint = SIZES[spec.size] or folder
             row = in_fresh_process("call_step", spec=asdict(spec), device=execution.device, base_model=checkpoint)
             rows.append(row)
             print(f"{spec.size:10s} {spec.method:20s} batch {spec.batch_size:2d} x {spec.tokens} tokens", end="  ")
             print(f"{row['samples_per_second']:7.1f} samples/s  {row['peak_memory_bytes'] / 1e9:5.2f} GB", flush=True)
-    return StudyRecord("steps", COMMAND, None, execution.device_name, {}, rows)
+    settings = {"matmul_flops_per_second": peaks}
+    return StudyRecord("steps", f"{COMMAND} steps", None, execution.device_name, settings, rows)
 
 
 def random_bert(folder: Path) -> None:
@@ -175,7 +182,7 @@ def benchmark_ladder(execution: Execution, names: Iterable[str] = (*LADDER_TOKEN
             print(f"{row['ratio']:6.1f} x  {row['matmul_share']:4.0%} of the peak", flush=True)
             rows.append({"ladder": name, **row})
     settings = {"base_model": "embedded", "tokens": LADDER_TOKENS | {"methods": 128}, "repeats": 3}
-    return StudyRecord("ladder", COMMAND, None, execution.device_name, settings, rows)
+    return StudyRecord("ladder", f"{COMMAND} ladder", None, execution.device_name, settings, rows)
 
 
 def measure_ladder(name: str, device: str) -> list[dict[str, object]]:
@@ -226,10 +233,78 @@ def benchmark_prediction(execution: Execution, repeats: int = 3) -> StudyRecord:
                 rate = {"texts_per_second": count / median(times), "ratio": first / median(times)}
                 rows.append({"dataset": dataset, "texts": count, "method": method, **rate, "seconds": times})
                 print(f"{dataset:16s} {method:28s} {rate['texts_per_second']:7.1f} texts/s {rate['ratio']:5.1f} x")
-    return StudyRecord("prediction", COMMAND, None, execution.device_name, {"base_model": base_model}, rows)
+    return StudyRecord(
+        "prediction", f"{COMMAND} prediction", None, execution.device_name, {"base_model": base_model}, rows
+    )
 
 
-BENCHMARKS = {"ladder": benchmark_ladder, "prediction": benchmark_prediction, "steps": benchmark_steps}
+def benchmark_accuracy(execution: Execution) -> StudyRecord:
+    """Trains source 004 at its own scale as written and improved, each on the source's execution and on the fastest.
+
+    All four runs have its epochs and are scored on the same test sentences, for paired tests: speed must cost nothing.
+    """
+    recipe = RECIPES["lora_bert_sst2"]
+    profile = replace(PROFILES["quick"], n_train=recipe.n_train, n_validation=recipe.n_validation, max_epochs=None)
+    executions = {"source's": ladder(recipe.name, execution)[0].execution, "fastest": execution}
+    splits = load_splits(recipe, profile)
+    rows = []
+    for settings in (recipe, recipe.improved()):
+        tokenizer, tokens = tokenize_splits(settings, splits, profile)
+        base_model = profile.base_model(settings.base_model)
+        for name, used in executions.items():
+            model = build_model(settings, base_model, used, profile.seed)
+            fitted = fit(model, tokenizer, settings, tokens["train"], None, used, profile.seed)
+            predictions = class_probabilities(model, tokenizer, tokens["test"], used).argmax(axis=1)
+            row = {"settings": settings.variant, "execution": name, "train_seconds": fitted.seconds}
+            rows.append(row | scores(predictions, splits["test"]))
+            print(f"{settings.variant:12s} {name:10s} {fitted.seconds:6.0f} s  {rows[-1]['accuracy']:.1%}", flush=True)
+    shared = {
+        "recipe": recipe.name,
+        "base_model": base_model,
+        "n_train": len(splits["train"]),
+        "epochs": recipe.num_train_epochs,
+    }
+    return StudyRecord(
+        "accuracy", f"{COMMAND} accuracy", None, execution.device_name, shared | {"n_test": len(splits["test"])}, rows
+    )
+
+
+def benchmark_adapter(execution: Execution) -> StudyRecord:
+    """Trains source 004's recipe, improved, and checks what it says of the result.
+
+    Compares every tensor of the base before and after, bit by bit, and asks `pipeline` on the saved folder for a label.
+    """
+    recipe, text = RECIPES["lora_bert_sst2"].improved(), "The movie was absolutely wonderful!"
+    profile = replace(PROFILES["quick"], n_train=recipe.n_train, n_validation=recipe.n_validation, max_epochs=None)
+    base_model, splits = profile.base_model(recipe.base_model), load_splits(recipe, profile)
+    tokenizer, tokens = tokenize_splits(recipe, splits, profile)
+    model = build_model(recipe, base_model, execution, profile.seed)
+    frozen = [
+        (parameter, parameter.detach().clone()) for parameter in model.parameters() if not parameter.requires_grad
+    ]
+    fit(model, tokenizer, recipe, tokens["train"], None, execution, profile.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = {"quantization": None, "max_length": recipe.max_length, "truncation": recipe.truncation}
+        folder = save_adapter(model, tokenizer, Path(scratch) / "adapter", base_model=base_model, **settings)
+        answer = pipeline("text-classification", model=str(folder), device=execution.device)(text)[0]
+    row = {
+        "base_tensors": len(frozen),
+        "changed_base_tensors": sum(not torch.equal(parameter, before) for parameter, before in frozen),
+        "text": text,
+        "pipeline_label": answer["label"],
+        "pipeline_score": answer["score"],
+    }
+    shared = {"recipe": recipe.name, "base_model": base_model, "n_train": len(splits["train"])}
+    return StudyRecord("adapter", f"{COMMAND} adapter", None, execution.device_name, shared, [row])
+
+
+BENCHMARKS = {
+    "ladder": benchmark_ladder,
+    "prediction": benchmark_prediction,
+    "steps": benchmark_steps,
+    "accuracy": benchmark_accuracy,
+    "adapter": benchmark_adapter,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

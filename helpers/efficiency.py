@@ -102,9 +102,10 @@ class TrainingStep:
 
     def run(self, batch: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
         execution = self.execution
-        with torch.autocast(execution.device, execution.compute_dtype, enabled=execution.precision != "fp32"):
-            loss = self.model(**batch, labels=labels).loss
-        self.scaler.scale(loss).backward()
+        with fast_dropout(execution):  # backward too: it recomputes the forward pass where activations are not kept
+            with torch.autocast(execution.device, execution.compute_dtype, enabled=execution.precision != "fp32"):
+                loss = self.model(**batch, labels=labels).loss
+            self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -130,7 +131,7 @@ class StepFlops:
     """Matrix-product operations of one training step of `step(batch_size, tokens)`, as a function of its shape.
 
     They are an exact polynomial, `batch_size * (a + b * tokens + c * tokens**2)`: head, linear layers, attention. Three
-    short steps under torch's FlopCounterMode give the coefficients; recomputed activations count as work done.
+    short steps under torch's FlopCounterMode give the coefficients.
     """
 
     def __init__(self, step: Callable[[int, int], object], tokens: Sequence[int] = (8, 16, 32)):
@@ -147,14 +148,14 @@ class StepFlops:
 
 
 @contextmanager
-def fast_dropout(device: str) -> Iterator[None]:
-    """Dropout on CPU from 16 random bits an element; elsewhere, and in evaluation, torch's own.
+def fast_dropout(execution: Execution) -> Iterator[None]:
+    """Dropout on CPU from 16 random bits an element, where `execution` asks for it; elsewhere torch's own.
 
     torch draws CPU masks with one Bernoulli call an element on one thread, over a third of a step at BERT's rates.
     Four 16-bit numbers cut from each 64-bit draw give the same distribution (rates rounded to 1/65536) from the same
     generator and seed.
     """
-    if device != "cpu":
+    if execution.device != "cpu" or not execution.fast_dropout:
         yield
         return
     original = functional.dropout

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.data import clean, truncate
 from helpers.evaluation import predict_logits
-from helpers.models import INFERENCE_FILE, load_classifier
+from helpers.models import INFERENCE_FILE, load_classifier, store_frozen_linears
 from helpers.profiles import Execution, fastest_execution
 
 
@@ -62,6 +62,7 @@ class SentimentClassifier:
         model = PeftModel.from_pretrained(base, str(folder), config=PeftConfig.from_pretrained(str(folder)))
         if settings["quantization"] is None:
             model = model.merge_and_unload()
+            store_frozen_linears(model, execution)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return cls(model, tokenizer, execution, max_length=settings["max_length"], truncation=settings["truncation"])
 

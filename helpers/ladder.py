@@ -8,23 +8,27 @@ import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from helpers.data import load_splits, truncate
-from helpers.efficiency import StepFlops, TrainingStep, fast_dropout, matmul_peak
-from helpers.models import attach_lora, load_classifier, load_tokenizer
+from helpers.efficiency import StepFlops, TrainingStep, matmul_peak
+from helpers.models import attach_lora, build_model, load_classifier, load_tokenizer, store_frozen_linears
 from helpers.profiles import Execution, Profile
 from helpers.recipes import RECIPES, Recipe
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One way to train a recipe on its real texts. `nf4_compute` is the precision 4-bit weights are unpacked to."""
+    """One way to train a recipe on its real texts.
+
+    `nf4_compute` is the precision 4-bit weights are unpacked to, where that is not the execution's. `cast_once` stores
+    frozen layers in the precision they are multiplied in (see `models.store_frozen_linears`).
+    """
 
     change: str
     recipe: Recipe
     execution: Execution
     pad_to_longest: bool = True
     group_by_length: bool = True
-    fast_masks: bool = True
     nf4_compute: str | None = None
+    cast_once: bool = True
 
 
 def ladder(name: str, execution: Execution) -> list[Rung]:
@@ -34,9 +38,9 @@ def ladder(name: str, execution: Execution) -> list[Rung]:
     """
     written, better, fast = RECIPES[name], RECIPES[name].improved(), execution
     gpu = execution.device == "cuda"
-    first = Execution(execution.device, "fp16" if gpu else "fp32", "sdpa", gradient_checkpointing=name == "qlora_bert")
+    first = Execution(execution.device, "fp16" if gpu else "fp32", "sdpa", name == "qlora_bert", False)
     padded = name != "qlora_bert"  # source 001 pads to the longest of a batch; the others to max_length
-    rung = Rung("as written", written, first, not padded, False, False, "fp16" if written.quantization else None)
+    rung = Rung("as written", written, first, not padded, False, "fp16" if written.quantization else None, False)
     rungs = [rung]
 
     def add(change: str, **changes) -> None:
@@ -53,11 +57,13 @@ def ladder(name: str, execution: Execution) -> list[Rung]:
         group_by_length=True,
     )
     if not gpu:
-        add("dropout masks in bulk", fast_masks=True)
+        add("dropout masks in bulk", execution=replace(rungs[-1].execution, fast_dropout=True))
     add("no dropout in the frozen encoder", recipe=replace(written, model_dropout=0.0, lora_dropout=0.0))
+    if fast.precision != "fp32" and not written.quantization:
+        add(f"frozen weights stored in {fast.precision}", cast_once=True)
     if fast.attention != "sdpa":
         add(f"{fast.attention} attention", execution=fast)
-    add("improved() settings", recipe=better)
+    add("improved() settings", recipe=better, cast_once=True)
     return rungs
 
 
@@ -74,6 +80,17 @@ def method_recipe(method: str) -> Recipe:
     return replace(recipe, quantization=None) if method == "lora" else recipe
 
 
+def training_flops(recipe: Recipe, base_model: str) -> StepFlops:
+    """Matrix-product operations that a step of `recipe` needs, by its shape (see `efficiency.StepFlops`).
+
+    They are counted on an unquantized copy that keeps its activations, so that work done twice does not count as work
+    (model FLOPs utilization, Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
+    """
+    execution = Execution("cpu", "fp32", "eager")
+    step = TrainingStep(build_model(replace(recipe, quantization=None), base_model, execution), execution)
+    return StepFlops(lambda rows, tokens: step.run(*step.random_batch(rows, tokens)))
+
+
 class _Runner:
     """A rung's model and its batches of real texts."""
 
@@ -86,6 +103,8 @@ class _Runner:
         )
         if recipe.variant != "full_finetune":
             model = attach_lora(model, recipe, execution.gradient_checkpointing)
+            if rung.cast_once:
+                store_frozen_linears(model, execution)
         self.step = TrainingStep(model, execution, recipe.optim)
         ids = [truncate(row, max_length, recipe.truncation) for row in tokenizer(texts, verbose=False)["input_ids"]]
         order = list(range(len(ids)))
@@ -98,21 +117,19 @@ class _Runner:
             tokenizer.pad({"input_ids": [ids[i] for i in order[start : start + size]]}, **padding, return_tensors="pt")
             for start in range(0, len(ids) - size + 1, size)
         ]
-        with fast_dropout(execution.device if rung.fast_masks else "off"):
-            self.flops = StepFlops(lambda rows, tokens: self.step.run(*self.step.random_batch(rows, tokens)))
+        self.flops = training_flops(recipe, base_model)
 
     def measure(self, seconds: float, random: Random) -> tuple[float, float]:
         """(samples, operations) a second over batches in random order, for `seconds` and at least one batch."""
         device, elapsed, samples, operations = self.rung.execution.device, 0.0, 0, 0.0
-        with fast_dropout(device if self.rung.fast_masks else "off"):
-            while elapsed < seconds:
-                for batch in random.sample(self.batches, len(self.batches)):
-                    rows, tokens = batch["input_ids"].shape
-                    labels = torch.zeros(rows, dtype=torch.long, device=device)
-                    elapsed += self.step.timed(batch.to(device), labels)
-                    samples, operations = samples + rows, operations + self.flops(rows, tokens)
-                    if elapsed >= seconds:
-                        break
+        while elapsed < seconds:
+            for batch in random.sample(self.batches, len(self.batches)):
+                rows, tokens = batch["input_ids"].shape
+                labels = torch.zeros(rows, dtype=torch.long, device=device)
+                elapsed += self.step.timed(batch.to(device), labels)
+                samples, operations = samples + rows, operations + self.flops(rows, tokens)
+                if elapsed >= seconds:
+                    break
         return samples / elapsed, operations / elapsed
 
 

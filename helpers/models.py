@@ -140,7 +140,20 @@ def build_model(
         for name, parameter in model.named_parameters():
             parameter.requires_grad = any(part in HEAD_MODULES for part in name.split("."))
         return model
-    return attach_lora(model, recipe, execution.gradient_checkpointing)
+    model = attach_lora(model, recipe, execution.gradient_checkpointing)
+    store_frozen_linears(model, execution)
+    return model
+
+
+def store_frozen_linears(model: torch.nn.Module, execution: Execution) -> None:
+    """Stores the encoder's frozen linear layers in the dtype that autocast multiplies them in.
+
+    The numbers are the same; autocast would cast frozen weights anew at every step, and hold both copies.
+    """
+    for name, module in model.named_modules():
+        frozen = type(module) is torch.nn.Linear and not any(p.requires_grad for p in module.parameters())
+        if frozen and not set(HEAD_MODULES) & set(name.split(".")):
+            module.to(execution.compute_dtype)
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

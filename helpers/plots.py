@@ -18,6 +18,10 @@ COLORS = {
     "improved": "#0072B2",
     "untrained": "#999999",
     "bag_of_words": "#009E73",
+    "full_finetune": "#D55E00",
+    "head_only": "#CC79A7",
+    "lora": "#0072B2",
+    "qlora": "#56B4E9",
     "train": "#56B4E9",
     "validation": "#0072B2",
     "imdb": "#0072B2",
@@ -28,6 +32,8 @@ VARIANT_NAMES = {
     "improved": "improved",
     "untrained": "untrained head",
     "bag_of_words": "bag of words",
+    "full_finetune": "full fine-tuning",
+    "head_only": "head only",
 }
 
 sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)

@@ -15,9 +15,9 @@ from helpers.results import RunRecord
 STUDY_COLORS = {
     "alpha = 2r": COLORS["improved"],
     "alpha fixed": "#CC79A7",
-    "rsLoRA": "#D55E00",
+    "rsLoRA": COLORS["train"],
     "LoRA": COLORS["as_written"],
-    "full fine-tuning": "#CC79A7",
+    "full fine-tuning": COLORS["full_finetune"],
 }
 
 

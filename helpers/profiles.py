@@ -88,13 +88,15 @@ class Execution:
     """How fast a run goes, as opposed to what it learns: device type, number format, attention kernel, checkpointing.
 
     `precision` is "bf16", "fp16" (both autocast over fp32 weights) or "fp32". `gradient_checkpointing` computes the
-    activations a second time in the backward pass instead of keeping them.
+    activations a second time in the backward pass instead of keeping them. `fast_dropout` draws a CPU's dropout masks
+    in bulk (see `efficiency.fast_dropout`).
     """
 
     device: str
     precision: str
     attention: str
     gradient_checkpointing: bool = False
+    fast_dropout: bool = True
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -279,7 +279,8 @@ RECIPES = {
             assumed=(("target_modules", "not stated: peft's default for BERT"), _RATE_NOT_STATED),
             overrides=(
                 Override("modules_to_save", ("pooler",), "the pooler feeds the new head and must learn with it"),
-                Override("learning_rate", 1e-3, _HIGHER_RATE),
+                Override("learning_rate", 2e-3, _HIGHER_RATE),
+                Override("per_device_train_batch_size", 32, "eight short sentences do not fill a matrix product"),
                 _NO_LORA_DROPOUT,
                 _NO_DROPOUT,
                 _COSINE,

@@ -1,6 +1,8 @@
 """Studies: many short runs that differ in one thing, on the same rows, for one StudyRecord."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -9,13 +11,16 @@ from datasets import Dataset, DatasetDict
 from scipy.stats import bootstrap
 from tqdm.auto import tqdm
 
-from helpers.data import dataset_name
+from helpers.data import dataset_name, load_splits
 from helpers.evaluation import PairedComparison, accuracy_interval, bag_of_words, correct_rows, paired_comparison
 from helpers.models import build_model, count_parameters
-from helpers.profiles import Execution, Profile
-from helpers.recipes import Recipe
+from helpers.profiles import PROFILES, Execution, Profile
+from helpers.recipes import RECIPES, Recipe
 from helpers.results import StudyRecord
 from helpers.training import class_probabilities, fit, tokenize_splits
+
+CURVE_SIZES = (250, 500, 1_000, 2_000, 4_000, None)  # training rows of the learning curve; None: every row
+METHODS_AT = 2_000  # training rows at which it compares QLoRA too
 
 
 def run_study(
@@ -152,3 +157,42 @@ def _mean_interval(values: np.ndarray) -> tuple[float, float]:
         return float(values[0]), float(values[0])
     result = bootstrap((values,), np.mean, n_resamples=5_000, batch=500, method="percentile", rng=0)
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def learning_curve(execution: Execution, folder: Path, sizes: Sequence[int | None] = CURVE_SIZES) -> StudyRecord:
+    """Bag of words, LoRA and full fine-tuning on growing parts of the Rotten Tomatoes sentences, on one test set.
+
+    The smaller a part, the more epochs (about 4,000 sentences seen, at least two epochs), so that none is cut short.
+    At `METHODS_AT` rows QLoRA joins. None stands for every row. Saves it to `folder`.
+    """
+    profile = replace(PROFILES["full"], n_validation=500, n_test=1_000)
+    lora = replace(RECIPES["lora_bert_sst2"].improved(), dataset="rotten_tomatoes", n_train=None)
+    splits = load_splits(lora, profile)
+    runs, bags = [], []
+    for size in (size or len(splits["train"]) for size in sizes):
+        sized = replace(lora, n_train=size, num_train_epochs=min(10, max(2, round(4_000 / size))))
+        runs += [({"method": "lora"}, sized), ({"method": "full_finetune"}, sized.full_finetune())]
+        if size == METHODS_AT:
+            runs.append(({"method": "qlora"}, replace(sized, quantization="nf4")))
+        train = splits["train"].select(range(size))
+        bags.append({"method": "bag_of_words"} | score_bag_of_words_on(train, splits["test"]))
+    command = "python -m helpers.claims --learning-curve"
+    record = run_study(
+        "learning_curve", runs, splits, profile, execution, command=command, seeds=(profile.seed,), score_on="test"
+    )
+    record.rows += bags
+    record.settings["methods_at"] = METHODS_AT
+    record.save(folder)
+    return record
+
+
+def breaks_even(record: StudyRecord, method: str = "lora") -> int | None:
+    """Fewest training rows of a learning curve from which on `method` beats the bag of words in every paired test."""
+    curves = {name: {r["n_train"]: r for r in record.rows if r["method"] == name} for name in (method, "bag_of_words")}
+    first = None
+    for size in sorted(curves[method], reverse=True):
+        test = paired_comparison(curves[method][size]["correct"], curves["bag_of_words"][size]["correct"])
+        if test.difference <= 0 or test.p_value >= 0.05:
+            break
+        first = size
+    return first

@@ -176,7 +176,7 @@ def fit(
         if validation is None:
             trainer.remove_callback(PrinterCallback)
         reset_peak_memory(execution.device)
-        with fast_dropout(execution.device):
+        with fast_dropout(execution):
             trainer.train()
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or every later forward stays under autocast
         log = trainer.state.log_history

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,10 +20,10 @@ def test_the_peak_counts_what_was_held_since_the_reset_and_not_before():
     assert held.sum() > 0 and "VmHWM" in method
 
 
-def test_fast_dropout_has_dropout_s_distribution():
+def test_fast_dropout_has_dropout_s_distribution(fp32):
     torch.manual_seed(0)
     values = torch.full((1000, 1001), 2.0)
-    with fast_dropout("cpu"):
+    with fast_dropout(fp32):
         dropped = functional.dropout(values, 0.1)
         assert functional.dropout(values, 0.1, training=False) is values
     share = (dropped == 0).double().mean().item()
@@ -33,10 +34,10 @@ def test_fast_dropout_has_dropout_s_distribution():
     assert abs(neighbours) < 0.005  # elements that share a 64-bit draw are independent
 
 
-def test_fast_dropout_follows_the_seed_passes_gradients_and_ends_with_its_block():
+def test_fast_dropout_follows_the_seed_passes_gradients_and_ends_with_its_block(fp32):
     original = functional.dropout
     values = torch.ones(64, 3, dtype=torch.bfloat16, requires_grad=True)
-    with fast_dropout("cpu"):
+    with fast_dropout(fp32):
         torch.manual_seed(3)
         first = functional.dropout(values, 0.5)
         torch.manual_seed(3)
@@ -45,5 +46,5 @@ def test_fast_dropout_follows_the_seed_passes_gradients_and_ends_with_its_block(
     first.sum().backward()
     assert torch.equal(values.grad, first.detach())
     assert functional.dropout is original
-    with fast_dropout("cuda"):
+    with fast_dropout(replace(fp32, device="cuda")):
         assert functional.dropout is original

@@ -151,3 +151,24 @@ def test_an_interrupted_save_leaves_the_old_adapter(fp32, tiny_checkpoints, tmp_
         models.save_adapter(model, tokenizer, tmp_path / "adapter", **options)
     assert sorted(path.name for path in folder.iterdir()) == before
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_frozen_layers_are_stored_as_they_are_multiplied_and_the_numbers_stay(tiny_checkpoints):
+    execution = Execution("cpu", "bf16", "eager")
+    recipe = replace(RECIPES["lora_bert_sst2"].improved(), base_model=tiny_checkpoints["bert"])
+    stored = build_model(recipe, tiny_checkpoints["bert"], execution)
+    plain = attach_lora(load_classifier(tiny_checkpoints["bert"], execution, model_dropout=0.0), recipe)
+    dtypes = {name: parameter.dtype for name, parameter in stored.named_parameters()}
+    assert dtypes["base_model.model.bert.encoder.layer.0.intermediate.dense.weight"] == torch.bfloat16
+    assert {dtype for name, dtype in dtypes.items() if "dense" not in name and "base_layer" not in name} == {
+        torch.float32
+    }
+    assert all(parameter.dtype == torch.float32 for parameter in stored.parameters() if parameter.requires_grad)
+    batch = {"input_ids": torch.randint(5, 18, (3, 9)), "labels": torch.tensor([0, 1, 0])}
+    gradients = []
+    for model in (stored.eval(), plain.eval()):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch).loss
+        loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
+    assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))

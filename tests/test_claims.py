@@ -1,0 +1,182 @@
+import json
+import re
+from dataclasses import asdict, replace
+
+import pytest
+
+from helpers import claims
+from helpers.claims import CLAIMS, CONFIRMED, REFUTED, UNDECIDED, Evidence, decide_all, markdown_table, write_readme
+from helpers.plots_claims import plot_claims, plot_learning_curve, verdict_kind
+from helpers.profiles import DATA_DIR, Profile
+from helpers.results import StudyRecord
+from helpers.studies import breaks_even
+
+NOTHING = Profile("nothing", embedded=True, n_train=1, n_validation=1, n_test=1, max_length=8)
+
+
+def test_the_readme_says_what_the_records_say():
+    text = claims.README.read_text()
+    assert claims.START in text and claims.END in text
+    table = text.split(claims.START)[1].split(claims.END)[0].strip()
+    assert table == markdown_table(decide_all()), "run: python -m helpers.claims"
+
+
+def test_all_22_claims_are_decided_by_records_that_are_there():
+    verdicts = decide_all()
+    assert [claim.id for claim in CLAIMS] == [
+        *("A1", "A2", "A3", "A4", "B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8"),
+        *("C1", "C2", "C3", "C4", "D1", "D2", "D3", "E1", "E2", "E3"),
+    ]
+    for claim in CLAIMS:
+        verdict = verdicts[claim.id]
+        assert verdict.measured and verdict.sentence and verdict.records, claim.id
+        assert all((DATA_DIR.parent / path).is_file() for path in verdict.records), claim.id
+
+
+def test_a_claim_without_its_record_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "EVIDENCE", tmp_path)
+    monkeypatch.setattr("helpers.benchmarks.DATA_DIR", tmp_path)
+    verdicts = decide_all()
+    assert verdicts["B4"].verdict == f"{UNDECIDED}: run make run, for qlora_bert-as_written-seed42.json"
+    assert verdicts["A1"].verdict == f"{UNDECIDED}: run python -m helpers.benchmarks steps"
+    assert verdicts["B5"].verdict == f"{UNDECIDED}: run python -m helpers.claims --learning-curve"
+    assert verdicts["B1"].verdict == CONFIRMED  # a count needs no record
+    assert all(verdict_kind(verdict) for verdict in verdicts.values())
+
+
+@pytest.fixture
+def evidence(record, tmp_path, monkeypatch):
+    """A folder of run records that stands for the committed ones, and a function that adds to it."""
+    monkeypatch.setattr(claims, "EVIDENCE", tmp_path)
+    monkeypatch.setattr(claims, "_relative", lambda path: path.name)
+
+    def add(recipe, variant, correct, profile="quick", **changes):
+        accuracy = correct.count("1") / len(correct)
+        interval = [accuracy - 0.01, accuracy + 0.01]
+        run = replace(record, recipe=recipe, variant=variant, profile=profile, correct=correct, **changes)
+        run = replace(run, metrics={"accuracy": accuracy, "weighted_f1": accuracy}, accuracy_ci95=interval)
+        run.settings = {"base_model": "bert-base-uncased"}
+        run.save(tmp_path)
+
+    return add
+
+
+def _decide(id):
+    return next(claim for claim in CLAIMS if claim.id == id).decide(Evidence())
+
+
+def test_a_comparison_is_decided_by_the_paired_test(evidence):
+    evidence("lora_distilbert_qv", "untrained", "10" * 100)
+    evidence("lora_distilbert_qv", "bag_of_words", "1" * 170 + "0" * 30)
+    evidence("lora_distilbert_q", "as_written", "1" * 160 + "0" * 40)
+    assert _decide("A3").verdict == CONFIRMED
+    assert _decide("A4").verdict == REFUTED
+    evidence("lora_distilbert_q", "as_written", "10" * 100)
+    assert _decide("A3").verdict == REFUTED
+
+
+def test_a_stated_accuracy_is_decided_on_the_real_checkpoint_only(evidence):
+    for variant in ("as_written", "improved"):
+        evidence("qlora_bert", variant, "1" * 94 + "0" * 6)
+    assert _decide("B4").verdict == UNDECIDED and "PROFILE=hub" in _decide("B4").sentence
+    evidence("qlora_bert", "as_written", "1" * 94 + "0" * 6, profile="hub")
+    assert _decide("B4").verdict == CONFIRMED
+    evidence("qlora_bert", "as_written", "1" * 80 + "0" * 20, profile="hub")
+    assert _decide("B4").verdict == REFUTED
+
+
+def test_a_profile_s_own_records_come_before_the_committed_ones(evidence, record, tmp_path, monkeypatch):
+    evidence("lora_distilbert_qv", "untrained", "10" * 100)
+    monkeypatch.setattr(claims, "DATA_DIR", tmp_path / "Data")
+    own = replace(record, recipe="lora_distilbert_qv", variant="untrained", metrics={"accuracy": 0.9})
+    own.save(tmp_path / "Data" / "nothing" / "results")
+    assert Evidence(NOTHING).run("lora_distilbert_qv", "untrained")[0] == own
+    assert Evidence().run("lora_distilbert_qv", "untrained")[0].metrics["accuracy"] == 0.5
+
+
+@pytest.fixture
+def steps(monkeypatch, tmp_path):
+    """Writes a `steps` record whose LoRA is `speed` times as fast as full fine-tuning and peaks at `memory` of it."""
+    monkeypatch.setattr("helpers.benchmarks.DATA_DIR", tmp_path)
+    monkeypatch.setattr(claims, "DATA_DIR", tmp_path)
+
+    def write(speed, memory):
+        rows = []
+        for method, rate, peak in (("full_finetune", 1.0, 1.0), ("lora", speed, memory)):
+            shape = {
+                "size": "bert-base",
+                "batch_size": 4,
+                "tokens": 128,
+                "precision": "bf16",
+                "optimizer": "adamw_torch",
+            }
+            rows.append({**shape, "method": method, "samples_per_second": rate, "peak_memory_bytes": peak})
+        StudyRecord("steps", "x", None, "cpu", {}, rows).save(tmp_path / "cpu" / "here")
+
+    monkeypatch.setattr(claims, "_relative", lambda path: path.name)
+    return write
+
+
+@pytest.mark.parametrize(
+    ("speed", "memory", "verdicts"),
+    [
+        (1.6, 0.6, {"A1": CONFIRMED, "A2": CONFIRMED, "C3": REFUTED}),
+        (2.5, 0.6, {"A1": CONFIRMED, "A2": CONFIRMED, "C3": CONFIRMED}),
+        (1.0, 1.0, {"A1": REFUTED, "A2": REFUTED, "C3": REFUTED}),
+    ],
+)
+def test_memory_and_speed_are_decided_by_the_measured_ratios(speed, memory, verdicts, steps):
+    steps(speed, memory)
+    assert {id: _decide(id).verdict for id in verdicts} == verdicts
+
+
+def test_the_readme_s_table_is_replaced_and_nothing_else(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{claims.START}\nold\n{claims.END}\nafter\n")
+    assert write_readme(readme) and not write_readme(readme)
+    text = readme.read_text()
+    assert (
+        text.startswith(f"before\n{claims.START}\n| |")
+        and text.endswith(f"{claims.END}\nafter\n")
+        and "old" not in text
+    )
+    readme.write_text("no markers")
+    with pytest.raises(ValueError, match=r"README\.md lacks the lines"):
+        write_readme(readme)
+
+
+def _curve(**methods):
+    rows = [
+        {"method": name, "n_train": size, "correct": "1" * right + "0" * (100 - right), "accuracy": right / 100}
+        for name, rights in methods.items()
+        for size, right in zip((250, 500, 1000), rights, strict=True)
+    ]
+    rows = [row | {"accuracy_ci95": [row["accuracy"] - 0.1, row["accuracy"] + 0.1]} for row in rows]
+    return StudyRecord("learning_curve", "x", "full", "cpu", {"n_scored": 100, "methods_at": 500}, rows)
+
+
+def test_fine_tuning_breaks_even_where_it_stays_ahead():
+    bag = (50, 60, 70)
+    assert breaks_even(_curve(bag_of_words=bag, lora=(55, 75, 85))) == 500
+    assert breaks_even(_curve(bag_of_words=bag, lora=(70, 62, 85))) == 1000  # ahead at 250, not at 500
+    assert breaks_even(_curve(bag_of_words=bag, lora=(70, 75, 71))) is None
+
+
+def test_the_figures_show_each_claim_and_each_method():
+    verdicts = decide_all()
+    figure = plot_claims(verdicts)
+    text = " ".join(entry.get_text() for entry in figure.axes[0].texts)
+    assert all(claim.id in text for claim in CLAIMS) and figure.axes[0].get_title().startswith("22 claims")
+    curve = _curve(bag_of_words=(50, 60, 70), lora=(55, 75, 85), full_finetune=(50, 70, 88))
+    figure = plot_learning_curve(curve, breaks_even(curve))
+    assert re.search("from 500 rows on", figure.axes[0].get_title())
+    assert {entry.get_text() for entry in figure.axes[0].texts} == {"bag of words", "LoRA", "full fine-tuning"}
+
+
+def test_adopting_copies_runs_and_studies(record, tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "DATA_DIR", tmp_path)
+    monkeypatch.setattr(claims, "EVIDENCE", tmp_path / "evidence")
+    record.save(tmp_path / "nothing" / "results")
+    StudyRecord("rank", "x", "nothing", "cpu", {}, []).save(tmp_path / "nothing" / "results" / "studies")
+    assert [path.name for path in claims.adopt(NOTHING)] == [f"{record.name}.json", "rank.json"]
+    assert json.loads((tmp_path / "evidence" / f"{record.name}.json").read_text()) == asdict(record)

@@ -1,0 +1,77 @@
+from dataclasses import replace
+from itertools import pairwise
+from random import Random
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+from helpers import ladder as ladders
+from helpers.efficiency import TrainingStep
+from helpers.ladder import Rung, ladder, measure_rungs, method_recipe, methods_race, training_flops
+from helpers.models import build_model
+from helpers.profiles import Execution
+from helpers.recipes import RECIPES
+
+CPU, GPU = Execution("cpu", "bf16", "eager"), Execution("cuda", "bf16", "sdpa")
+
+
+@pytest.mark.parametrize("name", ["lora_distilbert_qv", "lora_bert_sst2", "qlora_bert"])
+def test_a_ladder_leads_from_the_source_s_execution_to_ours(name):
+    rungs = ladder(name, CPU)
+    first, last = rungs[0], rungs[-1]
+    assert first.recipe == RECIPES[name] and last.recipe == RECIPES[name].improved()
+    assert first.execution.precision == "fp32" and not first.execution.fast_dropout and not first.group_by_length
+    assert first.pad_to_longest == first.execution.gradient_checkpointing == (name == "qlora_bert")
+    assert last.execution == CPU and last.group_by_length and last.pad_to_longest and last.nf4_compute is None
+    assert len({rung.change for rung in rungs}) == len(rungs)
+    for before, after in pairwise(rungs):
+        assert replace(after, change="") != replace(before, change=""), f"{after.change} changes nothing"
+
+
+def test_on_a_gpu_the_sources_half_precision_runs_and_the_dropout_step_is_left_out():
+    rungs = ladder("qlora_bert", GPU)
+    assert rungs[0].execution.precision == "fp16" and rungs[0].nf4_compute == "fp16"
+    assert not any("masks" in rung.change or "attention" in rung.change for rung in rungs)
+    assert rungs[-1].execution.attention == "sdpa"
+
+
+def test_the_race_is_of_methods_with_the_same_settings():
+    recipes = {rung.change: rung.recipe for rung in methods_race(CPU)}
+    assert recipes["lora"] == replace(recipes["qlora"], quantization=None)
+    assert recipes["full_finetune"].variant == "full_finetune" and recipes["full_finetune"].quantization is None
+    assert method_recipe("qlora_checkpointing") == recipes["qlora"]
+
+
+@pytest.fixture
+def recipe(tiny_checkpoints):
+    base = replace(RECIPES["lora_bert_sst2"], base_model=tiny_checkpoints["bert"])
+    return replace(base, per_device_train_batch_size=4)
+
+
+def test_rungs_are_measured_on_the_batches_they_describe(recipe, tiny_checkpoints, fp32):
+    texts = ["movie", "the movie was very good the end", "awful plot", "the plot was bad"] * 4
+    padded = Rung("as written", recipe, fp32, pad_to_longest=False, group_by_length=False)
+    grouped = Rung("by length", recipe, fp32)
+    shapes = {}
+    for rung in (padded, grouped):
+        runner = ladders._Runner(rung, texts, tiny_checkpoints["bert"], 16)
+        shapes[rung.change] = [tuple(batch["input_ids"].shape) for batch in runner.batches]
+        samples, operations = runner.measure(0.01, Random(0))
+        assert samples > 0 and operations > 0
+    assert shapes["as written"] == [(4, 16)] * 4
+    assert sorted(shapes["by length"]) == [(4, 3), (4, 4), (4, 6), (4, 9)]
+    rows = measure_rungs([padded, grouped], texts, tiny_checkpoints["bert"], 16, repeats=3, seconds=0.01)
+    assert [row["change"] for row in rows] == ["as written", "by length"]
+    assert rows[0]["ratio"] == 1 and rows[1]["ratio"] == rows[1]["samples_per_second"] / rows[0]["samples_per_second"]
+    assert all(len(row["windows"]) == 3 and row["samples_per_second"] in row["windows"] for row in rows)
+    assert all(0 < row["matmul_share"] < 1 for row in rows)
+
+
+def test_operations_are_those_that_torch_counts_at_any_shape(recipe, tiny_checkpoints, fp32):
+    flops = training_flops(recipe, tiny_checkpoints["bert"])
+    step = TrainingStep(build_model(recipe, tiny_checkpoints["bert"], fp32), fp32)
+    with FlopCounterMode(display=False) as counter:
+        step.run(*step.random_batch(5, 24))
+    assert flops(5, 24) == pytest.approx(counter.get_total_flops(), rel=1e-6)
+    recomputing = replace(recipe, quantization="nf4")
+    assert training_flops(recomputing, tiny_checkpoints["bert"])(5, 24) == pytest.approx(flops(5, 24), rel=1e-6)

@@ -29,7 +29,9 @@ class Recipe:
 
     `learning_rate`, `weight_decay` and `warmup_ratio` are as in `transformers.TrainingArguments`; `max_length` is in
     tokens; `n_train` and `n_validation` are row counts (None: every row). `model_dropout` replaces the encoder's own
-    dropouts (None keeps them). `assumed` maps each setting the source leaves open to why it has its value here.
+    dropouts (None keeps them). `use_rslora` scales the update by lora_alpha / sqrt(r) instead of lora_alpha / r
+    (Kalajdzievski 2023, arXiv 2312.03732). `target_modules` are the ends of layer names: "output.dense" is also the end
+    of "attention.output.dense". `assumed` maps each setting the source leaves open to why it has its value here.
 
     Raises ValueError, naming the field, for a setting that cannot be trained.
     """
@@ -42,6 +44,7 @@ class Recipe:
     lora_alpha: int
     target_modules: tuple[str, ...]
     lora_dropout: float = 0.0
+    use_rslora: bool = False
     modules_to_save: tuple[str, ...] = ()
     quantization: str | None = None
     learning_rate: float = 5e-5
@@ -85,8 +88,9 @@ class Recipe:
         known = _known_linears(self.base_model)
         valid = bool(self.target_modules) and all(self.target_modules)
         if known and valid:
-            valid = all(module in (*known, "all-linear") for module in self.target_modules)
+            valid = all(module.split(".")[-1] in (*known, "all-linear") for module in self.target_modules)
         self._require("target_modules", valid, f"some of {known or 'the names of linear layers'}")
+        self._require("use_rslora", isinstance(self.use_rslora, bool), "True or False")
         names = {field.name for field in fields(self)}
         unknown = [override.field for override in self.overrides if override.field not in names]
         self._require("overrides", not unknown, f"names of recipe fields, which {unknown} are not")
@@ -116,6 +120,7 @@ class Recipe:
             r=self.r,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
+            use_rslora=self.use_rslora,
             target_modules=targets,
             modules_to_save=list(self.modules_to_save) or None,
             bias="none",

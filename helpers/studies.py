@@ -4,13 +4,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
+from scipy.stats import bootstrap
 from tqdm.auto import tqdm
 
 from helpers.data import dataset_name, load_splits
-from helpers.evaluation import accuracy_interval, bag_of_words, correct_rows, paired_comparison
+from helpers.evaluation import PairedComparison, accuracy_interval, bag_of_words, correct_rows, paired_comparison
 from helpers.models import build_model, count_parameters
 from helpers.profiles import PROFILES, Execution, Profile
 from helpers.recipes import RECIPES, Recipe
@@ -95,6 +97,66 @@ def score_bag_of_words_on(train: Dataset, scored: Dataset) -> dict[str, object]:
         "train_seconds": round(seconds, 2),
     }
     return {**row, **scores(model.predict(list(scored["text"])), scored)}
+
+
+def summarize(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> list[dict[str, Any]]:
+    """The runs that share the labels `by`, such as ("r",), over their seeds, in the order they first come.
+
+    Each has those labels and `trainable_params`, `n_train`, `seconds` (mean), `accuracies` (one a seed), `accuracy`
+    (their mean), `low` and `high`: the 95 % bootstrap interval of that mean over the scored rows. The interval holds
+    for these seeds; `accuracies` shows how far apart they are.
+    """
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[label] for label in by), []).append(row)
+    points = []
+    for labels, runs in groups.items():
+        low, high = _mean_interval(np.mean([_right(run) for run in runs], axis=0))
+        points.append(
+            {
+                **dict(zip(by, labels, strict=True)),
+                "trainable_params": runs[0]["trainable_params"],
+                "n_train": runs[0]["n_train"],
+                "seconds": float(np.mean([run["train_seconds"] for run in runs])),
+                "accuracies": [run["accuracy"] for run in runs],
+                "accuracy": float(np.mean([run["accuracy"] for run in runs])),
+                "low": low,
+                "high": high,
+            }
+        )
+    return points
+
+
+def compare_runs(
+    runs_a: Sequence[dict[str, Any]], runs_b: Sequence[dict[str, Any]], comparisons: int = 1
+) -> PairedComparison:
+    """How much more often the runs A are right than the runs B, seed for seed, on the same scored rows.
+
+    `difference` and its interval are those of the mean over the seeds. `p_value` is the largest of the seeds' McNemar
+    p-values, times the number of `comparisons` made (Bonferroni), so that a difference counts only if every seed shows
+    it; 1 where two seeds disagree on its sign. Raises ValueError unless both have the same seeds.
+    """
+    by_seed = [{run["seed"]: run for run in runs} for runs in (runs_a, runs_b)]
+    if set(by_seed[0]) != set(by_seed[1]) or not by_seed[0]:
+        raise ValueError(f"Need the same seeds for both, not {sorted(by_seed[0])} and {sorted(by_seed[1])}.")
+    seeds = sorted(by_seed[0])
+    each = [paired_comparison(by_seed[0][seed]["correct"], by_seed[1][seed]["correct"]) for seed in seeds]
+    gain = np.mean([_right(by_seed[0][seed]) - _right(by_seed[1][seed]) for seed in seeds], axis=0)
+    agree = len({np.sign(one.difference) for one in each}) == 1
+    p_value = min(1.0, comparisons * max(one.p_value for one in each)) if agree else 1.0
+    return PairedComparison(float(gain.mean()), *_mean_interval(gain), p_value)
+
+
+def _right(run: dict[str, Any]) -> np.ndarray:
+    return np.array([float(character) for character in run["correct"]])
+
+
+def _mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of `values`, shape (n,)."""
+    if values.min() == values.max():  # nothing to resample
+        return float(values[0]), float(values[0])
+    result = bootstrap((values,), np.mean, n_resamples=5_000, batch=500, method="percentile", rng=0)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def learning_curve(execution: Execution, folder: Path, sizes: Sequence[int | None] = CURVE_SIZES) -> StudyRecord:

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import pipeline
+from transformers import AutoModelForSequenceClassification, pipeline
 
-from helpers.data import truncate
+from helpers.checkpoints import label_maps
+from helpers.data import LABELS, truncate
 from helpers.evaluation import predict_logits
 from helpers.inference import SentimentClassifier
 from helpers.models import INFERENCE_FILE, build_model, count_4bit_modules, load_tokenizer, save_adapter
@@ -79,6 +80,20 @@ def test_plain_transformers_loads_the_folder(saved):
     ours = SentimentClassifier.from_pretrained(folder, FP32).predict("A wonderful, wonderful film.")[0]
     tolerance = 0.05 if recipe.quantization else 1e-5  # pipeline loads the base in full precision
     assert scores[ours.label] == pytest.approx(ours.score, abs=tolerance)
+
+
+def test_pipeline_answers_with_our_labels_on_a_base_without_them(tiny_checkpoints, tmp_path):
+    base_model = tiny_checkpoints["bert"]
+    recipe = replace(RECIPES["lora_bert_sst2"], base_model=base_model)
+    model = build_model(recipe, base_model, FP32)
+    options = {"quantization": None, "max_length": 16, "truncation": "head"}
+    folder = save_adapter(model, load_tokenizer(base_model), tmp_path / "a", base_model=base_model, **options)
+    bare = pipeline("text-classification", model=str(folder))("the movie was great")[0]
+    id2label, label2id = label_maps(LABELS)
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder, id2label=id2label, label2id=label2id)
+    named = pipeline("text-classification", model=loaded, tokenizer=str(folder))("the movie was great")[0]
+    assert bare["label"] in ("LABEL_0", "LABEL_1") and named["label"] in ("NEGATIVE", "POSITIVE")
+    assert named["score"] == pytest.approx(bare["score"], abs=1e-6), "another adapter, or none"
 
 
 def test_predictions_answer_one_many_and_none(saved):

@@ -3,9 +3,11 @@ from dataclasses import replace
 import pytest
 from peft import LoraConfig
 
+from helpers.models import build_model
 from helpers.recipes import RECIPES, Override
 
 BERT = RECIPES["qlora_bert"]
+QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
 
 # What each source states, copied from it by hand.
 STATED = {
@@ -108,6 +110,8 @@ def test_what_a_source_leaves_open_is_explained(recipe):
         ("learning_rate", 0.0),
         ("target_modules", ("q_lin",)),
         ("target_modules", ()),
+        ("target_modules", ("attention.output.q_lin",)),
+        ("use_rslora", "yes"),
         ("dataset", "  "),
         ("base_model", ""),
         ("num_train_epochs", 0),
@@ -148,3 +152,19 @@ def test_the_name_of_a_folder_says_nothing_about_its_layers(tmp_path):
     assert replace(RECIPES["qlora_bert"], base_model=str(tmp_path / "bert-mine"), **change).target_modules == ("Wqkv",)
     with pytest.raises(ValueError, match="target_modules"):
         replace(RECIPES["qlora_bert"], base_model="bert-on-the-hub", **change)
+
+
+def test_rslora_divides_by_the_root_of_the_rank(tiny_checkpoints, fp32):
+    for use_rslora, scaling in ((False, 32 / 16), (True, 32 / 4)):
+        recipe = replace(BERT, base_model=tiny_checkpoints["bert"], quantization=None, use_rslora=use_rslora)
+        model = build_model(recipe, recipe.base_model, fp32)
+        assert model.get_submodule(QUERY).scaling["default"] == scaling
+
+
+def test_a_target_can_be_the_end_of_a_layer_s_name(tiny_checkpoints, fp32):
+    targets = {"attention.output.dense": 2, "output.dense": 4, "intermediate.dense": 2}
+    for target, layers in targets.items():
+        recipe = replace(BERT, base_model=tiny_checkpoints["bert"], quantization=None, target_modules=(target,))
+        model = build_model(recipe, recipe.base_model, fp32)
+        assert sum("lora_A" in name for name, _ in model.named_parameters()) == layers
+    assert replace(BERT, target_modules=tuple(targets)).target_modules == tuple(targets)

@@ -5,7 +5,7 @@ import pytest
 from helpers.data import split_reviews
 from helpers.recipes import RECIPES
 from helpers.results import StudyRecord
-from helpers.studies import run_study, score_bag_of_words_on
+from helpers.studies import compare_runs, run_study, score_bag_of_words_on, summarize
 
 
 @pytest.fixture
@@ -43,3 +43,39 @@ def test_the_bag_of_words_is_scored_like_a_run(toy_reviews):
     splits = split_reviews(toy_reviews, 96, 32, 64)
     row = score_bag_of_words_on(splits["train"], splits["test"])
     assert row["accuracy"] > 0.9 and len(row["correct"]) == 64 and row["n_train"] == 96
+
+
+def _run(correct: str, seed: int = 0, **labels) -> dict:
+    accuracy = correct.count("1") / len(correct)
+    cost = {"trainable_params": 9, "n_train": 5, "train_seconds": 1.0 + seed}
+    return {**labels, "seed": seed, "correct": correct, "accuracy": accuracy, **cost}
+
+
+def test_a_summary_has_a_point_for_each_label_over_its_seeds():
+    rows = [_run("1" * 60 + "0" * 40, 0, r=1), _run("1" * 80 + "0" * 20, 1, r=1), _run("1" * 100, 0, r=2)]
+    one, two = summarize(rows, ("r",))
+    assert (one["r"], one["accuracies"], one["accuracy"], one["seconds"]) == (1, [0.6, 0.8], pytest.approx(0.7), 1.5)
+    # Rows are right in 2, 1 or 0 of 2 seeds (60, 20, 20 of 100): the mean's standard error is 0.04.
+    assert one["low"] == pytest.approx(0.62, abs=0.015) and one["high"] == pytest.approx(0.78, abs=0.015)
+    assert (two["r"], two["accuracy"], two["low"], two["high"]) == (2, 1.0, 1.0, 1.0)
+
+
+def test_a_difference_must_show_in_every_seed():
+    good, bad = "1" * 90 + "0" * 10, "1" * 60 + "0" * 40
+    clear = compare_runs([_run(good, 0), _run(good, 1)], [_run(bad, 1), _run(bad, 0)])
+    assert clear.difference == pytest.approx(0.3) and clear.low > 0.2 and clear.p_value < 1e-6
+    once = compare_runs([_run(good, 0), _run(bad, 1)], [_run(bad, 0), _run(bad, 1)])
+    assert once.difference == pytest.approx(0.15) and once.p_value == 1
+    opposed = compare_runs([_run(good, 0), _run(bad, 1)], [_run(bad, 0), _run(good, 1)])
+    assert opposed.difference == 0 and opposed.p_value == 1
+
+
+def test_many_comparisons_raise_the_bar():
+    runs = [_run("1" * 56 + "0" * 44)], [_run("1" * 50 + "0" * 50)]
+    one, many = compare_runs(*runs), compare_runs(*runs, comparisons=6)
+    assert one.p_value == pytest.approx(2 / 2**6) and many.p_value == pytest.approx(6 * one.p_value)
+
+
+def test_runs_with_other_seeds_are_not_compared():
+    with pytest.raises(ValueError, match=r"not \[0\] and \[1\]"):
+        compare_runs([_run("10", 0)], [_run("10", 1)])

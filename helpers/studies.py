@@ -19,7 +19,7 @@ from helpers.recipes import RECIPES, Recipe
 from helpers.results import StudyRecord
 from helpers.training import class_probabilities, fit, tokenize_splits
 
-CURVE_SIZES = (250, 500, 1_000, 2_000, 4_000, None)  # training rows of the learning curve; None: every row
+CURVE_SIZES = (250, 500, 1_000, 2_000, None)  # training rows of the learning curve; None: every row
 METHODS_AT = 2_000  # training rows at which it compares QLoRA too
 
 

@@ -51,7 +51,7 @@ def test_duplicates_are_equal_up_to_case_and_white_space():
 def test_splits_are_disjoint_stratified_and_of_the_profile_s_size(name):
     splits = load_splits(RECIPES[name], QUICK)
     texts = {key: {" ".join(text.split()).casefold() for text in rows["text"]} for key, rows in splits.items()}
-    assert {key: len(value) for key, value in texts.items()} == {"train": 1_200, "validation": 300, "test": 1_000}
+    assert {key: len(value) for key, value in texts.items()} == {"train": 1_000, "validation": 300, "test": 1_000}
     assert not texts["train"] & texts["validation"]
     assert not texts["train"] & texts["test"]
     assert not texts["validation"] & texts["test"]

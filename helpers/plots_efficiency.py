@@ -131,7 +131,7 @@ def plot_speed_ladder(record: StudyRecord, titles: Mapping[str, str]) -> Figure:
             text = f"  {row['ratio']:.1f} x   ({row['samples_per_second']:.3g}/s, {row['matmul_share']:.0%} of peak)"
             panel.text(max(high, row["samples_per_second"]), position, text, va="center", fontsize=8.5)
         panel.invert_yaxis()
-        panel.margins(x=0.35)
+        panel.margins(x=0.45)
         panel.grid(axis="y", visible=False)
         panel.set(title=f"{title}: {rows[-1]['ratio']:.1f} times as fast as written", xlabel="")
     axes[-1, 0].set_xlabel("training samples a second (median; line: range of the windows)")

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from datasets import DatasetDict
@@ -56,6 +57,7 @@ def write_report(result: FineTuned, splits: DatasetDict, findings: Findings) -> 
     most_wrong(result.probabilities, splits["test"]).to_csv(folder / "most_wrong.csv")
     figure = plots.plot_class_confusion(result.record, labels)
     plots.save_figure(figure, folder / "confusion.png", plots.provenance(result.record))
+    plt.close(figure)  # a notebook would show it a second time
     write_json(folder / "record.json", vars(result.record))
     baseline = compare_with_bag_of_words(result.record, splits)
     for place in filter(Path.is_dir, (result.adapter, result.adapter / MERGED)):

@@ -66,6 +66,9 @@ def test_a_difference_must_show_in_every_seed():
     assert clear.difference == pytest.approx(0.3) and clear.low > 0.2 and clear.p_value < 1e-6
     once = compare_runs([_run(good, 0), _run(bad, 1)], [_run(bad, 0), _run(bad, 1)])
     assert once.difference == pytest.approx(0.15) and once.p_value == 1
+    weak = "1" * 61 + "0" * 39
+    faint = compare_runs([_run(good, 0), _run(weak, 1)], [_run(bad, 0), _run(bad, 1)])
+    assert faint.difference == pytest.approx(0.155) and faint.p_value == 1, "the weaker seed does not decide"
     opposed = compare_runs([_run(good, 0), _run(bad, 1)], [_run(bad, 0), _run(good, 1)])
     assert opposed.difference == 0 and opposed.p_value == 1
 

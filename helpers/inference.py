@@ -66,22 +66,22 @@ class SentimentClassifier:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return cls(model, tokenizer, execution, max_length=settings["max_length"], truncation=settings["truncation"])
 
-    def predict(self, texts: str | Sequence[str], batch_size: int = 16) -> list[Prediction]:
+    def predict(self, texts: str | Sequence[str], tokens_per_batch: int | None = None) -> list[Prediction]:
         """A label and its probability for each text, in order; one string is a list of one, no texts an empty list."""
-        logits = self.logits(texts, batch_size)
+        logits = self.logits(texts, tokens_per_batch)
         if not len(logits):
             return []
         labels = self.model.config.id2label
         return [Prediction(labels[int(row.argmax())], float(row.max())) for row in softmax(logits, axis=1)]
 
-    def logits(self, texts: str | Sequence[str], batch_size: int = 16) -> np.ndarray:
+    def logits(self, texts: str | Sequence[str], tokens_per_batch: int | None = None) -> np.ndarray:
         """Logits of shape (len(texts), n_labels), in order. Batches are made of texts of similar length.
 
-        Raises TypeError for anything but strings and ValueError for a `batch_size` below 1.
+        Raises TypeError for anything but strings and ValueError for `tokens_per_batch` below 1.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if wrong := [type(text).__name__ for text in texts if not isinstance(text, str)]:
             raise TypeError(f"texts must be strings, not {wrong[0]}.")
         encoded = self.tokenizer([clean(text) for text in texts], verbose=False)["input_ids"] if texts else []
         ids = [truncate(row, self.max_length, self.truncation) for row in encoded]
-        return predict_logits(self.model, self.tokenizer, ids, self.execution, batch_size)
+        return predict_logits(self.model, self.tokenizer, ids, self.execution, tokens_per_batch)

@@ -287,7 +287,7 @@ def class_probabilities(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, tokens: Dataset, execution: Execution
 ) -> np.ndarray:
     """Class probabilities of tokenized rows, shape (len(tokens), n_labels)."""
-    return softmax(predict_logits(model, tokenizer, list(tokens["input_ids"]), execution, EVAL_BATCH_SIZE), axis=1)
+    return softmax(predict_logits(model, tokenizer, list(tokens["input_ids"]), execution), axis=1)
 
 
 def tokenize_splits(

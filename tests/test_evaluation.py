@@ -1,6 +1,9 @@
+from types import SimpleNamespace
+
 import evaluate
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
 from helpers.evaluation import (
@@ -71,14 +74,31 @@ def test_logits_come_in_the_order_of_the_texts(fp32, tiny_checkpoints):
     model, tokenizer = load_classifier(tiny_checkpoints["bert"], fp32), load_tokenizer(tiny_checkpoints["bert"])
     texts = ["the movie was great great great", "bad", "the plot was awful", "great"]
     ids = tokenizer(texts)["input_ids"]
-    together = predict_logits(model, tokenizer, ids, fp32, batch_size=2)
+    together = predict_logits(model, tokenizer, ids, fp32, tokens_per_batch=12)
     alone = np.concatenate([predict_logits(model, tokenizer, [row], fp32) for row in ids])
     assert together.shape == (4, 2)
     np.testing.assert_allclose(together, alone, atol=1e-6)
     assert len(np.unique(together[:, 0])) == 4
     assert predict_logits(model, tokenizer, [], fp32).shape == (0, 2)
-    with pytest.raises(ValueError, match="batch_size=0"):
-        predict_logits(model, tokenizer, ids, fp32, batch_size=0)
+    with pytest.raises(ValueError, match="tokens_per_batch=0"):
+        predict_logits(model, tokenizer, ids, fp32, tokens_per_batch=0)
+
+
+def test_batches_hold_like_lengths_and_are_filled_up_to_the_limit(fp32, tiny_checkpoints):
+    class Model:
+        config, shapes = SimpleNamespace(num_labels=2), []
+
+        def eval(self):
+            pass
+
+        def __call__(self, input_ids, **rest):
+            self.shapes.append(tuple(input_ids.shape))
+            return SimpleNamespace(logits=torch.zeros(len(input_ids), 2))
+
+    model, tokenizer = Model(), load_tokenizer(tiny_checkpoints["bert"])
+    ids = [[5] * length for length in (9, 2, 3, 40, 2, 3)]
+    predict_logits(model, tokenizer, ids, fp32, tokens_per_batch=12)
+    assert model.shapes == [(4, 3), (1, 9), (1, 40)]  # a text longer than the limit is a batch of its own
 
 
 def test_bag_of_words_scores_real_reviews_above_chance():

@@ -99,7 +99,7 @@ def test_pipeline_answers_with_our_labels_on_a_base_without_them(tiny_checkpoint
 def test_predictions_answer_one_many_and_none(saved):
     folder, _, logits = saved
     classifier = SentimentClassifier.from_pretrained(folder, FP32)
-    many = classifier.predict(TEXTS, batch_size=2)
+    many = classifier.predict(TEXTS, tokens_per_batch=12)
     assert [answer.label for answer in many] == [("NEGATIVE", "POSITIVE")[row.argmax()] for row in logits]
     assert all(0.5 <= answer.score <= 1 for answer in many)
     one = classifier.predict(TEXTS[0])
@@ -111,8 +111,8 @@ def test_wrong_input_is_named(saved):
     classifier = SentimentClassifier.from_pretrained(saved[0], FP32)
     with pytest.raises(TypeError, match="strings, not float"):
         classifier.predict(["good", float("nan")])
-    with pytest.raises(ValueError, match="batch_size=0"):
-        classifier.predict(["good"], batch_size=0)
+    with pytest.raises(ValueError, match="tokens_per_batch=0"):
+        classifier.predict(["good"], tokens_per_batch=0)
 
 
 @pytest.mark.parametrize("missing", [INFERENCE_FILE, "adapter_model.safetensors"])

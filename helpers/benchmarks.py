@@ -105,7 +105,7 @@ def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: floa
     reset_peak_memory(device)
     step.run(*step.random_batch(spec.batch_size, spec.tokens))
     seconds, steps = 0.0, 0
-    while seconds < min_seconds:
+    while not steps or seconds < min_seconds:
         batch = step.random_batch(spec.batch_size, spec.tokens)
         seconds, steps = seconds + step.timed(*batch), steps + 1
     peak, method = peak_memory(device)

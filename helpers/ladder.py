@@ -168,6 +168,9 @@ def measure_rungs(
     return [{**row, "ratio": row["samples_per_second"] / rows[0]["samples_per_second"]} for row in rows]
 
 
-def ladder_texts(recipe: Recipe, profile: Profile, count: int = 512) -> list[str]:
-    """The first `count` training texts of the recipe's dataset, the same for every rung."""
+def ladder_texts(recipe: Recipe, profile: Profile, count: int = 2_000) -> list[str]:
+    """The first `count` training texts of the recipe's dataset, the same for every rung.
+
+    Trainer's sampler sorts by length within a quarter of the texts at most, so that few texts make mixed batches.
+    """
     return list(load_splits(recipe, profile)["train"]["text"][:count])

@@ -49,17 +49,19 @@ def recipe(tiny_checkpoints):
 
 
 def test_rungs_are_measured_on_the_batches_they_describe(recipe, tiny_checkpoints, fp32):
-    texts = ["movie", "the movie was very good the end", "awful plot", "the plot was bad"] * 4
+    texts = ["movie", "the movie was very good the end", "awful plot", "the plot was bad"] * 16
     padded = Rung("as written", recipe, fp32, pad_to_longest=False, group_by_length=False)
+    longest = Rung("to the longest", recipe, fp32, group_by_length=False)
     grouped = Rung("by length", recipe, fp32)
     shapes = {}
-    for rung in (padded, grouped):
+    for rung in (padded, longest, grouped):
         runner = ladders._Runner(rung, texts, tiny_checkpoints["bert"], 16)
         shapes[rung.change] = [tuple(batch["input_ids"].shape) for batch in runner.batches]
         samples, operations = runner.measure(0.01, Random(0))
         assert samples > 0 and operations > 0
-    assert shapes["as written"] == [(4, 16)] * 4
-    assert sorted(shapes["by length"]) == [(4, 3), (4, 4), (4, 6), (4, 9)]
+    assert shapes["as written"] == [(4, 16)] * 16
+    assert shapes["to the longest"] == [(4, 9)] * 16
+    assert len(shapes["by length"]) == 16 and sum(tokens for _, tokens in shapes["by length"]) < 0.8 * 16 * 9
     rows = measure_rungs([padded, grouped], texts, tiny_checkpoints["bert"], 16, repeats=3, seconds=0.01)
     assert [row["change"] for row in rows] == ["as written", "by length"]
     assert rows[0]["ratio"] == 1 and rows[1]["ratio"] == rows[1]["samples_per_second"] / rows[0]["samples_per_second"]

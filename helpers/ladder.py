@@ -9,7 +9,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from helpers.data import load_splits, truncate
 from helpers.efficiency import StepFlops, TrainingStep, matmul_peak
-from helpers.models import attach_lora, build_model, load_classifier, load_tokenizer, store_frozen_linears
+from helpers.models import attach_lora, build_model, load_classifier, load_tokenizer
 from helpers.profiles import Execution, Profile
 from helpers.recipes import RECIPES, Recipe
 
@@ -18,8 +18,7 @@ from helpers.recipes import RECIPES, Recipe
 class Rung:
     """One way to train a recipe on its real texts.
 
-    `nf4_compute` is the precision 4-bit weights are unpacked to, where that is not the execution's. `cast_once` stores
-    frozen layers in the precision they are multiplied in (see `models.store_frozen_linears`).
+    `nf4_compute` is the precision 4-bit weights are unpacked to, where that is not the execution's.
     """
 
     change: str
@@ -28,7 +27,6 @@ class Rung:
     pad_to_longest: bool = True
     group_by_length: bool = True
     nf4_compute: str | None = None
-    cast_once: bool = True
 
 
 def ladder(name: str, execution: Execution) -> list[Rung]:
@@ -40,7 +38,7 @@ def ladder(name: str, execution: Execution) -> list[Rung]:
     gpu = execution.device == "cuda"
     first = Execution(execution.device, "fp16" if gpu else "fp32", "sdpa", name == "qlora_bert", False)
     padded = name != "qlora_bert"  # source 001 pads to the longest of a batch; the others to max_length
-    rung = Rung("as written", written, first, not padded, False, "fp16" if written.quantization else None, False)
+    rung = Rung("as written", written, first, not padded, False, "fp16" if written.quantization else None)
     rungs = [rung]
 
     def add(change: str, **changes) -> None:
@@ -59,11 +57,9 @@ def ladder(name: str, execution: Execution) -> list[Rung]:
     if not gpu:
         add("dropout masks in bulk", execution=replace(rungs[-1].execution, fast_dropout=True))
     add("no dropout in the frozen encoder", recipe=replace(written, model_dropout=0.0, lora_dropout=0.0))
-    if fast.precision != "fp32" and not written.quantization:
-        add(f"frozen weights stored in {fast.precision}", cast_once=True)
     if fast.attention != "sdpa":
         add(f"{fast.attention} attention", execution=fast)
-    add("improved() settings", recipe=better, cast_once=True)
+    add("improved() settings", recipe=better)
     return rungs
 
 
@@ -103,8 +99,6 @@ class _Runner:
         )
         if recipe.variant != "full_finetune":
             model = attach_lora(model, recipe, execution.gradient_checkpointing)
-            if rung.cast_once:
-                store_frozen_linears(model, execution)
         self.step = TrainingStep(model, execution, recipe.optim)
         ids = [truncate(row, max_length, recipe.truncation) for row in tokenizer(texts, verbose=False)["input_ids"]]
         order = list(range(len(ids)))

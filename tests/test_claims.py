@@ -75,6 +75,13 @@ def test_a_comparison_is_decided_by_the_paired_test(evidence):
     assert _decide("A3").verdict == REFUTED
 
 
+def test_runs_on_different_rows_are_not_compared(evidence):
+    evidence("lora_distilbert_qv", "untrained", "10" * 100)
+    evidence("lora_distilbert_q", "as_written", "10" * 50)
+    with pytest.raises(claims.Missing, match="on the same rows"):
+        _decide("A3")
+
+
 def test_a_stated_accuracy_is_decided_on_the_real_checkpoint_only(evidence):
     for variant in ("as_written", "improved"):
         evidence("qlora_bert", variant, "1" * 94 + "0" * 6)

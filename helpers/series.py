@@ -45,11 +45,26 @@ def run_notebook(source: Path, target: Path) -> float:
     try:
         client.execute()
     finally:
+        settle_progress_bars(notebook)
         target.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, target)
     seconds = perf_counter() - start
     print(f"{chr(13) if sys.stdout.isatty() else ''}{source.stem:28s} done in {_clock(seconds)}          ", flush=True)
     return seconds
+
+
+def settle_progress_bars(notebook: nbformat.NotebookNode) -> None:
+    """Leaves of each progress bar in the outputs what a terminal shows at the end: its last state, once."""
+    for cell in notebook.cells:
+        settled = []
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream" and output.name == "stderr":
+                if settled and settled[-1].get("name") == "stderr":
+                    output.text = settled.pop().text + output.text
+                output.text = "\n".join(line.rsplit("\r", 1)[-1] for line in output.text.split("\n"))
+            settled.append(output)
+        if cell.cell_type == "code":
+            cell.outputs = settled
 
 
 def summary(records: list[RunRecord], profile: Profile) -> str:

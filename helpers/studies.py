@@ -162,7 +162,7 @@ def _mean_interval(values: np.ndarray) -> tuple[float, float]:
 def learning_curve(execution: Execution, folder: Path, sizes: Sequence[int | None] = CURVE_SIZES) -> StudyRecord:
     """Bag of words, LoRA and full fine-tuning on growing parts of the Rotten Tomatoes sentences, on one test set.
 
-    The smaller a part, the more epochs (about 4,000 sentences seen, at least two epochs), so that none is cut short.
+    The smaller a part, the more epochs (about 3,000 sentences seen, ten epochs at most), so that none is cut short.
     At `METHODS_AT` rows QLoRA joins. None stands for every row. Saves it to `folder`.
     """
     profile = replace(PROFILES["full"], n_validation=500, n_test=1_000)
@@ -170,7 +170,7 @@ def learning_curve(execution: Execution, folder: Path, sizes: Sequence[int | Non
     splits = load_splits(lora, profile)
     runs, bags = [], []
     for size in (size or len(splits["train"]) for size in sizes):
-        sized = replace(lora, n_train=size, num_train_epochs=min(10, max(2, round(4_000 / size))))
+        sized = replace(lora, n_train=size, num_train_epochs=min(10, max(1, round(3_000 / size))))
         runs += [({"method": "lora"}, sized), ({"method": "full_finetune"}, sized.full_finetune())]
         if size == METHODS_AT:
             runs.append(({"method": "qlora"}, replace(sized, quantization="nf4")))

@@ -29,7 +29,14 @@ from helpers.efficiency import (
 )
 from helpers.inference import SentimentClassifier
 from helpers.ladder import ladder, ladder_texts, measure_rungs, method_recipe, methods_race, training_flops
-from helpers.models import build_model, count_parameters, load_tokenizer, save_adapter, weight_bytes
+from helpers.models import (
+    build_model,
+    count_parameters,
+    load_tokenizer,
+    save_adapter,
+    store_frozen_linears,
+    weight_bytes,
+)
 from helpers.profiles import DATA_DIR, EMBEDDED_BERT, PROFILES, Execution, fastest_execution
 from helpers.recipes import RECIPES
 from helpers.results import StudyRecord
@@ -60,7 +67,10 @@ def load_benchmarks(name: str) -> list[StudyRecord]:
 
 @dataclass(frozen=True)
 class StepSpec:
-    """One training step to measure: on random tokens, every row `tokens` long, with `improved()` settings of 001."""
+    """One training step to measure: on random tokens, every row `tokens` long, with `improved()` settings of 001.
+
+    LoRA's frozen layers are stored in the precision that they are multiplied in (`models.store_frozen_linears`).
+    """
 
     size: str
     method: str
@@ -100,6 +110,7 @@ def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: floa
     execution = Execution(device, spec.precision, spec.attention, checkpointing)
     recipe = method_recipe(spec.method)
     model = build_model(recipe, base_model, execution)
+    store_frozen_linears(model, execution)
     step = TrainingStep(model, execution, spec.optimizer)
     held = sum(weight_bytes(model).values())
     reset_peak_memory(device)

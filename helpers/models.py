@@ -200,16 +200,14 @@ def build_model(
         for name, parameter in model.named_parameters():
             parameter.requires_grad = any(part in HEAD_MODULES for part in name.split("."))
         return model
-    model = attach_lora(model, recipe, execution.gradient_checkpointing)
-    store_frozen_linears(model, execution)
-    return model
+    return attach_lora(model, recipe, execution.gradient_checkpointing)
 
 
 def store_frozen_linears(model: torch.nn.Module, execution: Execution) -> None:
     """Stores the encoder's frozen linear layers in the dtype that autocast multiplies them in.
 
-    The numbers are the same, and the weights take half the memory: autocast would hold fp32 weights and cast them anew
-    at every step.
+    The numbers under autocast are the same, and the weights take half the memory; autocast would hold fp32 weights and
+    cast them anew at every step. Outside autocast such a model no longer computes.
     """
     for name, module in model.named_modules():
         frozen = type(module) is torch.nn.Linear and not any(p.requires_grad for p in module.parameters())

@@ -15,6 +15,7 @@ from helpers.models import (
     count_parameters,
     load_classifier,
     load_tokenizer,
+    store_frozen_linears,
     weight_bytes,
 )
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT, Execution
@@ -157,8 +158,8 @@ def test_an_interrupted_save_leaves_the_old_adapter(fp32, tiny_checkpoints, tmp_
 def test_frozen_layers_are_stored_as_they_are_multiplied_and_the_numbers_stay(tiny_checkpoints):
     execution = Execution("cpu", "bf16", "eager")
     recipe = replace(RECIPES["lora_bert_sst2"].improved(), base_model=tiny_checkpoints["bert"])
-    stored = build_model(recipe, tiny_checkpoints["bert"], execution)
-    plain = attach_lora(load_classifier(tiny_checkpoints["bert"], execution, model_dropout=0.0), recipe)
+    stored, plain = (build_model(recipe, tiny_checkpoints["bert"], execution) for _ in range(2))
+    store_frozen_linears(stored, execution)
     dtypes = {name: parameter.dtype for name, parameter in stored.named_parameters()}
     in_bf16 = {name for name, dtype in dtypes.items() if dtype == torch.bfloat16}
     assert in_bf16 == {name for name in dtypes if ".encoder." in name and "lora_" not in name and "Norm" not in name}

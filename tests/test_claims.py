@@ -118,7 +118,9 @@ def steps(monkeypatch, tmp_path):
                 "precision": "bf16",
                 "optimizer": "adamw_torch",
             }
-            rows.append({**shape, "method": method, "samples_per_second": rate, "peak_memory_bytes": peak})
+            rows.append(
+                {**shape, "method": method, "samples_per_second": rate, "peak_memory_bytes": peak, "libraries_bytes": 0}
+            )
         StudyRecord("steps", "x", None, "cpu", {}, rows).save(tmp_path / "cpu" / "here")
 
     monkeypatch.setattr(claims, "_relative", lambda path: path.name)

@@ -299,7 +299,8 @@ def _checkpointing(evidence: Evidence) -> Verdict:
     slow, fast, *_ = _ratios(evidence, "qlora_checkpointing", "qlora", "samples_per_second")
     verdict = CONFIRMED if high < 1 and fast < 1 else f"{ONLY_WHEN} activations are large" if low < 1 else REFUTED
     return Verdict(
-        f"{1 - high:.0%} to {1 - low:.0%} less peak memory, libraries aside, at {slow:.2f} to {fast:.2f} of the speed ({where})",
+        f"{1 - high:.0%} to {1 - low:.0%} less peak memory, libraries aside, "
+        f"at {slow:.2f} to {fast:.2f} of the speed ({where})",
         verdict,
         "It pays where activations rule.",
         (path,),

@@ -30,6 +30,7 @@ def recipe(tiny_checkpoints):
         base_model=tiny_checkpoints["bert"],
         learning_rate=2e-2,
         num_train_epochs=5,
+        per_device_train_batch_size=8,
         max_length=16,
         warmup_ratio=0.1,
     )
@@ -88,6 +89,7 @@ def test_gradient_checkpointing_recomputes_and_learns_the_same(splits, tiny_prof
         RECIPES["lora_bert_sst2"].improved(),
         base_model=resolve_checkpoint(EMBEDDED_BERT),
         quantization=quantization,
+        per_device_train_batch_size=8,
         num_train_epochs=1,
         warmup_ratio=0.0,
     )

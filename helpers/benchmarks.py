@@ -46,7 +46,6 @@ from helpers.training import class_probabilities, fit, tokenize_splits
 COMMAND = "python -m helpers.benchmarks"
 METHODS = ("full_finetune", "lora", "qlora", "qlora_checkpointing")
 SIZES = {"bert-base": None, "embedded": EMBEDDED_BERT}  # None: random weights of bert-base-uncased's shape
-REPEATS = 3
 MIN_SECONDS = 3.0  # a timed window lasts at least this long, and at least one batch
 
 
@@ -59,10 +58,6 @@ def device_folder(execution: Execution) -> Path:
 def load_benchmarks(name: str) -> list[StudyRecord]:
     """The record `name` of every device that has one, CPUs first."""
     return [StudyRecord.load(path) for path in sorted(DATA_DIR.glob(f"[cg]pu/*/{name}.json"))]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Steps: peak memory and speed of one training step, each in a fresh process
 
 
 @dataclass(frozen=True)
@@ -179,7 +174,7 @@ def call_step(spec: dict, device: str, base_model: str) -> dict[str, object]:
     return measure_step(StepSpec(**spec), device, base_model)
 
 
-# The targets and the lengths at which the ladders are climbed: tokens a text is cut to.
+# The ladders, and the number of tokens that texts are cut to in each.
 LADDER_TOKENS = {"lora_distilbert_qv": 256, "lora_bert_sst2": 128, "qlora_bert": 256}
 
 
@@ -187,16 +182,16 @@ def benchmark_ladder(execution: Execution, names: Iterable[str] = (*LADDER_TOKEN
     """Measures each ladder, and the race of LoRA, QLoRA and full fine-tuning at 128 tokens, a fresh process each."""
     rows = []
     for name in names:
-        measured = in_fresh_process("measure_ladder", name=name, device=execution.device)
+        measured = in_fresh_process("measure_ladder", name=name)
         for row in measured:
             print(f"{name:20s} {row['change']:50s} {row['samples_per_second']:7.1f} samples/s", end="  ")
             print(f"{row['ratio']:6.1f} x  {row['matmul_share']:4.0%} of the peak", flush=True)
             rows.append({"ladder": name, **row})
-    settings = {"base_model": "embedded", "tokens": LADDER_TOKENS | {"methods": 128}, "repeats": 3}
+    settings = {"base_model": "embedded", "tokens": LADDER_TOKENS | {"methods": 128}}
     return StudyRecord("ladder", f"{COMMAND} ladder", None, execution.device_name, settings, rows)
 
 
-def measure_ladder(name: str, device: str) -> list[dict[str, object]]:
+def measure_ladder(name: str) -> list[dict[str, object]]:
     """Rows of one ladder, or of the race "methods", measured in this process on embedded texts."""
     execution = fastest_execution()
     recipe = RECIPES["qlora_bert" if name == "methods" else name]

@@ -109,10 +109,14 @@ def accuracy_interval(predictions: np.ndarray, references: np.ndarray, seed: int
     predictions, references = np.asarray(predictions), np.asarray(references)
     if predictions.shape != references.shape or not len(predictions):
         raise ValueError(f"Need equally many predictions and references, not {predictions.shape}, {references.shape}.")
-    correct = (predictions == references).astype(float)
-    if correct.min() == correct.max():  # nothing to resample
-        return float(correct[0]), float(correct[0])
-    result = bootstrap((correct,), np.mean, n_resamples=5_000, batch=500, method="percentile", rng=seed)
+    return mean_interval((predictions == references).astype(float), seed)
+
+
+def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of `values`, shape (n,), from 5,000 resamples."""
+    if values.min() == values.max():  # nothing to resample
+        return float(values[0]), float(values[0])
+    result = bootstrap((values,), np.mean, n_resamples=5_000, batch=500, method="percentile", rng=seed)
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
@@ -138,10 +142,8 @@ def paired_comparison(correct_a: Sequence[bool], correct_b: Sequence[bool], seed
     if only_a + only_b == 0:
         return PairedComparison(0.0, 0.0, 0.0, 1.0)
     gain = a.astype(float) - b.astype(float)
-    interval = bootstrap((gain,), np.mean, n_resamples=5_000, batch=500, method="percentile", rng=seed)
-    low, high = interval.confidence_interval
-    p_value = binomtest(only_a, only_a + only_b).pvalue
-    return PairedComparison(float(gain.mean()), float(low), float(high), float(p_value))
+    p_value = float(binomtest(only_a, only_a + only_b).pvalue)
+    return PairedComparison(float(gain.mean()), *mean_interval(gain, seed), p_value)
 
 
 def class_scores(predictions: np.ndarray, references: np.ndarray, labels: Sequence[str]) -> pd.DataFrame:

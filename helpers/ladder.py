@@ -1,6 +1,7 @@
 """From a recipe as its source runs it to our version, one change a step, interleaved in one process."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from random import Random
 from statistics import median
 
@@ -76,6 +77,7 @@ def method_recipe(method: str) -> Recipe:
     return replace(recipe, quantization=None) if method == "lora" else recipe
 
 
+@lru_cache(maxsize=16)
 def training_flops(recipe: Recipe, base_model: str) -> StepFlops:
     """Matrix-product operations that a step of `recipe` needs, by its shape (see `efficiency.StepFlops`).
 
@@ -90,7 +92,7 @@ def training_flops(recipe: Recipe, base_model: str) -> StepFlops:
 class _Runner:
     """A rung's model and its batches of real texts."""
 
-    def __init__(self, rung: Rung, texts: list[str], base_model: str, max_length: int):
+    def __init__(self, rung: Rung, encoded: list[list[int]], base_model: str, max_length: int):
         self.rung, recipe, execution = rung, rung.recipe, rung.execution
         tokenizer = load_tokenizer(base_model)
         load = replace(execution, precision=rung.nf4_compute) if rung.nf4_compute else execution
@@ -100,7 +102,7 @@ class _Runner:
         if recipe.variant != "full_finetune":
             model = attach_lora(model, recipe, execution.gradient_checkpointing)
         self.step = TrainingStep(model, execution, recipe.optim)
-        ids = [truncate(row, max_length, recipe.truncation) for row in tokenizer(texts, verbose=False)["input_ids"]]
+        ids = [truncate(row, max_length, recipe.truncation) for row in encoded]
         order = list(range(len(ids)))
         size = recipe.per_device_train_batch_size
         if rung.group_by_length:
@@ -142,7 +144,8 @@ def measure_rungs(
     A window lasts `seconds` or one batch. All models are in memory at once.
     """
     device = rungs[0].execution.device
-    runners, random = [_Runner(rung, texts, base_model, max_length) for rung in rungs], Random(0)
+    encoded = load_tokenizer(base_model)(texts, verbose=False)["input_ids"]
+    runners, random = [_Runner(rung, encoded, base_model, max_length) for rung in rungs], Random(0)
     peak = matmul_peak(device, rungs[-1].execution.compute_dtype)
     measured = [[runner.measure(seconds, random) for runner in runners] for _ in range(repeats)]
     rows = []

@@ -8,11 +8,17 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from scipy.stats import bootstrap
 from tqdm.auto import tqdm
 
 from helpers.data import dataset_name, load_splits
-from helpers.evaluation import PairedComparison, accuracy_interval, bag_of_words, correct_rows, paired_comparison
+from helpers.evaluation import (
+    PairedComparison,
+    accuracy_interval,
+    bag_of_words,
+    correct_rows,
+    mean_interval,
+    paired_comparison,
+)
 from helpers.models import build_model, count_parameters
 from helpers.profiles import PROFILES, Execution, Profile
 from helpers.recipes import RECIPES, Recipe
@@ -111,7 +117,7 @@ def summarize(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> list[dict[st
         groups.setdefault(tuple(row[label] for label in by), []).append(row)
     points = []
     for labels, runs in groups.items():
-        low, high = _mean_interval(np.mean([_right(run) for run in runs], axis=0))
+        low, high = mean_interval(np.mean([_right(run) for run in runs], axis=0))
         points.append(
             {
                 **dict(zip(by, labels, strict=True)),
@@ -144,19 +150,11 @@ def compare_runs(
     gain = np.mean([_right(by_seed[0][seed]) - _right(by_seed[1][seed]) for seed in seeds], axis=0)
     agree = len({np.sign(one.difference) for one in each}) == 1
     p_value = min(1.0, comparisons * max(one.p_value for one in each)) if agree else 1.0
-    return PairedComparison(float(gain.mean()), *_mean_interval(gain), p_value)
+    return PairedComparison(float(gain.mean()), *mean_interval(gain), p_value)
 
 
 def _right(run: dict[str, Any]) -> np.ndarray:
     return np.array([float(character) for character in run["correct"]])
-
-
-def _mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of `values`, shape (n,)."""
-    if values.min() == values.max():  # nothing to resample
-        return float(values[0]), float(values[0])
-    result = bootstrap((values,), np.mean, n_resamples=5_000, batch=500, method="percentile", rng=0)
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def learning_curve(execution: Execution, folder: Path, sizes: Sequence[int | None] = CURVE_SIZES) -> StudyRecord:

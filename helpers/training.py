@@ -293,7 +293,7 @@ def class_probabilities(
 def tokenize_splits(
     recipe: Recipe, splits: DatasetDict, profile: Profile
 ) -> tuple[PreTrainedTokenizerBase, DatasetDict]:
-    """The tokenizer of the recipe\'s checkpoint in this profile, and `splits` tokenized with it."""
+    """The tokenizer of the recipe's checkpoint in this profile, and `splits` tokenized with it."""
     tokenizer = load_tokenizer(profile.base_model(recipe.base_model))
     max_length = profile.tokens(recipe.max_length)
     return tokenizer, DatasetDict(

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers import ladder as ladders
 from helpers.efficiency import TrainingStep
 from helpers.ladder import Rung, ladder, measure_rungs, method_recipe, methods_race, training_flops
-from helpers.models import build_model
+from helpers.models import build_model, load_tokenizer
 from helpers.profiles import Execution
 from helpers.recipes import RECIPES
 
@@ -53,9 +53,10 @@ def test_rungs_are_measured_on_the_batches_they_describe(recipe, tiny_checkpoint
     padded = Rung("as written", recipe, fp32, pad_to_longest=False, group_by_length=False)
     longest = Rung("to the longest", recipe, fp32, group_by_length=False)
     grouped = Rung("by length", recipe, fp32)
+    encoded = load_tokenizer(tiny_checkpoints["bert"])(texts)["input_ids"]
     shapes = {}
     for rung in (padded, longest, grouped):
-        runner = ladders._Runner(rung, texts, tiny_checkpoints["bert"], 16)
+        runner = ladders._Runner(rung, encoded, tiny_checkpoints["bert"], 16)
         shapes[rung.change] = [tuple(batch["input_ids"].shape) for batch in runner.batches]
         samples, operations = runner.measure(0.01, Random(0))
         assert samples > 0 and operations > 0

@@ -34,17 +34,16 @@ TEXT_COLUMNS = ("text", "sentence", "review")
 LABEL_COLUMNS = ("label", "sentiment")
 
 _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
-_SPACE = re.compile(r"\s+")
 
 
 def clean(text: str) -> str:
     """`text` with `<br />` tags and runs of white space turned into single spaces."""
-    return _SPACE.sub(" ", _BREAK.sub(" ", text)).strip()
+    return " ".join(_BREAK.sub(" ", text).split())
 
 
 def text_key(text: str) -> str:
     """`text` case-folded with white space collapsed: two texts with one key are duplicates."""
-    return _SPACE.sub(" ", text).strip().casefold()
+    return " ".join(text.split()).casefold()
 
 
 def drop_duplicates(reviews: Dataset, seen: set[str] | None = None) -> Dataset:
@@ -54,7 +53,7 @@ def drop_duplicates(reviews: Dataset, seen: set[str] | None = None) -> Dataset:
     """
     seen = set() if seen is None else seen
     keep = []
-    for row, text in enumerate(reviews["text"]):
+    for row, text in enumerate(reviews["text"][:]):
         key = text_key(text)
         if key not in seen:
             seen.add(key)

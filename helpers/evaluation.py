@@ -75,8 +75,9 @@ def predict_logits(
     """Logits of tokenized texts, shape (len(ids), n_labels), in their order; batches hold texts of similar length.
 
     A batch is filled up to `tokens_per_batch` tokens, padding included (None: `TOKENS_PER_BATCH` of the device), and
-    holds one text at least. Trainer.predict is no substitute: with `group_by_length` it shuffles the rows it evaluates
-    too. Raises ValueError for `tokens_per_batch` below 1.
+    holds one text at least. A model stored in the execution's compute dtype runs without autocast and its casts.
+    Trainer.predict is no substitute: with `group_by_length` it shuffles the rows it evaluates too. Raises ValueError
+    for `tokens_per_batch` below 1.
     """
     limit = TOKENS_PER_BATCH[execution.device] if tokens_per_batch is None else tokens_per_batch
     if limit < 1:
@@ -88,7 +89,8 @@ def predict_logits(
     for position, row in enumerate(order):
         if (position + 1 - starts[-1]) * len(ids[row]) > limit and position > starts[-1]:
             starts.append(position)
-    with torch.autocast(execution.device, execution.compute_dtype, enabled=execution.precision != "fp32"):
+    mixed = model.dtype != execution.compute_dtype
+    with torch.autocast(execution.device, execution.compute_dtype, enabled=mixed):
         for start, end in zip(starts, [*starts[1:], len(ids)], strict=True) if len(ids) else ():
             rows = order[start:end]
             batch = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt").to(execution.device)

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.data import clean, truncate
 from helpers.evaluation import predict_logits
-from helpers.models import INFERENCE_FILE, load_classifier, store_frozen_linears
+from helpers.models import INFERENCE_FILE, load_classifier
 from helpers.profiles import Execution, fastest_execution
 
 
@@ -45,8 +45,9 @@ class SentimentClassifier:
     def from_pretrained(cls, folder: str | Path, execution: Execution | None = None) -> "SentimentClassifier":
         """The classifier in `folder`, as `models.save_adapter` wrote it, on this machine's fastest execution.
 
-        A full-precision adapter is merged into the weights; a 4-bit base keeps it beside them, since merging would
-        round the weights anew. Raises FileNotFoundError when `folder` is not such a folder.
+        A full-precision adapter is merged into the weights, which are then stored in the execution's compute dtype; a
+        4-bit base keeps it beside them, since merging would round the weights anew. Raises FileNotFoundError when
+        `folder` is not such a folder.
         """
         folder, execution = Path(folder), execution or fastest_execution()
         for name in (INFERENCE_FILE, "adapter_config.json", "adapter_model.safetensors"):
@@ -61,8 +62,7 @@ class SentimentClassifier:
         )
         model = PeftModel.from_pretrained(base, str(folder), config=PeftConfig.from_pretrained(str(folder)))
         if settings["quantization"] is None:
-            model = model.merge_and_unload()
-            store_frozen_linears(model, execution)
+            model = model.merge_and_unload().to(execution.compute_dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return cls(model, tokenizer, execution, max_length=settings["max_length"], truncation=settings["truncation"])
 

@@ -146,8 +146,10 @@ def measure_rungs(
     device = rungs[0].execution.device
     encoded = load_tokenizer(base_model)(texts, verbose=False)["input_ids"]
     runners, random = [_Runner(rung, encoded, base_model, max_length) for rung in rungs], Random(0)
-    peak = matmul_peak(device, rungs[-1].execution.compute_dtype)
-    measured = [[runner.measure(seconds, random) for runner in runners] for _ in range(repeats)]
+    measured, peak = [], 0.0
+    for _ in range(repeats):
+        peak = max(peak, matmul_peak(device, rungs[-1].execution.compute_dtype))
+        measured.append([runner.measure(seconds, random) for runner in runners])
     rows = []
     for rung, windows in zip(rungs, zip(*measured, strict=True), strict=True):
         rates = [samples for samples, _ in windows]

@@ -6,9 +6,9 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from helpers.claims import CLAIMS, CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Verdict
 from helpers.plots import COLORS
 from helpers.results import StudyRecord
+from helpers.verdicts import CLAIMS, CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Verdict
 
 VERDICT_COLORS = {CONFIRMED: "#009E73", ONLY_WHEN: "#E69F00", REFUTED: "#D55E00", UNDECIDED: "#999999"}
 METHODS = {"bag_of_words": "bag of words", "lora": "LoRA", "full_finetune": "full fine-tuning", "qlora": "QLoRA"}

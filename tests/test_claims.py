@@ -5,11 +5,12 @@ from dataclasses import asdict, replace
 import pytest
 
 from helpers import claims
-from helpers.claims import CLAIMS, CONFIRMED, REFUTED, UNDECIDED, Evidence, decide_all, markdown_table, write_readme
+from helpers.claims import markdown_table, write_readme
 from helpers.plots_claims import plot_claims, plot_learning_curve, verdict_kind
 from helpers.profiles import DATA_DIR, Profile
 from helpers.results import StudyRecord
 from helpers.studies import breaks_even
+from helpers.verdicts import CLAIMS, CONFIRMED, REFUTED, UNDECIDED, Evidence, Missing, decide_all
 
 NOTHING = Profile("nothing", embedded=True, n_train=1, n_validation=1, n_test=1, max_length=8)
 
@@ -35,7 +36,7 @@ def test_all_22_claims_are_decided_by_records_that_are_there():
 
 
 def test_a_claim_without_its_record_names_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "EVIDENCE", tmp_path)
+    monkeypatch.setattr("helpers.verdicts.EVIDENCE", tmp_path)
     monkeypatch.setattr("helpers.benchmarks.DATA_DIR", tmp_path)
     verdicts = decide_all()
     assert verdicts["B4"].verdict == f"{UNDECIDED}: run make run, for qlora_bert-as_written-seed42.json"
@@ -48,8 +49,8 @@ def test_a_claim_without_its_record_names_the_command(tmp_path, monkeypatch):
 @pytest.fixture
 def evidence(record, tmp_path, monkeypatch):
     """A folder of run records that stands for the committed ones, and a function that adds to it."""
-    monkeypatch.setattr(claims, "EVIDENCE", tmp_path)
-    monkeypatch.setattr(claims, "_relative", lambda path: path.name)
+    monkeypatch.setattr("helpers.verdicts.EVIDENCE", tmp_path)
+    monkeypatch.setattr("helpers.verdicts.relative_path", lambda path: path.name)
 
     def add(recipe, variant, correct, profile="quick", **changes):
         accuracy = correct.count("1") / len(correct)
@@ -79,7 +80,7 @@ def test_a_comparison_is_decided_by_the_paired_test(evidence):
 def test_runs_on_different_rows_are_not_compared(evidence):
     evidence("lora_distilbert_qv", "untrained", "10" * 100)
     evidence("lora_distilbert_q", "as_written", "10" * 50)
-    with pytest.raises(claims.Missing, match="on the same rows"):
+    with pytest.raises(Missing, match="on the same rows"):
         _decide("A3")
 
 
@@ -95,7 +96,7 @@ def test_a_stated_accuracy_is_decided_on_the_real_checkpoint_only(evidence):
 
 def test_a_profile_s_own_records_come_before_the_committed_ones(evidence, record, tmp_path, monkeypatch):
     evidence("lora_distilbert_qv", "untrained", "10" * 100)
-    monkeypatch.setattr(claims, "DATA_DIR", tmp_path / "Data")
+    monkeypatch.setattr("helpers.verdicts.DATA_DIR", tmp_path / "Data")
     own = replace(record, recipe="lora_distilbert_qv", variant="untrained", metrics={"accuracy": 0.9})
     own.save(tmp_path / "Data" / "nothing" / "results")
     assert Evidence(NOTHING).run("lora_distilbert_qv", "untrained")[0] == own
@@ -106,7 +107,7 @@ def test_a_profile_s_own_records_come_before_the_committed_ones(evidence, record
 def steps(monkeypatch, tmp_path):
     """Writes a `steps` record whose LoRA is `speed` times as fast as full fine-tuning and peaks at `memory` of it."""
     monkeypatch.setattr("helpers.benchmarks.DATA_DIR", tmp_path)
-    monkeypatch.setattr(claims, "DATA_DIR", tmp_path)
+    monkeypatch.setattr("helpers.verdicts.DATA_DIR", tmp_path)
 
     def write(speed, memory):
         rows = []
@@ -123,7 +124,7 @@ def steps(monkeypatch, tmp_path):
             )
         StudyRecord("steps", "x", None, "cpu", {}, rows).save(tmp_path / "cpu" / "here")
 
-    monkeypatch.setattr(claims, "_relative", lambda path: path.name)
+    monkeypatch.setattr("helpers.verdicts.relative_path", lambda path: path.name)
     return write
 
 

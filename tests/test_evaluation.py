@@ -86,7 +86,7 @@ def test_logits_come_in_the_order_of_the_texts(fp32, tiny_checkpoints):
 
 def test_batches_hold_like_lengths_and_are_filled_up_to_the_limit(fp32, tiny_checkpoints):
     class Model:
-        config, shapes = SimpleNamespace(num_labels=2), []
+        config, dtype, shapes = SimpleNamespace(num_labels=2), torch.float32, []
 
         def eval(self):
             pass

@@ -38,32 +38,37 @@ def perturbed(recipe, base_model):
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=CASES, ids=list(CASES))
-def saved(request, tmp_path_factory):
-    """(folder, recipe, logits of TEXTS in memory) of a saved adapter."""
-    recipe, base_model = CASES[request.param]
+def save(case, folder):
+    """(folder, recipe, logits of TEXTS in memory) of an adapter saved to `folder`."""
+    recipe, base_model = CASES[case]
     model, tokenizer = perturbed(recipe, base_model), load_tokenizer(base_model)
-    folder = save_adapter(
-        model, tokenizer, tmp_path_factory.mktemp("saved") / "adapter", base_model=base_model,
-        quantization=recipe.quantization, max_length=64, truncation=recipe.truncation,
+    save_adapter(
+        model, tokenizer, folder, base_model=base_model, quantization=recipe.quantization, max_length=64,
+        truncation=recipe.truncation,
     )  # fmt: skip
     cleaned = [text.replace("<br />", " ").strip() for text in TEXTS]
     ids = [truncate(row, 64, recipe.truncation) for row in tokenizer(cleaned)["input_ids"]]
     return folder, recipe, predict_logits(model, tokenizer, ids, FP32)
 
 
-def test_a_fresh_process_gives_the_same_logits(saved):
-    folder, _, expected = saved
+@pytest.fixture(scope="module", params=CASES, ids=list(CASES))
+def saved(request, tmp_path_factory):
+    return save(request.param, tmp_path_factory.mktemp("saved") / "adapter")
+
+
+def test_a_fresh_process_gives_the_same_logits(tmp_path):
+    expected = {case: save(case, tmp_path / case)[2] for case in CASES}
     program = (
         "import json, sys\nfrom helpers.inference import SentimentClassifier\nfrom helpers.profiles import Execution\n"
-        "classifier = SentimentClassifier.from_pretrained(sys.argv[1], Execution('cpu', 'fp32', 'eager'))\n"
-        "print(json.dumps(classifier.logits(json.loads(sys.argv[2])).tolist()))"
+        "fp32, texts = Execution('cpu', 'fp32', 'eager'), json.loads(sys.argv[1])\n"
+        "load = SentimentClassifier.from_pretrained\n"
+        "print(json.dumps([load(folder, fp32).logits(texts).tolist() for folder in sys.argv[2:]]))"
     )
-    command = [sys.executable, "-c", program, str(folder), json.dumps(TEXTS)]
+    command = [sys.executable, "-c", program, json.dumps(TEXTS), *(str(tmp_path / case) for case in CASES)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = np.array(json.loads(output.strip().splitlines()[-1]))
-    assert np.ptp(expected) > 0.1
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for case, found in zip(CASES, json.loads(output.strip().splitlines()[-1]), strict=True):
+        assert np.ptp(expected[case]) > 0.1, case
+        np.testing.assert_allclose(np.array(found), expected[case], atol=1e-5, err_msg=case)
 
 
 def test_the_base_is_stored_as_it_was_trained(saved):
@@ -71,6 +76,18 @@ def test_the_base_is_stored_as_it_was_trained(saved):
     model = SentimentClassifier.from_pretrained(folder, FP32).model
     assert count_4bit_modules(model) == (36 if recipe.quantization else 0)
     assert hasattr(model, "peft_config") == bool(recipe.quantization)  # full precision is merged
+
+
+def test_half_precision_stores_what_can_be_stored_and_says_the_same(saved):
+    folder, recipe, logits = saved
+    classifier = SentimentClassifier.from_pretrained(folder, replace(FP32, precision="bf16"))
+    parameters = classifier.model.parameters()
+    stored = {parameter.dtype for parameter in parameters if parameter.dtype != torch.uint8}
+    assert stored == ({torch.float32} if recipe.quantization else {torch.bfloat16})
+    found = classifier.logits(TEXTS)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, logits, atol=0.02)  # bf16 keeps 8 bits: the logits are below 1
+    assert not np.array_equal(found, logits), "computed in fp32"
 
 
 def test_plain_transformers_loads_the_folder(saved):

@@ -13,12 +13,12 @@ README = DATA_DIR.parent / "README.md"
 START, END = "<!-- claims: python -m helpers.claims -->", "<!-- end of claims -->"
 
 
-def markdown_table(verdicts: dict[str, Verdict]) -> str:
-    """The claims table as the README has it, with links to the records."""
+def markdown_table(verdicts: dict[str, Verdict], root: str = "") -> str:
+    """The claims table with links to the records; `root` leads from where it is shown to the repository's root."""
     lines = ["| | the source says | measured here | verdict |", "|---|---|---|---|"]
     for claim in CLAIMS:
         verdict = verdicts[claim.id]
-        links = " ".join(f"[[{index}]]({path})" for index, path in enumerate(verdict.records, 1))
+        links = " ".join(f"[[{index}]]({root}{path})" for index, path in enumerate(verdict.records, 1))
         measured = " ".join(part for part in (verdict.measured, links) if part)
         decided = " ".join(part for part in (f"**{verdict.verdict}**.", verdict.sentence) if part)
         lines.append(f"| {claim.id} | {claim.text} | {measured} | {decided} |")

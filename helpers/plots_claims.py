@@ -39,10 +39,10 @@ def plot_claims(verdicts: dict[str, Verdict]) -> Figure:
     return figure
 
 
-def plot_learning_curve(record: StudyRecord, breaks_even: int | None) -> Figure:
+def plot_learning_curve(record: StudyRecord, ahead: list[int]) -> Figure:
     """Accuracy with its interval against the number of training rows (log scale), one line a method.
 
-    `breaks_even` is the number of rows from which on fine-tuning beats the bag of words (None: never, here).
+    `ahead` are the numbers of rows at which LoRA beats the bag of words (see `studies.sizes_ahead`), for the title.
     """
     figure, axes = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
     ends = []
@@ -58,19 +58,22 @@ def plot_learning_curve(record: StudyRecord, breaks_even: int | None) -> Figure:
     for rank, (accuracy, last, method) in enumerate(sorted(ends)):
         place = {"xytext": (10, 9 * (rank - (len(ends) - 1) / 2)), "textcoords": "offset points"}
         axes.annotate(METHODS[method], (last, accuracy), **place, va="center", color=COLORS[method], fontsize=9)
-    if breaks_even:
-        axes.axvline(breaks_even, color="0.6", ls=":", lw=1.2)
     sizes = sorted({row["n_train"] for row in record.rows})
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.minorticks_off()
-    axes.set_xlim(right=max(sizes) * 1.8)
-    title = (
-        f"Fine-tuning beats a bag of words from {breaks_even:,} rows on"
-        if breaks_even
-        else "Fine-tuning never beats a bag of words here"
-    )
+    axes.set_xlim(right=max(sizes) * 2)
+    title = "No size at which LoRA is seen to beat a bag of words"
+    if ahead:
+        behind = [size for size in sizes if size not in ahead]
+        title = f"LoRA beats a bag of words at {_listed(ahead)} rows"
+        title += f"; no such difference at {_listed(behind)}" if behind else ", every size tried"
     axes.set(title=title, xlabel="training rows (log scale)")
     axes.set_ylabel(f"test accuracy, 95 % interval (n = {record.settings['n_scored']:,})")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return figure
+
+
+def _listed(sizes: list[int]) -> str:
+    *first, last = [f"{size:,}" for size in sizes]
+    return f"{', '.join(first)} and {last}" if first else last

@@ -184,13 +184,11 @@ def learning_curve(execution: Execution, folder: Path, sizes: Sequence[int | Non
     return record
 
 
-def breaks_even(record: StudyRecord, method: str = "lora") -> int | None:
-    """Fewest training rows of a learning curve from which on `method` beats the bag of words in every paired test."""
+def sizes_ahead(record: StudyRecord, method: str = "lora") -> list[int]:
+    """Numbers of training rows of a learning curve at which `method` beats the bag of words in the paired test."""
     curves = {name: {r["n_train"]: r for r in record.rows if r["method"] == name} for name in (method, "bag_of_words")}
-    first = None
-    for size in sorted(curves[method], reverse=True):
-        test = paired_comparison(curves[method][size]["correct"], curves["bag_of_words"][size]["correct"])
-        if test.difference <= 0 or test.p_value >= 0.05:
-            break
-        first = size
-    return first
+    tests = {
+        size: paired_comparison(row["correct"], curves["bag_of_words"][size]["correct"])
+        for size, row in sorted(curves[method].items())
+    }
+    return [size for size, test in tests.items() if test.difference > 0 and test.p_value < 0.05]

@@ -1,5 +1,4 @@
 import json
-import re
 from dataclasses import asdict, replace
 
 import pytest
@@ -9,7 +8,7 @@ from helpers.claims import markdown_table, write_readme
 from helpers.plots_claims import plot_claims, plot_learning_curve, verdict_kind
 from helpers.profiles import DATA_DIR, Profile
 from helpers.results import StudyRecord
-from helpers.studies import breaks_even
+from helpers.studies import sizes_ahead
 from helpers.verdicts import CLAIMS, CONFIRMED, REFUTED, UNDECIDED, Evidence, Missing, decide_all
 
 NOTHING = Profile("nothing", embedded=True, n_train=1, n_validation=1, n_test=1, max_length=8)
@@ -164,11 +163,12 @@ def _curve(**methods):
     return StudyRecord("learning_curve", "x", "full", "cpu", {"n_scored": 100, "methods_at": 500}, rows)
 
 
-def test_fine_tuning_breaks_even_where_it_stays_ahead():
+def test_fine_tuning_is_ahead_where_the_paired_test_says_so():
     bag = (50, 60, 70)
-    assert breaks_even(_curve(bag_of_words=bag, lora=(55, 75, 85))) == 500
-    assert breaks_even(_curve(bag_of_words=bag, lora=(70, 62, 85))) == 1000  # ahead at 250, not at 500
-    assert breaks_even(_curve(bag_of_words=bag, lora=(70, 75, 71))) is None
+    assert sizes_ahead(_curve(bag_of_words=bag, lora=(55, 75, 85))) == [500, 1000]  # five rows more are chance
+    assert sizes_ahead(_curve(bag_of_words=bag, lora=(70, 62, 71))) == [250]
+    assert sizes_ahead(_curve(bag_of_words=bag, lora=(30, 40, 50))) == []  # far behind is not ahead
+    assert sizes_ahead(_curve(bag_of_words=bag, lora=bag, qlora=(50, 60, 90)), "qlora") == [1000]
 
 
 def test_the_figures_show_each_claim_and_each_method():
@@ -177,8 +177,8 @@ def test_the_figures_show_each_claim_and_each_method():
     text = " ".join(entry.get_text() for entry in figure.axes[0].texts)
     assert all(claim.id in text for claim in CLAIMS) and figure.axes[0].get_title().startswith("22 claims")
     curve = _curve(bag_of_words=(50, 60, 70), lora=(55, 75, 85), full_finetune=(50, 70, 88))
-    figure = plot_learning_curve(curve, breaks_even(curve))
-    assert re.search("from 500 rows on", figure.axes[0].get_title())
+    figure = plot_learning_curve(curve, [250, 500])
+    assert figure.axes[0].get_title() == "LoRA beats a bag of words at 250 and 500 rows; no such difference at 1,000"
     assert {entry.get_text() for entry in figure.axes[0].texts} == {"bag of words", "LoRA", "full fine-tuning"}
 
 

@@ -111,7 +111,7 @@ def plot_memory_breakdown(rows: Sequence[Mapping]) -> Figure:
         panel.grid(axis="y", visible=False)
     axes[0][0].invert_yaxis()
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(PARTS), frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(PARTS), frameon=False, fontsize=9)
     return figure
 
 

@@ -69,13 +69,17 @@ def settle_progress_bars(notebook: nbformat.NotebookNode) -> None:
 
 def summary(records: list[RunRecord], profile: Profile) -> str:
     """The runs of a profile as a text table: what was trained, its accuracy, and the bag of words on the same rows."""
-    baselines = {record.recipe: record for record in records if record.variant == "bag_of_words"}
+
+    def rows_of(record: RunRecord) -> tuple:
+        return record.dataset, record.n_train, record.n_validation, record.n_test, record.seed
+
+    baselines = {rows_of(record): record for record in records if record.variant == "bag_of_words"}
     rows = [("recipe", "variant", "n test", "accuracy [95 % interval]", "bag of words", "train s")]
     for record in records:
         if record.variant in ("bag_of_words", "untrained"):
             continue
         low, high = record.accuracy_ci95
-        baseline = baselines.get(record.recipe)
+        baseline = baselines.get(rows_of(record))
         rows.append(
             (
                 record.recipe,

@@ -39,6 +39,7 @@ def run_study(
     command: str,
     seeds: Iterable[int] = (0, 1),
     score_on: str = "validation",
+    folder: Path | None = None,
 ) -> StudyRecord:
     """Trains each recipe with each seed on `splits["train"]` and scores its last step on `splits[score_on]`.
 
@@ -46,7 +47,7 @@ def run_study(
     checkpoint, `max_length` and `truncation`, since the rows are tokenized once. A recipe's `n_train` takes the first
     of the training rows. A seed fixes head, adapter and order.
     Each row has the labels and `seed, n_train, trainable_params, train_seconds, accuracy, accuracy_ci95, correct`.
-    Writes the record to `Data/<profile>/results/studies` and returns it.
+    Writes the record to `folder` (None: `Data/<profile>/results/studies`) and returns it.
     """
     seeds = tuple(seeds)
     first = runs[0][1]
@@ -77,7 +78,7 @@ def run_study(
         "seeds": list(seeds),
     }
     record = StudyRecord(name, command, profile.name, execution.device_name, settings, rows)
-    record.save(profile.results / "studies")
+    record.save(folder or profile.results / "studies")
     return record
 
 
@@ -175,9 +176,8 @@ def learning_curve(execution: Execution, folder: Path, sizes: Sequence[int | Non
         train = splits["train"].select(range(size))
         bags.append({"method": "bag_of_words"} | score_bag_of_words_on(train, splits["test"]))
     command = "python -m helpers.claims --learning-curve"
-    record = run_study(
-        "learning_curve", runs, splits, profile, execution, command=command, seeds=(profile.seed,), score_on="test"
-    )
+    options = {"command": command, "seeds": (profile.seed,), "score_on": "test", "folder": folder}
+    record = run_study("learning_curve", runs, splits, profile, execution, **options)
     record.rows += bags
     record.settings["methods_at"] = METHODS_AT
     record.save(folder)

@@ -63,9 +63,14 @@ def test_a_notebook_that_is_not_there_is_an_error(notebooks, capsys):
 
 
 def test_the_summary_puts_the_bag_of_words_beside_each_run(record):
-    bag = replace(record, variant="bag_of_words", metrics={"accuracy": 0.5}, train_seconds=1.0)
-    lines = series.summary([replace(record, train_seconds=61.4), bag], PROFILES["quick"]).splitlines()
+    record = replace(record, train_seconds=61.4)
+    bag = replace(record, variant="bag_of_words", metrics={"accuracy": 0.5})
+    same_rows = replace(record, recipe="lora_distilbert_q")
+    fewer_rows = replace(record, recipe="lora_bert_cased", n_train=record.n_train - 1)
+    runs = [record, bag, same_rows, fewer_rows]
+    lines = series.summary(runs, PROFILES["quick"]).splitlines()
     assert lines[1].split() == ["qlora_bert", "improved", "4", "75.0%", "[50.0%,", "100.0%]", "50.0%", "61"]
+    assert lines[2].split()[-2] == "50.0%" and "50.0%" not in lines[3].split()
     assert lines[-1] == "Figures: Data/quick/*.png   Records: Data/quick/results/*.json"
 
 

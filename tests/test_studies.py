@@ -2,7 +2,9 @@ from dataclasses import replace
 
 import pytest
 
+from helpers import studies
 from helpers.data import split_reviews
+from helpers.profiles import fastest_execution
 from helpers.recipes import RECIPES
 from helpers.results import StudyRecord
 from helpers.studies import compare_runs, run_study, score_bag_of_words_on, summarize
@@ -82,3 +84,13 @@ def test_many_comparisons_raise_the_bar():
 def test_runs_with_other_seeds_are_not_compared():
     with pytest.raises(ValueError, match=r"not \[0\] and \[1\]"):
         compare_runs([_run("10", 0)], [_run("10", 1)])
+
+
+def test_the_learning_curve_is_one_record_where_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path / "Data")
+    monkeypatch.setattr(studies, "METHODS_AT", 8)
+    record = studies.learning_curve(fastest_execution(), tmp_path / "evidence", sizes=(8,))
+    assert {row["method"] for row in record.rows} == {"bag_of_words", "lora", "full_finetune", "qlora"}
+    assert {(row["n_train"], len(row["correct"])) for row in record.rows} == {(8, 1_000)}
+    assert list(tmp_path.rglob("*.json")) == [tmp_path / "evidence" / "learning_curve.json"]
+    assert StudyRecord.load(tmp_path / "evidence" / "learning_curve.json").settings["methods_at"] == 8

@@ -44,8 +44,8 @@ from helpers.results import RunRecord
 EVAL_BATCH_SIZE = 16  # larger batches fall out of a CPU's caches and are slower
 LOGS_PER_EPOCH = 10
 
-# Each training makes full garbage collections, which walk every object there is: for half a million of the imported
-# libraries that is a fifth of a short training's time. Frozen objects are passed over.
+# Each training makes full garbage collections, which walk every object there is, those of the imported libraries too.
+# Frozen objects are passed over: a short training would spend seconds on them.
 gc.freeze()
 
 

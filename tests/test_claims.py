@@ -179,12 +179,8 @@ def test_the_figures_show_each_claim_and_each_method():
     curve = _curve(bag_of_words=(50, 60, 70), lora=(55, 75, 85), full_finetune=(50, 70, 88))
     figure = plot_learning_curve(curve, [250, 500])
     assert figure.axes[0].get_title() == "LoRA beats a bag of words at 250 and 500 rows; no such difference at 1,000"
-    assert (
-        plot_learning_curve(curve, [250, 500, 1000])
-        .axes[0]
-        .get_title()
-        .endswith("500 and 1,000 rows, every size tried")
-    )
+    everywhere = plot_learning_curve(curve, [250, 500, 1000]).axes[0].get_title()
+    assert everywhere == "LoRA beats a bag of words at 250, 500 and 1,000 rows, every size tried"
     assert plot_learning_curve(curve, []).axes[0].get_title().startswith("No size")
     assert {entry.get_text() for entry in figure.axes[0].texts} == {"bag of words", "LoRA", "full fine-tuning"}
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from helpers.profiles import Execution
 
 # Larger batches of long texts fall out of a CPU's caches and take twice as long; a GPU wants them full.
-TOKENS_PER_BATCH = {"cpu": 1_024, "cuda": 32_768}
+TOKENS_PER_BATCH = {"cpu": 768, "cuda": 32_768}
 
 
 class ClassificationMetrics(evaluate.Metric):

@@ -37,7 +37,7 @@ def ladder(name: str, execution: Execution) -> list[Rung]:
     """
     written, better, fast = RECIPES[name], RECIPES[name].improved(), execution
     gpu = execution.device == "cuda"
-    first = Execution(execution.device, "fp16" if gpu else "fp32", "sdpa", name == "qlora_bert", False)
+    first = Execution(execution.device, "fp16" if gpu else "fp32", "sdpa", name == "qlora_bert", False, False)
     padded = name != "qlora_bert"  # source 001 pads to the longest of a batch; the others to max_length
     rung = Rung("as written", written, first, not padded, False, "fp16" if written.quantization else None)
     rungs = [rung]
@@ -58,6 +58,7 @@ def ladder(name: str, execution: Execution) -> list[Rung]:
     if not gpu:
         add("dropout masks in bulk", execution=replace(rungs[-1].execution, fast_dropout=True))
     add("no dropout in the frozen encoder", recipe=replace(written, model_dropout=0.0, lora_dropout=0.0))
+    add("the last layer at [CLS] alone", execution=replace(rungs[-1].execution, last_layer_at_cls=True))
     if fast.attention != "sdpa":
         add(f"{fast.attention} attention", execution=fast)
     add("improved() settings", recipe=better)
@@ -77,14 +78,15 @@ def method_recipe(method: str) -> Recipe:
     return replace(recipe, quantization=None) if method == "lora" else recipe
 
 
-@lru_cache(maxsize=16)
-def training_flops(recipe: Recipe, base_model: str) -> StepFlops:
-    """Matrix-product operations that a step of `recipe` needs, by its shape (see `efficiency.StepFlops`).
+@lru_cache(maxsize=32)
+def training_flops(recipe: Recipe, base_model: str, at_cls: bool = True) -> StepFlops:
+    """Matrix-product operations of a step of `recipe`, by its shape (see `efficiency.StepFlops`).
 
     They are counted on an unquantized copy that keeps its activations, so that work done twice does not count as work
-    (model FLOPs utilization, Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
+    (model FLOPs utilization, Chowdhery et al. 2022, arXiv 2204.02311, appendix B). `at_cls` is the execution's
+    `last_layer_at_cls`: what that leaves out is not counted either.
     """
-    execution = Execution("cpu", "fp32", "eager")
+    execution = Execution("cpu", "fp32", "eager", last_layer_at_cls=at_cls)
     step = TrainingStep(build_model(replace(recipe, quantization=None), base_model, execution), execution)
     return StepFlops(lambda rows, tokens: step.run(*step.random_batch(rows, tokens)))
 
@@ -113,7 +115,7 @@ class _Runner:
             tokenizer.pad({"input_ids": [ids[i] for i in order[start : start + size]]}, **padding, return_tensors="pt")
             for start in range(0, len(ids) - size + 1, size)
         ]
-        self.flops = training_flops(recipe, base_model)
+        self.flops = training_flops(recipe, base_model, execution.last_layer_at_cls)
 
     def measure(self, seconds: float, random: Random) -> tuple[float, float]:
         """(samples, operations) a second over batches in random order, for `seconds` and at least one batch."""

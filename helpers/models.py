@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from helpers.checkpoints import label_maps, resolve_checkpoint
 from helpers.data import LABELS
+from helpers.efficiency import last_layer_at_cls
 from helpers.profiles import Execution
 from helpers.recipes import Recipe
 from helpers.results import new_folder, write_json
@@ -106,6 +107,8 @@ def load_classifier(
         if name.split(".")[-1] in HEAD_MODULES:
             module.float()
     keep_4bit_layout(model)
+    if execution.last_layer_at_cls:
+        last_layer_at_cls(model)
     return model if quantization else model.to(execution.device)
 
 

@@ -89,7 +89,7 @@ class Execution:
 
     `precision` is "bf16", "fp16" (both autocast over fp32 weights) or "fp32". `gradient_checkpointing` computes the
     activations a second time in the backward pass instead of keeping them. `fast_dropout` draws a CPU's dropout masks
-    in bulk (see `efficiency.fast_dropout`).
+    in bulk, `last_layer_at_cls` computes the last layer only where a classifier reads it (see both in `efficiency`).
     """
 
     device: str
@@ -97,6 +97,7 @@ class Execution:
     attention: str
     gradient_checkpointing: bool = False
     fast_dropout: bool = True
+    last_layer_at_cls: bool = True
 
     @property
     def compute_dtype(self) -> torch.dtype:

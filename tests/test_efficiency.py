@@ -4,8 +4,12 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from helpers.efficiency import fast_dropout, peak_memory, reset_peak_memory
+from helpers.efficiency import TrainingStep, fast_dropout, peak_memory, reset_peak_memory
+from helpers.models import build_model
+from helpers.recipes import RECIPES
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset the peak")
@@ -48,3 +52,65 @@ def test_fast_dropout_follows_the_seed_passes_gradients_and_ends_with_its_block(
     assert functional.dropout is original
     with fast_dropout(replace(fp32, device="cuda")):
         assert functional.dropout is original
+
+
+RECIPE_OF = {"bert": "qlora_bert", "distilbert": "lora_distilbert_qv"}
+
+
+def loss_logits_and_gradients(model, batch):
+    result = model(**batch, labels=torch.tensor([0, 1, 1]))
+    result.loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return result.loss.detach(), result.logits.detach(), gradients
+
+
+@pytest.mark.parametrize("variant", ["lora", "full_finetune"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("architecture", ["bert", "distilbert"])
+def test_the_last_layer_at_cls_leaves_logits_and_gradients_as_they_are(
+    architecture, attention, variant, tiny_checkpoints, fp32
+):
+    recipe = replace(RECIPES[RECIPE_OF[architecture]].improved(), quantization=None)  # without dropout
+    recipe = recipe.full_finetune() if variant == "full_finetune" else recipe
+    ids = torch.randint(5, 18, (3, 12), generator=torch.Generator().manual_seed(1))
+    batch = {"input_ids": ids, "attention_mask": (torch.arange(12) < torch.tensor([[12], [7], [2]])).long()}
+    results = []
+    for at_cls in (False, True):
+        execution = replace(fp32, attention=attention, last_layer_at_cls=at_cls)
+        model = build_model(recipe, tiny_checkpoints[architecture], execution)
+        with torch.no_grad():  # LoRA's B is zero at first, and A then has no gradient
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(2))
+        results.append((*loss_logits_and_gradients(model.train(), batch), model.base_model))
+    (loss, logits, gradients, whole), (same_loss, same_logits, same_gradients, short) = results
+    torch.testing.assert_close(same_loss, loss)
+    torch.testing.assert_close(same_logits, logits)
+    assert gradients.keys() == same_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(same_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: n + m)
+    if variant == "full_finetune":  # and it is the last layer that is shorter, no other
+        assert whole(**batch).last_hidden_state.shape == (3, 12, 64)
+        assert short(**batch).last_hidden_state.shape == (3, 1, 64)
+
+
+def test_the_last_layer_at_cls_spares_its_queries_attention_and_feed_forward(tiny_checkpoints, fp32):
+    recipe = RECIPES["qlora_bert"].improved().full_finetune()
+    counts = []
+    for at_cls in (False, True):
+        execution = replace(fp32, last_layer_at_cls=at_cls)
+        model = build_model(recipe, tiny_checkpoints["bert"], execution).eval()
+        batch, _ = TrainingStep(model, execution).random_batch(2, 16)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            model(**batch)
+        counts.append(counter.get_total_flops())
+    width, inner, rows, tokens = 64, 128, 2, 16
+    a_position = 2 * (2 * width * width + 2 * width * inner + 2 * tokens * width)  # query, output; feed-forward; scores
+    assert counts[0] - counts[1] == rows * (tokens - 1) * a_position
+
+
+def test_another_architecture_keeps_its_last_layer(tiny_encoders, fp32):
+    recipe = replace(RECIPES["qlora_bert"].improved().full_finetune(), base_model=tiny_encoders["roberta"])
+    model = build_model(recipe, tiny_encoders["roberta"], fp32)
+    hidden = model.base_model(input_ids=torch.tensor([[5, 6, 7, 8]])).last_hidden_state
+    assert hidden.shape == (1, 4, 64)

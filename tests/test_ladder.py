@@ -20,7 +20,8 @@ def test_a_ladder_leads_from_the_source_s_execution_to_ours(name):
     rungs = ladder(name, CPU)
     first, last = rungs[0], rungs[-1]
     assert first.recipe == RECIPES[name] and last.recipe == RECIPES[name].improved()
-    assert first.execution.precision == "fp32" and not first.execution.fast_dropout and not first.group_by_length
+    assert first.execution.precision == "fp32" and not first.group_by_length
+    assert not first.execution.fast_dropout and not first.execution.last_layer_at_cls
     assert first.pad_to_longest == first.execution.gradient_checkpointing == (name == "qlora_bert")
     assert last.execution == CPU and last.group_by_length and last.pad_to_longest and last.nf4_compute is None
     assert len({rung.change for rung in rungs}) == len(rungs)

@@ -16,7 +16,8 @@ import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
 from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.distilbert.modeling_distilbert import TransformerBlock as DistilBertLayer
 
@@ -177,6 +178,33 @@ def fast_dropout(execution: Execution) -> Iterator[None]:
         yield
     finally:
         functional.dropout = original
+
+
+def lean_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """transformers' eager attention with fewer passes over the scores, its largest tensor: `attention="lean"`.
+
+    The query is scaled instead of the scores, the mask is added in place, and scores keep the query's dtype where an
+    fp32 mask would widen them. Query, key and value are (batch, heads, tokens, width of a head). Returns the context,
+    (batch, tokens, heads, width of a head), and the probabilities, (batch, heads, tokens, tokens).
+    """
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
+    if attention_mask is not None:
+        scores += attention_mask
+    probabilities = functional.dropout(functional.softmax(scores, dim=-1), dropout, module.training)
+    return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), probabilities
+
+
+AttentionInterface.register("lean", lean_attention)
+AttentionMaskInterface.register("lean", eager_mask)
 
 
 def last_layer_at_cls(model: PreTrainedModel) -> None:

@@ -116,12 +116,12 @@ def fastest_execution() -> Execution:
     """The fastest honest execution on this machine.
 
     bf16 where the hardware multiplies it (Ampere and newer; AVX512-BF16 or AMX), fp16 on older GPUs, else fp32.
-    Attention is SDPA on CUDA. On CPU it is eager: the fused CPU kernel is slow at MiniLM's head width of 32.
+    Attention is SDPA on CUDA and `efficiency.lean_attention` on CPU, whose fused kernel is slow at MiniLM's head width.
     """
     if torch.cuda.is_available():
         precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         return Execution("cuda", precision, "sdpa")
-    return Execution("cpu", "bf16" if _cpu_multiplies_bf16() else "fp32", "eager")
+    return Execution("cpu", "bf16" if _cpu_multiplies_bf16() else "fp32", "lean")
 
 
 def _cpu_multiplies_bf16() -> bool:

@@ -65,7 +65,7 @@ def loss_logits_and_gradients(model, batch):
 
 
 @pytest.mark.parametrize("variant", ["lora", "full_finetune"])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "lean", "sdpa"])
 @pytest.mark.parametrize("architecture", ["bert", "distilbert"])
 def test_the_last_layer_at_cls_leaves_logits_and_gradients_as_they_are(
     architecture, attention, variant, tiny_checkpoints, fp32
@@ -92,6 +92,26 @@ def test_the_last_layer_at_cls_leaves_logits_and_gradients_as_they_are(
     if variant == "full_finetune":  # and it is the last layer that is shorter, no other
         assert whole(**batch).last_hidden_state.shape == (3, 12, 64)
         assert short(**batch).last_hidden_state.shape == (3, 1, 64)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "modernbert"])
+def test_lean_attention_computes_what_eager_attention_does(architecture, tiny_encoders, fp32):
+    recipe = RECIPES["qlora_bert"].improved().full_finetune()
+    recipe = replace(recipe, model_dropout=0.1)
+    ids = torch.randint(6, 18, (3, 12), generator=torch.Generator().manual_seed(1))
+    batch = {"input_ids": ids, "attention_mask": (torch.arange(12) < torch.tensor([[12], [7], [2]])).long()}
+    results = []
+    for attention in ("eager", "lean"):
+        execution = replace(fp32, attention=attention, last_layer_at_cls=False)
+        model = build_model(recipe, tiny_encoders[architecture], execution).train()
+        assert model.config._attn_implementation == attention
+        torch.manual_seed(0)  # the same dropout masks
+        results.append(loss_logits_and_gradients(model, batch))
+    (loss, logits, gradients), (same_loss, same_logits, same_gradients) = results
+    torch.testing.assert_close(same_loss, loss)
+    torch.testing.assert_close(same_logits, logits)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(same_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: n + m)
 
 
 def test_the_last_layer_at_cls_spares_its_queries_attention_and_feed_forward(tiny_checkpoints, fp32):

@@ -12,7 +12,7 @@ from helpers.models import build_model, load_tokenizer
 from helpers.profiles import Execution
 from helpers.recipes import RECIPES
 
-CPU, GPU = Execution("cpu", "bf16", "eager"), Execution("cuda", "bf16", "sdpa")
+CPU, GPU = Execution("cpu", "bf16", "lean"), Execution("cuda", "bf16", "sdpa")
 
 
 @pytest.mark.parametrize("name", ["lora_distilbert_qv", "lora_bert_sst2", "qlora_bert"])

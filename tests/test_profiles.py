@@ -50,8 +50,8 @@ def test_base_models_token_limits_and_epochs():
     [
         (True, True, {}, ("cuda", "bf16", "sdpa")),
         (True, False, {}, ("cuda", "fp16", "sdpa")),
-        (False, False, {"avx512_bf16": True}, ("cpu", "bf16", "eager")),
-        (False, False, {"avx512_f": True, "amx_bf16": False}, ("cpu", "fp32", "eager")),
+        (False, False, {"avx512_bf16": True}, ("cpu", "bf16", "lean")),
+        (False, False, {"avx512_f": True, "amx_bf16": False}, ("cpu", "fp32", "lean")),
     ],
 )
 def test_precision_follows_what_the_hardware_multiplies(monkeypatch, cuda, bf16, capabilities, expected):

@@ -6,9 +6,10 @@ import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForSequenceClassification, BertConfig
 
-from helpers.efficiency import TrainingStep, fast_dropout, peak_memory, reset_peak_memory
-from helpers.models import build_model
+from helpers.efficiency import TrainingStep, fast_dropout, last_layer_at_cls, peak_memory, reset_peak_memory
+from helpers.models import build_model, load_classifier
 from helpers.recipes import RECIPES
 
 
@@ -127,6 +128,23 @@ def test_the_last_layer_at_cls_spares_its_queries_attention_and_feed_forward(tin
     width, inner, rows, tokens = 64, 128, 2, 16
     a_position = 2 * (2 * width * width + 2 * width * inner + 2 * tokens * width)  # query, output; feed-forward; scores
     assert counts[0] - counts[1] == rows * (tokens - 1) * a_position
+
+
+def test_the_last_layer_at_cls_keeps_attention_s_dropout(tiny_checkpoints, fp32):
+    model = load_classifier(tiny_checkpoints["bert"], fp32, model_dropout=0.0)
+    model.base_model.encoder.layer[-1].attention.self.dropout.p = 0.5
+    ids = torch.randint(5, 18, (3, 12), generator=torch.Generator().manual_seed(1))
+    trained, again = model.train()(ids).logits, model(ids).logits
+    assert not torch.allclose(trained, again)
+    predicted, again = model.eval()(ids).logits, model(ids).logits
+    assert torch.equal(predicted, again)
+
+
+def test_a_decoder_keeps_its_last_layer(tiny_checkpoints):
+    config = BertConfig.from_pretrained(tiny_checkpoints["bert"], is_decoder=True)
+    model = AutoModelForSequenceClassification.from_config(config)
+    last_layer_at_cls(model)
+    assert model.base_model(torch.tensor([[5, 6, 7, 8]])).last_hidden_state.shape == (1, 4, 64)
 
 
 def test_another_architecture_keeps_its_last_layer(tiny_encoders, fp32):

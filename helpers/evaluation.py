@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from helpers.profiles import Execution
 
-# Larger batches of long texts fall out of a CPU's caches and take twice as long; a GPU wants them full.
+# Larger batches of long texts fall out of a CPU's caches and are slower; a GPU wants them full.
 TOKENS_PER_BATCH = {"cpu": 768, "cuda": 32_768}
 
 

@@ -97,8 +97,7 @@ def test_the_last_layer_at_cls_leaves_logits_and_gradients_as_they_are(
 
 @pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "modernbert"])
 def test_lean_attention_computes_what_eager_attention_does(architecture, tiny_encoders, fp32):
-    recipe = RECIPES["qlora_bert"].improved().full_finetune()
-    recipe = replace(recipe, model_dropout=0.1)
+    recipe = replace(RECIPES["qlora_bert"].improved().full_finetune(), model_dropout=0.1)
     ids = torch.randint(6, 18, (3, 12), generator=torch.Generator().manual_seed(1))
     batch = {"input_ids": ids, "attention_mask": (torch.arange(12) < torch.tensor([[12], [7], [2]])).long()}
     results = []
@@ -148,7 +147,6 @@ def test_a_decoder_keeps_its_last_layer(tiny_checkpoints):
 
 
 def test_another_architecture_keeps_its_last_layer(tiny_encoders, fp32):
-    recipe = replace(RECIPES["qlora_bert"].improved().full_finetune(), base_model=tiny_encoders["roberta"])
-    model = build_model(recipe, tiny_encoders["roberta"], fp32)
+    model = load_classifier(tiny_encoders["roberta"], fp32)
     hidden = model.base_model(input_ids=torch.tensor([[5, 6, 7, 8]])).last_hidden_state
     assert hidden.shape == (1, 4, 64)

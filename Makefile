@@ -1,11 +1,14 @@
-# make run    the whole series under the profile in force (PROFILE=quick|full|hub), figures in Data/<profile>/
-# make test   linter, unit tests, and every notebook compared with its stored outputs
-# make store  runs the series under `quick` and stores the outputs in notebooks/, for a commit
+# make run        the whole series under the profile in force (PROFILE=quick|full|hub), figures in Data/<profile>/
+# make test       linter, unit tests, and every notebook compared with its stored outputs
+# make store      runs the series under `quick` and stores the outputs in notebooks/, for a commit
+# make platforms  the packages of Colab and Kaggle: what a notebook's first cell installs there, then 02, 03 and 07
+# make newest     the newest versions that the ranges allow, and the unit tests with them
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NEWEST := .venv-newest
 
-.PHONY: run test store
+.PHONY: run test store platforms newest
 
 run: $(VENV)/.installed
 	$(BIN)/python -m helpers.series
@@ -19,8 +22,17 @@ test: $(VENV)/.installed
 store: $(VENV)/.installed
 	PROFILE=quick $(BIN)/python -m helpers.series --store
 
-$(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
+platforms: $(VENV)/.installed
+	$(BIN)/python tests/platforms/run.py
+
+newest:
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python -m pip install -q -r requirements-dev.txt -e .
+	$(NEWEST)/bin/python -m pip list
+	PROFILE=quick $(NEWEST)/bin/pytest tests
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -r requirements.txt -c constraints.txt -e .
+	$(BIN)/python -m pip install -q -r requirements-dev.txt -c constraints.txt -e .
 	touch $@

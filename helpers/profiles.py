@@ -1,13 +1,46 @@
 """Profiles: how much data, how many tokens, which checkpoints, and how this device runs fastest."""
 
 import os
+import platform
+import subprocess
+import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from dotenv import find_dotenv, load_dotenv
 
-DATA_DIR = Path(__file__).resolve().parent.parent / "Data"
+ROOT = Path(__file__).resolve().parent.parent
+COMMITTED = ROOT / "Data"  # the records and figures that the repository holds
+
+
+def data_folder(name: str) -> Path:
+    """The folder that a run writes below, created: `name` (`~` expanded, a relative one from the repository's root).
+
+    An empty `name` is `COMMITTED`. Raises ValueError for a folder that cannot be created.
+    """
+    folder = ROOT / Path(name.strip()).expanduser() if name.strip() else COMMITTED
+    try:
+        return _folder(folder)
+    except OSError as error:
+        raise ValueError(
+            f"DATA_DIR={name!r} cannot be created ({error.strerror}). Name one that you may write; mount a Drive first."
+        ) from error
+
+
+def shown(path: Path) -> str:
+    """`path` as a message names it: from the repository's root where it lies inside, else whole."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+load_dotenv(find_dotenv(usecwd=True))
+DATA_DIR = data_folder(os.environ.get("DATA_DIR", ""))
 
 # The checkpoints the embedded profiles put in place of the sources' own (see models.resolve_checkpoint).
 EMBEDDED_BERT = "minilm-l6-bert"
@@ -48,17 +81,17 @@ class Profile:
 
     @property
     def figures(self) -> Path:
-        """`Data/<profile>`, created."""
+        """`DATA_DIR/<profile>`, created."""
         return _folder(DATA_DIR / self.name)
 
     @property
     def results(self) -> Path:
-        """`Data/<profile>/results`, created: one JSON record a run."""
+        """`DATA_DIR/<profile>/results`, created: one JSON record a run."""
         return _folder(DATA_DIR / self.name / "results")
 
     @property
     def checkpoints(self) -> Path:
-        """`Data/<profile>/checkpoints`, created: saved adapters, ignored by git."""
+        """`DATA_DIR/<profile>/checkpoints`, created: saved adapters, ignored by git."""
         return _folder(DATA_DIR / self.name / "checkpoints")
 
 
@@ -106,29 +139,57 @@ class Execution:
 
     @property
     def device_name(self) -> str:
-        """The device as the records name it, for example `NVIDIA T4` or `cpu (2 threads)`."""
+        """The device as the records name it, for example `Tesla T4` or `AMD EPYC (2 threads)`."""
         if self.device == "cuda":
             return torch.cuda.get_device_name()
-        return f"cpu ({torch.get_num_threads()} threads)"
+        return f"{processor_name()} ({torch.get_num_threads()} threads)"
 
 
 def fastest_execution() -> Execution:
-    """The fastest honest execution on this machine.
+    """The fastest honest execution on this machine; `python -m helpers.benchmarks execution` checks the choice.
 
-    bf16 where the hardware multiplies it (Ampere and newer; AVX512-BF16 or AMX), fp16 on older GPUs, else fp32.
-    Attention is SDPA on CUDA and `efficiency.lean_attention` on CPU, whose fused kernel is slow at MiniLM's head width.
+    bf16 where the hardware multiplies it (Ampere and newer; AVX512-BF16 or AMX), fp16 on older GPUs, else fp32;
+    `PRECISION` in the environment or `.env` puts another of `number_formats` in its place. Attention is SDPA on CUDA
+    and `efficiency.lean_attention` on CPU, whose fused kernel is slow at MiniLM's head width.
+
+    Raises ValueError for a `PRECISION` that this device cannot train in, listing those that it can.
     """
-    if torch.cuda.is_available():
-        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        return Execution("cuda", precision, "sdpa")
-    return Execution("cpu", "bf16" if _cpu_multiplies_bf16() else "fp32", "lean")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    formats = number_formats(device)
+    fastest = formats[-1] if device == "cuda" or _cpu_multiplies_bf16() else "fp32"
+    load_dotenv(find_dotenv(usecwd=True))
+    precision = os.environ.get("PRECISION", "").strip() or fastest
+    if precision not in formats:
+        why = {"fp16": " fp16 trains on a GPU alone.", "bf16": " This GPU does not multiply bf16."}.get(precision, "")
+        raise ValueError(f"PRECISION={precision!r} cannot be had here.{why} Choose one of: {', '.join(formats)}.")
+    return Execution(device, precision, "sdpa" if device == "cuda" else "lean")
+
+
+def number_formats(device: str) -> tuple[str, ...]:
+    """The formats that `device` ("cuda" or "cpu") trains in, a GPU's fastest last.
+
+    bf16 is left out on a GPU that would emulate it, and fp16 on a CPU: Trainer scales fp16's loss on a GPU alone.
+    """
+    if device == "cpu":
+        return ("fp32", "bf16")
+    return ("fp32", "fp16", "bf16") if torch.cuda.is_bf16_supported(including_emulation=False) else ("fp32", "fp16")
+
+
+@cache
+def processor_name() -> str:
+    """The CPU as the system names it, for example `AMD EPYC`; where it names none, the architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    elif sys.platform == "darwin":  # where platform.processor() says "arm" of every Mac
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        name = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    else:
+        name = platform.processor()
+    return " ".join(name.split()) or platform.machine()
 
 
 def _cpu_multiplies_bf16() -> bool:
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def _folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path

@@ -12,7 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from platform import python_version
 
+from helpers.profiles import Profile, shown
+
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "scikit-learn")
+LATER_FIELDS = {"revisions"}  # that earlier records do not have
 
 
 def versions() -> dict[str, str]:
@@ -37,7 +40,8 @@ class RunRecord:
     Sizes are bytes, times seconds, `max_length` tokens; `confusion_matrix` has true classes as rows. `history` holds
     "train" (step, epoch, loss) and "validation" (step, epoch, loss, accuracy) lists. A field that does not apply to
     the run, such as `adapter_bytes` of a bag of words, is None. `correct` has one character a test row, in their order:
-    1 where the prediction is right; it makes paired tests between runs on the same rows possible.
+    1 where the prediction is right; it makes paired tests between runs on the same rows possible. `revisions` says
+    which version of checkpoint and data was loaded, by name: the hub's commit, a sha256 or a package's version.
     """
 
     recipe: str
@@ -66,6 +70,7 @@ class RunRecord:
     history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     adapter_bytes: int | None = None
     settings: dict[str, object] = field(default_factory=dict)
+    revisions: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
     created_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     git_commit: str | None = field(default_factory=git_commit)
@@ -74,6 +79,12 @@ class RunRecord:
     def name(self) -> str:
         """The record's file name without `.json`."""
         return f"{self.recipe}-{self.variant}-seed{self.seed}"
+
+    @property
+    def above_largest_class(self) -> bool:
+        """Whether the accuracy's interval lies above what always naming the test rows' largest class would score."""
+        rows = [sum(row) for row in self.confusion_matrix]
+        return self.accuracy_ci95[0] > max(rows) / sum(rows)
 
     def save(self, folder: Path) -> Path:
         """Writes `<folder>/<name>.json` whole or not at all, and returns its path."""
@@ -117,12 +128,41 @@ def load_records(folder: Path) -> list[RunRecord]:
     return [RunRecord.load(path) for path in sorted(Path(folder).glob("*.json"))]
 
 
+def summary(records: list[RunRecord], profile: Profile) -> str:
+    """The runs of a profile as a text table: what was trained, its accuracy, and the bag of words on the same rows."""
+
+    def rows_of(record: RunRecord) -> tuple:
+        return record.dataset, record.n_train, record.n_validation, record.n_test, record.seed
+
+    baselines = {rows_of(record): record for record in records if record.variant == "bag_of_words"}
+    rows = [("recipe", "variant", "n test", "accuracy [95 % interval]", "bag of words", "train s")]
+    for record in records:
+        if record.variant in ("bag_of_words", "untrained"):
+            continue
+        low, high = record.accuracy_ci95
+        baseline = baselines.get(rows_of(record))
+        rows.append(
+            (
+                record.recipe,
+                record.variant,
+                f"{record.n_test:,}",
+                f"{record.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]",
+                f"{baseline.metrics['accuracy']:.1%}" if baseline else "",
+                f"{record.train_seconds:.0f}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    place = shown(profile.figures)
+    return "\n".join([*lines, "", f"Figures: {place}/*.png   Records: {place}/results/*.json"])
+
+
 def _load(cls, path: Path):
-    data = json.loads(Path(path).read_text())
+    data = json.loads(Path(path).read_text(encoding="utf-8"))
     known = {entry.name for entry in fields(cls)}
     if unknown := sorted(set(data) - known):
         raise ValueError(f"{Path(path).name} has unknown fields: {', '.join(unknown)}.")
-    if missing := sorted(known - set(data)):
+    if missing := sorted(known - set(data) - LATER_FIELDS):
         raise ValueError(f"{Path(path).name} lacks fields: {', '.join(missing)}.")
     return cls(**data)
 
@@ -132,7 +172,7 @@ def write_json(path: Path, data: dict) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(data, indent=1) + "\n")
+        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

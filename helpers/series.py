@@ -1,6 +1,7 @@
 """`python -m helpers.series`: executes the notebooks in order and ends with a table of what they measured."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from time import perf_counter
@@ -9,10 +10,10 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-from helpers.profiles import DATA_DIR, Profile, current_profile
-from helpers.results import RunRecord, load_records
+from helpers.profiles import COMMITTED, ROOT, current_profile, fastest_execution, shown
+from helpers.results import StudyRecord, load_records, summary
 
-NOTEBOOKS = DATA_DIR.parent / "notebooks"
+NOTEBOOKS = ROOT / "notebooks"
 
 
 def run_notebook(source: Path, target: Path) -> float:
@@ -67,33 +68,26 @@ def settle_progress_bars(notebook: nbformat.NotebookNode) -> None:
             cell.outputs = settled
 
 
-def summary(records: list[RunRecord], profile: Profile) -> str:
-    """The runs of a profile as a text table: what was trained, its accuracy, and the bag of words on the same rows."""
+def takes(number: str, times: StudyRecord, estimate: StudyRecord) -> str:
+    """What notebook `number` says of its time: measured on a CPU under `quick`, estimated on a T4 under `hub`."""
+    seconds = next(row["seconds"] for row in times.rows if row["notebook"] == number)
+    device = times.device.replace("(", "").replace(")", "")
+    t4 = "about as long, as it trains nothing"
+    for row in estimate.rows:
+        if row["notebook"] == number:
+            low, high = row["minutes"]
+            t4 = f"{low} to {high} minutes" if high > 1 else "a minute at most"
+    return f"Takes: {_clock(seconds)} minutes under `quick` ({device}, measured); on a T4 under `hub` {t4} (estimated)."
 
-    def rows_of(record: RunRecord) -> tuple:
-        return record.dataset, record.n_train, record.n_validation, record.n_test, record.seed
 
-    baselines = {rows_of(record): record for record in records if record.variant == "bag_of_words"}
-    rows = [("recipe", "variant", "n test", "accuracy [95 % interval]", "bag of words", "train s")]
-    for record in records:
-        if record.variant in ("bag_of_words", "untrained"):
-            continue
-        low, high = record.accuracy_ci95
-        baseline = baselines.get(rows_of(record))
-        rows.append(
-            (
-                record.recipe,
-                record.variant,
-                f"{record.n_test:,}",
-                f"{record.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]",
-                f"{baseline.metrics['accuracy']:.1%}" if baseline else "",
-                f"{record.train_seconds:.0f}",
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    place = profile.figures.relative_to(DATA_DIR.parent)
-    return "\n".join([*lines, "", f"Figures: {place}/*.png   Records: {place}/results/*.json"])
+def write_times(folder: Path = NOTEBOOKS, records: Path = COMMITTED / "evidence") -> None:
+    """Writes `takes` into the head of each notebook in `folder`, from the committed records."""
+    times, estimate = (StudyRecord.load(records / f"{name}.json") for name in ("notebook_times", "estimate_t4"))
+    for path in sorted(folder.glob("[0-9]*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        head = notebook.cells[0]
+        head.source = re.sub(r"Takes: .*", lambda _: takes(path.stem[:2], times, estimate), head.source)  # noqa: B023
+        nbformat.write(notebook, path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -101,7 +95,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m helpers.series", description=__doc__)
     parser.add_argument("notebooks", nargs="*", help="numbers or names to run, for example 02; all when none is given")
     parser.add_argument("--store", action="store_true", help="also store the outputs in notebooks/ (for a commit)")
+    parser.add_argument("--times", action="store_true", help="run nothing: write the measured times into the heads")
     options = parser.parse_args(arguments)
+    if options.times:
+        write_times()
+        return 0
     profile = current_profile()
     chosen = [
         path
@@ -111,21 +109,24 @@ def main(arguments: list[str] | None = None) -> int:
     if not chosen:
         parser.error(f"no notebook starts with {' or '.join(options.notebooks)}")
     print(f"Profile {profile.name}: {len(chosen)} notebooks", flush=True)
-    start = perf_counter()
+    start, seconds = perf_counter(), []
     for path in chosen:
         target = path if options.store else profile.figures / "notebooks" / path.name
         try:
-            run_notebook(path, target)
+            seconds.append({"notebook": path.stem[:2], "seconds": round(run_notebook(path, target))})
         except CellExecutionError as error:
             cells = nbformat.read(target, as_version=4).cells
             failed = next(cell for cell in cells if any(o.output_type == "error" for o in cell.get("outputs", [])))
-            place = target.relative_to(DATA_DIR.parent)
-            print(f"\n{path.name} failed in this cell (traceback in {place}):\n\n{failed.source}\n")
+            print(f"\n{path.name} failed in this cell (traceback in {shown(target)}):\n\n{failed.source}\n")
             print(f"{error.ename}: {error.evalue}")
             return 1
         except DeadKernelError:
             print(f"\n{path.name} failed: its kernel died, which most often means that memory ran out.")
             return 1
+    if not options.notebooks:
+        command = f"PROFILE={profile.name} python -m helpers.series"
+        times = StudyRecord("notebook_times", command, profile.name, fastest_execution().device_name, {}, seconds)
+        times.save(profile.results / "studies")
     print(f"\nAll done in {_clock(perf_counter() - start)}\n\n{summary(load_records(profile.results), profile)}")
     return 0
 

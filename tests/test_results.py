@@ -25,6 +25,19 @@ def test_unknown_and_missing_fields_are_refused_by_name(record, tmp_path):
         RunRecord.load(write_json(tmp_path / "a.json", data))
 
 
+def test_a_record_from_before_revisions_were_kept_still_loads(record, tmp_path):
+    data = asdict(record)
+    del data["revisions"]
+    assert RunRecord.load(write_json(tmp_path / "a.json", data)).revisions == {}
+
+
+def test_a_run_that_only_names_the_largest_class_is_told_from_one_that_learned(record):
+    record.confusion_matrix, record.accuracy_ci95 = [[60, 0], [40, 0]], [0.5, 0.7]
+    assert not record.above_largest_class
+    record.confusion_matrix, record.accuracy_ci95 = [[50, 10], [5, 35]], [0.61, 0.9]
+    assert record.above_largest_class
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_other(record, tmp_path):
     path = record.save(tmp_path)
     record.metrics["broken"] = object()

@@ -5,6 +5,7 @@ import pytest
 
 from helpers import profiles, series
 from helpers.profiles import PROFILES
+from helpers.results import summary
 
 
 @pytest.fixture
@@ -12,7 +13,6 @@ def notebooks(tmp_path, monkeypatch):
     """A series of its own in `tmp_path`, run under `quick`; returns a function that writes a notebook of cells."""
     (tmp_path / "notebooks").mkdir()
     monkeypatch.setattr(series, "NOTEBOOKS", tmp_path / "notebooks")
-    monkeypatch.setattr(series, "DATA_DIR", tmp_path / "Data")
     monkeypatch.setattr(profiles, "DATA_DIR", tmp_path / "Data")
     monkeypatch.setenv("PROFILE", "quick")
 
@@ -68,7 +68,7 @@ def test_the_summary_puts_the_bag_of_words_beside_each_run(record):
     same_rows = replace(record, recipe="lora_distilbert_q")
     fewer_rows = replace(record, recipe="lora_bert_cased", n_train=record.n_train - 1)
     runs = [record, bag, same_rows, fewer_rows]
-    lines = series.summary(runs, PROFILES["quick"]).splitlines()
+    lines = summary(runs, PROFILES["quick"]).splitlines()
     assert lines[1].split() == ["qlora_bert", "improved", "4", "75.0%", "[50.0%,", "100.0%]", "50.0%", "61"]
     assert lines[2].split()[-2] == "50.0%" and "50.0%" not in lines[3].split()
     assert lines[-1] == "Figures: Data/quick/*.png   Records: Data/quick/results/*.json"

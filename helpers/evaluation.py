@@ -7,6 +7,7 @@ import evaluate
 import numpy as np
 import pandas as pd
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset, Features, Value
 from scipy.stats import binomtest, bootstrap
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -75,9 +76,9 @@ def predict_logits(
     """Logits of tokenized texts, shape (len(ids), n_labels), in their order; batches hold texts of similar length.
 
     A batch is filled up to `tokens_per_batch` tokens, padding included (None: `TOKENS_PER_BATCH` of the device), and
-    holds one text at least. A model stored in the execution's compute dtype runs without autocast and its casts.
-    Trainer.predict is no substitute: with `group_by_length` it shuffles the rows it evaluates too. Raises ValueError
-    for `tokens_per_batch` below 1.
+    holds one text at least; where memory runs out, half as many from there on. A model stored in the execution's
+    compute dtype runs without autocast and its casts. Trainer.predict is no substitute: with `group_by_length` it
+    shuffles the rows it evaluates too. Raises ValueError for `tokens_per_batch` below 1.
     """
     limit = TOKENS_PER_BATCH[execution.device] if tokens_per_batch is None else tokens_per_batch
     if limit < 1:
@@ -85,16 +86,24 @@ def predict_logits(
     model.eval()
     logits = np.empty((len(ids), model.config.num_labels), dtype=np.float32)
     order = np.argsort([len(row) for row in ids], kind="stable")
-    starts = [0]
-    for position, row in enumerate(order):
-        if (position + 1 - starts[-1]) * len(ids[row]) > limit and position > starts[-1]:
-            starts.append(position)
     mixed = model.dtype != execution.compute_dtype
-    with torch.autocast(execution.device, execution.compute_dtype, enabled=mixed):
-        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True) if len(ids) else ():
-            rows = order[start:end]
-            batch = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt").to(execution.device)
-            logits[rows] = model(**batch).logits.float().cpu().numpy()
+    start = 0
+    while start < len(ids):
+        end = start + 1
+        while end < len(ids) and (end + 1 - start) * len(ids[order[end]]) <= limit:
+            end += 1
+        rows = order[start:end]
+        try:
+            with torch.autocast(execution.device, execution.compute_dtype, enabled=mixed):
+                batch = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
+                logits[rows] = model(**batch.to(execution.device)).logits.float().cpu().numpy()
+            start = end
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error) or len(rows) == 1:
+                raise
+            limit = len(rows) * len(ids[rows[-1]]) // 2
+        if start < end:  # out here the exception is gone, and with it the frames that held what did not fit
+            clear_device_cache(garbage_collection=True)
     return logits
 
 

@@ -2,19 +2,25 @@
 
 import gc
 import json
+import shutil
 import tempfile
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset, DatasetDict
 from peft import PeftModel
 from scipy.special import softmax
 from sklearn.metrics import confusion_matrix
+from torch.nn import functional
 from transformers import (
     DataCollatorWithPadding,
     EarlyStoppingCallback,
@@ -36,8 +42,16 @@ from helpers.evaluation import (
     correct_rows,
     predict_logits,
 )
-from helpers.models import count_parameters, keep_4bit_layout, load_tokenizer, save_adapter, weight_bytes
-from helpers.profiles import Execution, Profile
+from helpers.models import (
+    check_tokenizer,
+    count_parameters,
+    keep_4bit_layout,
+    load_tokenizer,
+    revisions,
+    save_adapter,
+    weight_bytes,
+)
+from helpers.profiles import Execution, Profile, shown
 from helpers.recipes import Recipe
 from helpers.results import RunRecord
 
@@ -70,13 +84,28 @@ class FineTuned:
 
 
 class Fit(NamedTuple):
-    """What training itself gave: Trainer's log as `RunRecord.history`, seconds without validation, peak memory."""
+    """What training itself gave: Trainer's log as `RunRecord.history`, seconds without validation, peak memory.
+
+    `samples_per_second` counts the rows of all processes, the memory is this one's. `recipe` has the batches that were
+    really used: smaller ones after memory had run out.
+    """
 
     history: dict[str, list[dict[str, float]]]
     seconds: float
     samples_per_second: float
     peak_memory_bytes: int
     peak_memory_method: str
+    recipe: Recipe
+
+
+def process_state(device: str) -> PartialState:
+    """This process's place among those that `torchrun` or `accelerate launch` started; without them it is the only one.
+
+    `device` is "cuda" or "cpu". On CUDA each process gets a GPU of its own, and "cuda" means that one from here on:
+    call it before anything is loaded. They wait up to two hours for one another: the first may download and prepare
+    alone. One that ends, or is killed, ends the others at once.
+    """
+    return PartialState(cpu=device == "cpu", timeout=timedelta(hours=2))
 
 
 def training_arguments(
@@ -92,7 +121,7 @@ def training_arguments(
 
     Without `validate` there are no passes over validation rows, no checkpoints and no bars.
     """
-    steps_per_epoch = -(-n_train // (recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps))
+    steps_per_epoch = -(-n_train // effective_batch_size(recipe, execution))
     return TrainingArguments(
         output_dir=output_dir,
         learning_rate=recipe.learning_rate,
@@ -121,7 +150,14 @@ def training_arguments(
         disable_tqdm=not validate,  # False must be said: transformers hides it where its log level is above "warning"
         seed=seed,
         dataloader_pin_memory=execution.device == "cuda",
+        ddp_find_unused_parameters=False,  # every weight that trains is used in every step
     )
+
+
+def effective_batch_size(recipe: Recipe, execution: Execution) -> int:
+    """Rows that one update sees: the batches of all processes, accumulated."""
+    processes = process_state(execution.device).num_processes
+    return recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * processes
 
 
 def make_trainer(
@@ -151,13 +187,25 @@ def make_trainer(
         eval_dataset=validation,
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
+        compute_loss_func=_mean_loss,
         compute_metrics=_compute_metrics,
         callbacks=callbacks,
     )
-    # BERT's forward takes **kwargs, so Trainer believes that it averages over accumulated batches. It does not: without
-    # this line gradients and logged losses are gradient_accumulation_steps times too large.
+    # BERT's forward takes **kwargs, so Trainer believes that it averages over accumulated batches. It does not.
     trainer.model_accepts_loss_kwargs = False
     return trainer
+
+
+def _mean_loss(
+    outputs: dict[str, torch.Tensor], labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Cross-entropy over (rows, n_labels) logits, each row counting the same in its update (`num_items_in_batch` rows).
+
+    The mean of the batches' own means, which Trainer takes otherwise, counts a row of an epoch's short last batch more.
+    """
+    if num_items_in_batch is None:
+        return functional.cross_entropy(outputs["logits"], labels)
+    return functional.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
 
 
 def _compute_metrics(output: EvalPrediction) -> dict[str, float]:
@@ -173,20 +221,110 @@ def fit(
     execution: Execution,
     seed: int,
     report_to: str = "none",
+    checkpoints: Path | None = None,
 ) -> Fit:
-    """Trains `model` in place on tokenized rows and restores its best epoch on `validation` (None: keeps the last)."""
+    """Trains `model` in place on tokenized rows and restores its best epoch on `validation` (None: keeps the last).
+
+    Where memory runs out it starts again from the same weights and the same seed, with smaller batches and as many more
+    of them to an update. Raises MemoryError when that cannot help. `checkpoints` is the folder that Trainer's
+    checkpoints lie in until training has ended well (None: a temporary one); what an earlier run left there goes.
+    """
+    check_tokenizer(model, tokenizer)
     keep_4bit_layout(model)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = make_trainer(model, tokenizer, recipe, train, validation, execution, scratch, seed, report_to)
-        if validation is None:
-            trainer.remove_callback(PrinterCallback)
-        reset_peak_memory(execution.device)
+    with _checkpoint_folder(checkpoints, process_state(execution.device)) as folder:
+        if process_state(execution.device).num_processes == 1:  # more of them do not start again by themselves
+            _save_trained(model, folder / "start.pt")
+        eval_batch_size = EVAL_BATCH_SIZE
+        while True:
+            trainer = make_trainer(model, tokenizer, recipe, train, validation, execution, str(folder), seed, report_to)
+            trainer.args.per_device_eval_batch_size = eval_batch_size
+            try:
+                return _train(trainer, recipe, execution)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                recipe = _smaller_batches(recipe, execution)
+            # Out here the exception is gone, and with it the frames that held what did not fit.
+            del trainer
+            model.zero_grad()
+            clear_device_cache(garbage_collection=True)
+            _restore_trained(model, folder / "start.pt")
+            eval_batch_size = min(eval_batch_size, recipe.per_device_train_batch_size)
+            for checkpoint in folder.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+
+
+def _train(trainer: Trainer, recipe: Recipe, execution: Execution) -> Fit:
+    if trainer.eval_dataset is None:
+        trainer.remove_callback(PrinterCallback)
+    reset_peak_memory(execution.device)
+    try:
         with fast_dropout(execution):
             trainer.train()
-        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or every later forward stays under autocast
-        log = trainer.state.log_history
-        seconds = _train_seconds(log)
-        return Fit(_history(log), seconds, len(train) * trainer.state.epoch / seconds, *peak_memory(execution.device))
+    finally:
+        # Or every later forward pass stays under autocast, and a training that starts again is not put under it.
+        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        trainer.model._is_accelerate_prepared = False
+    trainer.accelerator.wait_for_everyone()  # each process reads the best checkpoint, which goes next
+    log, rows = trainer.state.log_history, len(trainer.train_dataset) * trainer.state.epoch
+    seconds = _train_seconds(log)
+    return Fit(_history(log), seconds, rows / seconds, *peak_memory(execution.device), recipe)
+
+
+@contextmanager
+def _checkpoint_folder(folder: Path | None, state: PartialState) -> Iterator[Path]:
+    """`folder`, emptied first and removed unless the block ends in an error; None: a temporary one, always removed."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+        return
+    if state.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    except BaseException:
+        if any(folder.glob("checkpoint-*")):
+            print(f"Training stopped; its checkpoints lie in {shown(folder)} until it is started again")
+        raise
+    if state.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes, by name: weights that train, and buffers. Frozen weights stay as they were loaded."""
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return weights | dict(model.named_buffers())
+
+
+def _save_trained(model: torch.nn.Module, path: Path) -> None:
+    torch.save(_trained(model), path)  # on disk: a copy in memory would count in what training takes
+
+
+def _restore_trained(model: torch.nn.Module, path: Path) -> None:
+    start = torch.load(path, map_location="cpu", weights_only=True)
+    with torch.no_grad():
+        for name, tensor in _trained(model).items():
+            tensor.copy_(start[name])
+
+
+def _smaller_batches(recipe: Recipe, execution: Execution) -> Recipe:
+    """`recipe` with batches of half the rows (5, which has no half: of 1) and as many more of them to an update."""
+    size, processes = recipe.per_device_train_batch_size, process_state(execution.device).num_processes
+    smaller = next((rows for rows in range(size // 2, 0, -1) if size % rows == 0), None)
+    if smaller is None:
+        raise MemoryError(
+            "Out of memory with one text at a time. A shorter max_length takes less, so does gradient checkpointing "
+            "(Execution.gradient_checkpointing); PROFILE=quick caps the tokens at 128."
+        )
+    if processes > 1:  # the others wait for this one's gradients and cannot be told
+        raise MemoryError(
+            f"Out of memory in one of {processes} processes, at batches of {size} in each. Start them again with "
+            f"--batch-size {smaller}: updates stay as large."
+        )
+    accumulated = recipe.gradient_accumulation_steps * size // smaller
+    print(f"Out of memory at batches of {size}: training again with batches of {smaller}, {accumulated} to an update")
+    return replace(recipe, per_device_train_batch_size=smaller, gradient_accumulation_steps=accumulated)
 
 
 def fine_tune(
@@ -198,18 +336,25 @@ def fine_tune(
     *,
     track: bool = False,
     output: Path | None = None,
-) -> FineTuned:
+    checkpoints: Path | None = None,
+) -> FineTuned | None:
     """Trains `model` in place by the recipe (at most the profile's epochs), restores its best epoch, scores it on the
     test rows once.
 
     Writes the record to `Data/<profile>/results` and the adapter to `Data/<profile>/checkpoints`; with `output` the
     adapter to that folder and no record. `splits` holds reviews as text (data.load_splits). `track` logs to W&B where
-    that is set up.
+    that is set up. While it trains, Trainer's checkpoints lie in `checkpoints` (None: a hidden folder, named after the
+    run, beside the adapter's), and after an error they stay there.
+
+    Among several processes (torchrun) each trains on its share of every update, the batch of `recipe` being that of
+    one process; the first alone scores, writes and prints, and all others get None.
     """
+    state = process_state(execution.device)
     recipe = replace(recipe, num_train_epochs=profile.epochs(recipe.num_train_epochs))
     tokenizer, tokens = tokenize_splits(recipe, splits, profile)
     held = sum(weight_bytes(model).values())
     labels = splits["test"].features["label"].names
+    track = track and state.is_main_process
     tracked = tracking.wandb_run(f"{recipe.name}-{recipe.variant}", asdict(recipe)) if track else nullcontext()
     with tracked as run:
         fitted = fit(
@@ -221,11 +366,16 @@ def fine_tune(
             execution,
             profile.seed,
             report_to="wandb" if run else "none",
+            checkpoints=checkpoints or profile.checkpoints / f".{recipe.name}-{recipe.variant}-seed{profile.seed}",
         )
+        if not state.is_main_process:
+            return None
         probabilities = class_probabilities(model, tokenizer, tokens["test"], execution)
-        record = _record(recipe, splits, profile, probabilities.argmax(axis=1), execution, model)
+        record = _record(fitted.recipe, splits, profile, probabilities.argmax(axis=1), execution, model)
         record = replace(
             record,
+            device=record.device if state.num_processes == 1 else f"{state.num_processes} x {record.device}",
+            settings={**record.settings, "effective_batch_size": effective_batch_size(fitted.recipe, execution)},
             weights_bytes=held,
             train_seconds=fitted.seconds,
             train_samples_per_second=fitted.samples_per_second,
@@ -292,6 +442,7 @@ def class_probabilities(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, tokens: Dataset, execution: Execution
 ) -> np.ndarray:
     """Class probabilities of tokenized rows, shape (len(tokens), n_labels)."""
+    check_tokenizer(model, tokenizer)
     return softmax(predict_logits(model, tokenizer, list(tokens["input_ids"]), execution), axis=1)
 
 
@@ -331,7 +482,7 @@ def _record(
         n_test=len(references),
         max_length=profile.tokens(recipe.max_length) if model else None,
         seed=profile.seed,
-        device=execution.device_name if execution else "cpu",
+        device=(execution or Execution("cpu", "fp32", "eager")).device_name,
         precision=execution.precision if execution else None,
         trainable_params=trainable,
         total_params=total,
@@ -341,6 +492,7 @@ def _record(
         confusion_matrix=confusion_matrix(references, predictions, labels=labels).tolist(),
         correct=correct_rows(predictions, references),
         settings=settings,
+        revisions=revisions(recipe, profile, with_model=model is not None),
     )
 
 

@@ -140,3 +140,24 @@ def test_the_most_confidently_wrong_rows_come_first():
     table = most_wrong(probabilities, Dataset.from_dict(rows, features=features), 2)
     assert list(table.index) == [13, 14]
     assert table.iloc[0].tolist() == ["c", "x", "y", 0.8]
+
+
+def test_prediction_goes_on_in_smaller_batches_where_memory_runs_out(tiny_checkpoints, fp32):
+    model = load_classifier(tiny_checkpoints["bert"], fp32)
+    tokenizer = load_tokenizer(tiny_checkpoints["bert"])
+    rng = np.random.default_rng(0)
+    ids = [[2, *rng.integers(5, 18, length).tolist(), 3] for length in rng.integers(3, 12, 40)]
+    expected, sizes = predict_logits(model, tokenizer, ids, fp32, tokens_per_batch=160), []
+
+    def refuse(module, args, kwargs):
+        sizes.append(len(kwargs["input_ids"]))
+        if sizes[-1] > 5:
+            torch.empty(2**60, dtype=torch.uint8)  # the CPU's allocator says so itself
+
+    model.register_forward_pre_hook(refuse, with_kwargs=True)
+    logits = predict_logits(model, tokenizer, ids, fp32, tokens_per_batch=160)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert sizes[0] > 10 and sum(size > 5 for size in sizes) < 5, "each batch had to fail anew"
+    model.register_forward_pre_hook(lambda *_: torch.empty(2**60, dtype=torch.uint8))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        predict_logits(model, tokenizer, ids, fp32)

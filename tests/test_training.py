@@ -1,20 +1,23 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from datasets import DatasetDict
+from transformers import Trainer
 
 from helpers import training
 from helpers.checkpoints import resolve_checkpoint
 from helpers.data import LABELS, split_reviews, tokenize
 from helpers.evaluation import predict_logits
 from helpers.inference import SentimentClassifier
-from helpers.models import build_model, load_tokenizer
-from helpers.profiles import EMBEDDED_BERT, Execution
+from helpers.models import attach_lora, build_model, load_classifier, load_tokenizer, nf4_config
+from helpers.profiles import EMBEDDED_BERT, Execution, fastest_execution
 from helpers.recipes import RECIPES
 from helpers.results import RunRecord
-from helpers.training import fine_tune, make_trainer, score_bag_of_words, score_untrained, training_arguments
+from helpers.training import fine_tune, fit, make_trainer, score_bag_of_words, score_untrained, training_arguments
 
 
 @pytest.fixture
@@ -203,3 +206,194 @@ def test_without_an_adapter_the_encoder_trains_or_stays(variant, splits, recipe,
     assert any("attention" in name for name in changed) == (variant == "full_finetune")
     assert result.adapter is None and result.record.variant == variant
     assert (result.record.trainable_params == result.record.total_params) == (variant == "full_finetune")
+
+
+# -- memory that runs out --------------------------------------------------------------------------------------------
+
+
+def _refuse(model, rows: int, after: int = 0, how=lambda: torch.empty(2**60, dtype=torch.uint8)):
+    """Memory for batches of `rows` alone, from the forward pass `after` on; `how` raises what the allocator does."""
+    seen = []
+
+    def look(module, args, kwargs):
+        seen.append(len(kwargs["input_ids"]))
+        if seen[-1] > rows and len(seen) > after:
+            how()
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    return seen
+
+
+def _cuda_refuses():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ...")
+
+
+def _trained_weights(model) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_out_of_memory_trains_anew_in_smaller_batches_and_learns_the_same(
+    splits, recipe, fp32, tmp_path, capsys, quantization
+):
+    """To 1e-4, where updates move weights by 2e-2: gradients are added in another order. 90 rows end in an update of
+    10, in batches of 4, 4 and 2, whose rows must count the same."""
+    tokenizer = load_tokenizer(recipe.base_model)
+    cut = splits.map(lambda row, index: {"text": " ".join(row["text"].split()[: 5 + index % 5])}, with_indices=True)
+    tokens = DatasetDict({name: tokenize(rows, tokenizer, 16) for name, rows in cut.items()})
+    train = tokens["train"].select(range(90))
+    assert len(set(train["length"])) == 5  # the order depends on lengths and on the size of an update
+    recipe = replace(
+        recipe, per_device_train_batch_size=16, num_train_epochs=2, model_dropout=0.0, lora_dropout=0.0,
+        quantization=quantization,
+    )  # fmt: skip
+    runs = []
+    for memory in (None, 4):
+        model = build_model(recipe, recipe.base_model, fp32)
+        # The eleventh pass: six updates have been made by then, and the first epoch validated and saved.
+        seen = _refuse(model, memory, after=10, how=_cuda_refuses) if memory else []
+        folder = tmp_path / str(memory)
+        fitted = fit(model, tokenizer, recipe, train, tokens["validation"], fp32, 7, checkpoints=folder)
+        runs.append((fitted, _trained_weights(model)))
+        assert not folder.exists()
+    (whole, expected), (small, weights) = runs
+    assert whole.recipe == recipe and max(seen) == 16 and max(seen[-20:]) == 4
+    assert (small.recipe.per_device_train_batch_size, small.recipe.gradient_accumulation_steps) == (4, 4)
+    for name, weight in expected.items():
+        torch.testing.assert_close(weights[name], weight, atol=1e-4, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
+    for part in ("train", "validation"):
+        for after, plain in zip(small.history[part], whole.history[part], strict=True):
+            assert (after["step"], after["loss"]) == pytest.approx((plain["step"], plain["loss"]), abs=1e-4)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Out of memory")]
+    assert lines == [
+        "Out of memory at batches of 16: training again with batches of 8, 2 to an update",
+        "Out of memory at batches of 8: training again with batches of 4, 4 to an update",
+    ]
+
+
+def test_the_record_says_what_fitted_and_autocast_survives(splits, recipe, tiny_profile):
+    """The CPU's own allocator refuses here; accelerate puts a model under autocast once, and has to do it again."""
+    recipe = replace(recipe, per_device_train_batch_size=16, num_train_epochs=1)
+    bf16 = Execution("cpu", "bf16", "eager")
+    model = build_model(recipe, recipe.base_model, bf16)
+    _refuse(model, 8)
+    dtypes = []
+    pooler = model.get_submodule("base_model.model.bert.pooler.modules_to_save.default.dense")
+    pooler.register_forward_hook(lambda module, args, output: dtypes.append(output.dtype))
+    settings = fine_tune(model, recipe, splits, tiny_profile, bf16).record.settings
+    batches = ("per_device_train_batch_size", "gradient_accumulation_steps", "effective_batch_size")
+    assert [settings[name] for name in batches] == [8, 2, 16]
+    assert dtypes and set(dtypes) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("size", "smaller"), [(16, 8), (6, 3), (9, 3), (5, 1)])
+def test_smaller_batches_make_the_same_update(recipe, fp32, size, smaller):
+    recipe = replace(recipe, per_device_train_batch_size=size, gradient_accumulation_steps=2)
+    halved = training._smaller_batches(recipe, fp32)
+    assert halved.per_device_train_batch_size == smaller
+    assert halved.per_device_train_batch_size * halved.gradient_accumulation_steps == size * 2
+
+
+def test_where_smaller_batches_cannot_help_the_error_says_what_can(splits, recipe, fp32, monkeypatch, tmp_path):
+    tokenizer = load_tokenizer(recipe.base_model)
+    tokens = tokenize(splits["train"], tokenizer, 16)
+    model = build_model(recipe, recipe.base_model, fp32)
+    _refuse(model, 0)
+    with pytest.raises(MemoryError, match=r"one text at a time.*max_length.*gradient checkpointing.*PROFILE=quick"):
+        fit(model, tokenizer, recipe, tokens, None, fp32, 0)
+    # The other processes wait for this one's gradients: it can only end them, and say how to start anew.
+    monkeypatch.setattr(training, "process_state", lambda device: SimpleNamespace(num_processes=2))
+    with pytest.raises(MemoryError, match=r"one of 2 processes, at batches of 8 in each.*--batch-size 4"):
+        training._smaller_batches(recipe, fp32)
+
+
+def test_after_an_error_the_checkpoints_stay_until_the_run_starts_again(
+    splits, recipe, tiny_profile, fp32, capsys, monkeypatch
+):
+    def broken():
+        raise RuntimeError("some other error")
+
+    recipe = replace(recipe, num_train_epochs=2)
+    model = build_model(recipe, recipe.base_model, fp32)
+    _refuse(model, 0, after=20, how=broken)  # an epoch is 12 updates and 2 batches of validation
+    with pytest.raises(RuntimeError, match="some other error"):
+        fine_tune(model, recipe, splits, tiny_profile, fp32)
+    folder = tiny_profile.checkpoints / ".lora_bert_sst2-improved-seed42"
+    assert (folder / "checkpoint-12" / "adapter_model.safetensors").exists()
+    assert f"checkpoints lie in {folder}" in capsys.readouterr().out
+    (folder / "checkpoint-99").mkdir()
+    seen = []
+    plain = training.make_trainer
+    monkeypatch.setattr(
+        training, "make_trainer", lambda *args: seen.extend(folder.glob("checkpoint-*")) or plain(*args)
+    )
+    result = fine_tune(build_model(recipe, recipe.base_model, fp32), recipe, splits, tiny_profile, fp32)
+    assert seen == [] and list(tiny_profile.checkpoints.iterdir()) == [result.adapter]
+
+
+# -- a GPU, as far as a machine without one can tell -----------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """`gpu(major, minor)` makes torch report a GPU of that compute capability."""
+    monkeypatch.delenv("PRECISION", raising=False)
+
+    def pretend(major: int, minor: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (major, minor))
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or major >= 8
+        )
+
+    yield pretend
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp16"), ((8, 0), "bf16")])
+def test_a_gpu_trains_in_the_format_that_it_multiplies(
+    gpu, monkeypatch, recipe, splits, tmp_path, capability, precision
+):
+    gpu(*capability)
+    execution = fastest_execution()
+    assert (execution.device, execution.precision, execution.attention) == ("cuda", precision, "sdpa")
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    assert nf4_config(execution.compute_dtype).bnb_4bit_compute_dtype == dtype
+    model = build_model(recipe, recipe.base_model, Execution("cpu", "fp32", "sdpa"))
+    assert model.config._attn_implementation == "sdpa"
+    monkeypatch.setattr(Trainer, "_move_model_to_device", lambda self, model, device: model)
+    tokenizer = load_tokenizer(recipe.base_model)
+    tokens = tokenize(splits["train"], tokenizer, 16)
+    trainer = make_trainer(model, tokenizer, recipe, tokens, None, execution, str(tmp_path), 0)
+    assert (trainer.args.fp16, trainer.args.bf16) == (precision == "fp16", precision == "bf16")
+    assert trainer.accelerator.mixed_precision == precision and trainer.args.device.type == "cuda"
+    scaler = trainer.accelerator.scaler
+    assert (scaler is not None and scaler.is_enabled()) == (precision == "fp16")
+
+
+def test_a_4_bit_model_is_loaded_onto_its_process_s_own_gpu(gpu, monkeypatch, recipe):
+    """accelerate refuses to train it under torchrun unless the index of the GPU is said."""
+    gpu(7, 5)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    loads = []
+
+    def load(checkpoint, **options):
+        loads.append(options["device_map"])
+        raise InterruptedError
+
+    monkeypatch.setattr("helpers.models.AutoModelForSequenceClassification.from_pretrained", load)
+    with pytest.raises(ValueError):
+        load_classifier(recipe.base_model, fastest_execution(), quantization="nf4")
+    assert loads == [{"": 1}]
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_trains_under_fp16_is_held_in_fp32(recipe, quantization, dtype):
+    """A scaler refuses to unscale fp16 gradients; what is frozen may be stored as it likes."""
+    execution = Execution("cpu", "fp16", "sdpa")
+    model = load_classifier(recipe.base_model, execution, quantization=quantization, dtype=dtype)
+    trained = _trained_weights(attach_lora(model, recipe))
+    assert len(trained) == 12 and {weight.dtype for weight in trained.values()} == {torch.float32}

@@ -1,11 +1,12 @@
 """`python -m helpers.benchmarks`: measures memory, speed and prediction on this device, for notebook 04.
 
-Records go to `Data/cpu/<device>` or `Data/gpu/<device>`: they depend on the machine, not on the profile.
+Records go to `cpu/<device>` or `gpu/<device>` below the data folder: they depend on the machine, not on the profile.
+Their settings name the device's own `execution`; rows of others stand beside it, and
+`device_records.main_rows` tells them apart.
 """
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -15,56 +16,50 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+import psutil
 import torch
 from transformers import AutoModelForSequenceClassification, pipeline, set_seed
 
+from helpers import profiles
 from helpers.budget import REAL_CONFIGS
 from helpers.data import load_splits
+from helpers.device_records import (
+    COMMAND,
+    benchmark_to_show,
+    device_folder,
+    device_label,
+    device_record,
+    own_benchmark,
+)
 from helpers.efficiency import (
     TrainingStep,
     matmul_peak,
     peak_memory,
     reset_peak_memory,
     resident_memory,
+    scatter,
+    timed_window,
 )
+from helpers.execution_race import benchmark_execution
 from helpers.inference import SentimentClassifier
-from helpers.ladder import ladder, ladder_texts, measure_rungs, method_recipe, methods_race, training_flops
-from helpers.models import (
-    build_model,
-    count_parameters,
-    load_tokenizer,
-    save_adapter,
-    store_frozen_linears,
-    weight_bytes,
-)
-from helpers.profiles import DATA_DIR, EMBEDDED_BERT, PROFILES, Execution, fastest_execution
+from helpers.ladder import SOURCES, ladder, ladder_texts, measure_rungs, method_recipe, methods_race, training_flops
+from helpers.models import build_model, count_parameters, load_tokenizer, save_adapter, weight_bytes
+from helpers.profiles import EMBEDDED_BERT, PROFILES, Execution, fastest_execution, number_formats, shown
 from helpers.recipes import RECIPES
 from helpers.results import StudyRecord
 from helpers.studies import scores
 from helpers.training import class_probabilities, fit, tokenize_splits
 
-COMMAND = "python -m helpers.benchmarks"
 METHODS = ("full_finetune", "lora", "qlora", "qlora_checkpointing")
 SIZES = {"bert-base": None, "embedded": EMBEDDED_BERT}  # None: random weights of bert-base-uncased's shape
-MIN_SECONDS = 3.0  # a timed window lasts at least this long, and at least one batch
-
-
-def device_folder(execution: Execution) -> Path:
-    """`Data/cpu/<device>` or `Data/gpu/<device>`: where this device's records are."""
-    name = re.sub(r"[^a-z0-9]+", "-", execution.device_name.lower()).strip("-")
-    return DATA_DIR / ("gpu" if execution.device == "cuda" else "cpu") / name
-
-
-def load_benchmarks(name: str) -> list[StudyRecord]:
-    """The record `name` of every device that has one, CPUs first."""
-    return [StudyRecord.load(path) for path in sorted(DATA_DIR.glob(f"[cg]pu/*/{name}.json"))]
+WINDOWS, MIN_SECONDS = 3, 1.0  # timed windows a measurement, and how long each lasts at least (at least one batch)
 
 
 @dataclass(frozen=True)
 class StepSpec:
     """One training step to measure: on random tokens, every row `tokens` long, with `improved()` settings of 001.
 
-    LoRA's frozen layers are stored in the precision that they are multiplied in (`models.store_frozen_linears`).
+    Frozen weights are stored as training stores them: fp32, and packed by QLoRA. `compile` is `torch.compile`.
     """
 
     size: str
@@ -74,28 +69,38 @@ class StepSpec:
     precision: str
     attention: str
     optimizer: str = "adamw_torch"
+    compile: bool = False
 
 
 def step_specs(execution: Execution) -> list[StepSpec]:
     """What `steps` measures here: every method at both sizes, two batch sizes and two lengths; on a GPU also the rest.
 
-    On a GPU the lengths are three, and precisions, attention and optimizers are compared at 256 tokens.
+    On a GPU there is a third length and a batch of 64; the other number formats that it has, eager attention, paged
+    8-bit AdamW and torch.compile are compared at 16 x 256 tokens.
     """
     gpu = execution.device == "cuda"
     shapes = [(batch, tokens) for batch in (4, 16) for tokens in ((128, 256, 512) if gpu else (128, 256))]
-    specs = [
+    specs = _main_specs(execution, SIZES, [*shapes, (64, 256)] if gpu else shapes)
+    if gpu:
+        variants = [{"precision": name} for name in number_formats("cuda") if name != execution.precision]
+        variants += [{"attention": "eager"}, {"optimizer": "paged_adamw_8bit"}, {"compile": True}]
+        for base in _main_specs(execution, SIZES, [(16, 256)]):
+            specs += [replace(base, **change) for change in variants if base.method != "qlora_checkpointing"]
+    return specs
+
+
+def live_specs(execution: Execution) -> list[StepSpec]:
+    """The handful that notebook 04 measures on a GPU without a record: every method at two shapes of BERT-base."""
+    return _main_specs(execution, ("bert-base",), [(4, 128), (16, 256)])
+
+
+def _main_specs(execution: Execution, sizes: Iterable[str], shapes: list[tuple[int, int]]) -> list[StepSpec]:
+    return [
         StepSpec(size, method, batch, tokens, execution.precision, execution.attention)
-        for size in SIZES
+        for size in sizes
         for method in METHODS
         for batch, tokens in shapes
     ]
-    if gpu:
-        for size in SIZES:
-            base = StepSpec(size, "qlora", 16, 256, execution.precision, execution.attention)
-            variants = [{"precision": name} for name in ("fp32", "fp16", "bf16") if name != base.precision]
-            variants += [{"attention": "eager"}, {"optimizer": "paged_adamw_8bit"}]
-            specs += [replace(base, method=m, **change) for m in METHODS[:3] for change in variants]
-    return specs
 
 
 def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: float = MIN_SECONDS) -> dict[str, object]:
@@ -105,23 +110,23 @@ def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: floa
     execution = Execution(device, spec.precision, spec.attention, checkpointing)
     recipe = method_recipe(spec.method)
     model = build_model(recipe, base_model, execution)
-    store_frozen_linears(model, execution)
     step = TrainingStep(model, execution, spec.optimizer)
+    if spec.compile:
+        step.model = torch.compile(model)
     held = sum(weight_bytes(model).values())
     matmul = matmul_peak(device, execution.compute_dtype)  # before and after: a busy machine must not flatter the step
     reset_peak_memory(device)
     step.run(*step.random_batch(spec.batch_size, spec.tokens))
-    seconds, steps = 0.0, 0
-    while not steps or seconds < min_seconds:
-        batch = step.random_batch(spec.batch_size, spec.tokens)
-        seconds, steps = seconds + step.timed(*batch), steps + 1
+    windows = [timed_window(step, spec.batch_size, spec.tokens, min_seconds) for _ in range(WINDOWS)]
     peak, method = peak_memory(device)
     flops = training_flops(recipe, base_model)(spec.batch_size, spec.tokens)
     matmul = max(matmul, matmul_peak(device, execution.compute_dtype))
     trainable, total = count_parameters(model)
     return {
         **asdict(spec),
-        "samples_per_second": spec.batch_size * steps / seconds,
+        "samples_per_second": median(windows),
+        "windows": windows,
+        "scatter": scatter(windows),
         "peak_memory_bytes": peak,
         "peak_memory_method": method,
         "libraries_bytes": libraries,
@@ -130,7 +135,7 @@ def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: floa
         "optimizer_bytes": step.optimizer_bytes(),
         "trainable_params": trainable,
         "total_params": total,
-        "matmul_share": flops * steps / seconds / matmul,
+        "matmul_share": flops * median(windows) / spec.batch_size / matmul,
     }
 
 
@@ -140,29 +145,52 @@ def in_fresh_process(function: str, **arguments) -> object:
     Raises RuntimeError with the end of its error output when the process fails.
     """
     command = [sys.executable, "-m", "helpers.benchmarks", "--call", function, json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=DATA_DIR.parent)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", cwd=profiles.ROOT)
     if done.returncode:
         raise RuntimeError(f"{function}({arguments}) failed:\n{done.stderr[-2_000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def benchmark_steps(execution: Execution, specs: Iterable[StepSpec] | None = None) -> StudyRecord:
-    """Measures `specs` (default: `step_specs`), each in a fresh process."""
+    """Measures `specs` (default: `step_specs`), each in a fresh process.
+
+    One that fails, for want of memory for example, is printed and kept in the settings as `failed`; RuntimeError when
+    all do.
+    """
     specs = list(specs or step_specs(execution))
     dtypes = {"fp32": torch.float32, execution.precision: execution.compute_dtype}
     peaks = {name: matmul_peak(execution.device, dtype) for name, dtype in dtypes.items()}
-    rows = []
+    rows, failed = [], []
     with tempfile.TemporaryDirectory() as folder:
         if any(SIZES[spec.size] is None for spec in specs):
             random_bert(Path(folder))
         for spec in specs:
             checkpoint = SIZES[spec.size] or folder
-            row = in_fresh_process("call_step", spec=asdict(spec), device=execution.device, base_model=checkpoint)
-            rows.append(row)
             print(f"{spec.size:10s} {spec.method:20s} batch {spec.batch_size:2d} x {spec.tokens} tokens", end="  ")
-            print(f"{row['samples_per_second']:7.1f} samples/s  {row['peak_memory_bytes'] / 1e9:5.2f} GB", flush=True)
-    settings = {"matmul_flops_per_second": peaks}
-    return StudyRecord("steps", f"{COMMAND} steps", None, execution.device_name, settings, rows)
+            changed = [spec.precision, spec.attention, spec.optimizer.split("_")[0], "compiled" if spec.compile else ""]
+            print(f"{' '.join(changed):28s}", end="", flush=True)
+            try:
+                row = in_fresh_process("call_step", spec=asdict(spec), device=execution.device, base_model=checkpoint)
+            except RuntimeError as error:
+                failed.append({"spec": asdict(spec), "error": str(error).strip().splitlines()[-1]})
+                print(f"failed: {failed[-1]['error']}", flush=True)
+                continue
+            rows.append(row)
+            print(f"{row['samples_per_second']:7.1f} samples/s +-{row['scatter']:4.0%}", end="  ")
+            print(f"{row['peak_memory_bytes'] / 1e9:5.2f} GB", flush=True)
+    if not rows:
+        raise RuntimeError(f"None of the {len(specs)} steps could be measured: {failed[-1]['error']}")
+    return device_record("steps", execution, {"matmul_flops_per_second": peaks, "failed": failed}, rows)
+
+
+def steps_to_show(execution: Execution) -> StudyRecord:
+    """The `steps` record for notebook 04. A GPU that has none measures `live_specs`, and saves it for the next time."""
+    if execution.device == "cuda" and own_benchmark("steps", execution) is None:
+        specs = live_specs(execution)
+        print(f"{execution.device_name} has no record yet: {len(specs)} measurements follow, a fresh process each,")
+        print(f"two to four minutes in all. `{COMMAND}` measures everything.", flush=True)
+        print(f"Wrote {shown(benchmark_steps(execution, specs).save(device_folder(execution)))}")
+    return benchmark_to_show("steps", execution)
 
 
 def random_bert(folder: Path) -> None:
@@ -176,30 +204,27 @@ def call_step(spec: dict, device: str, base_model: str) -> dict[str, object]:
     return measure_step(StepSpec(**spec), device, base_model)
 
 
-# The ladders, and the number of tokens that texts are cut to in each.
-LADDER_TOKENS = {"lora_distilbert_qv": 256, "lora_bert_sst2": 128, "qlora_bert": 256}
-
-
-def benchmark_ladder(execution: Execution, names: Iterable[str] = (*LADDER_TOKENS, "methods")) -> StudyRecord:
+def benchmark_ladder(execution: Execution, names: Iterable[str] = (*SOURCES, "methods")) -> StudyRecord:
     """Measures each ladder, and the race of LoRA, QLoRA and full fine-tuning at 128 tokens, a fresh process each."""
     rows = []
     for name in names:
-        measured = in_fresh_process("measure_ladder", name=name)
+        measured = in_fresh_process("measure_ladder", name=name, execution=asdict(execution))
         for row in measured:
             print(f"{name:20s} {row['change']:50s} {row['samples_per_second']:7.1f} samples/s", end="  ")
-            print(f"{row['ratio']:6.1f} x  {row['matmul_share']:4.0%} of the peak", flush=True)
+            print(f"{row['ratio']:6.1f} x  {row['matmul_share']:4.0%} of the peak", end="")
+            print("  (within the scatter of the row before)" if row["within_scatter"] else "", flush=True)
             rows.append({"ladder": name, **row})
-    settings = {"base_model": "embedded", "tokens": LADDER_TOKENS | {"methods": 128}}
-    return StudyRecord("ladder", f"{COMMAND} ladder", None, execution.device_name, settings, rows)
+    tokens = {name: source.tokens for name, source in SOURCES.items()} | {"methods": 128}
+    return device_record("ladder", execution, {"base_model": "embedded", "tokens": tokens}, rows)
 
 
-def measure_ladder(name: str) -> list[dict[str, object]]:
+def measure_ladder(name: str, execution: dict) -> list[dict[str, object]]:
     """Rows of one ladder, or of the race "methods", measured in this process on embedded texts."""
-    execution = fastest_execution()
-    recipe = RECIPES["qlora_bert" if name == "methods" else name]
-    rungs = methods_race(execution) if name == "methods" else ladder(name, execution)
+    fastest, race = Execution(**execution), name == "methods"
+    recipe = RECIPES["qlora_bert" if race else name]
+    rungs = methods_race(fastest) if race else ladder(name, fastest)
     profile = PROFILES["full"]
-    tokens = 128 if name == "methods" else LADDER_TOKENS[name]
+    tokens = 128 if race else SOURCES[name].tokens
     return measure_rungs(rungs, ladder_texts(recipe, profile), profile.base_model(recipe.base_model), tokens)
 
 
@@ -243,15 +268,14 @@ def benchmark_prediction(execution: Execution, repeats: int = 5) -> StudyRecord:
                 rate = {"texts_per_second": count / median(times), "ratio": first / median(times)}
                 rows.append({"dataset": dataset, "texts": count, "method": method, **rate, "seconds": times})
                 print(f"{dataset:16s} {method:28s} {rate['texts_per_second']:7.1f} texts/s {rate['ratio']:5.1f} x")
-    return StudyRecord(
-        "prediction", f"{COMMAND} prediction", None, execution.device_name, {"base_model": base_model}, rows
-    )
+    return device_record("prediction", execution, {"base_model": base_model}, rows)
 
 
 def benchmark_accuracy(execution: Execution) -> StudyRecord:
     """Trains source 004 at its own scale: as written, and improved on the source's execution and on the fastest.
 
-    All runs have its epochs and are scored on the same test sentences, for paired tests: speed must cost nothing.
+    All runs have its epochs and are scored on the same test sentences, for paired tests: speed must cost nothing. A GPU
+    also trains the improved recipe in fp16 and in fp32, all else as in the fastest.
     """
     recipe = RECIPES["lora_bert_sst2"]
     profile = replace(PROFILES["quick"], n_train=recipe.n_train, n_validation=recipe.n_validation, max_epochs=None)
@@ -259,21 +283,23 @@ def benchmark_accuracy(execution: Execution) -> StudyRecord:
     splits = load_splits(recipe, profile)
     base_model = profile.base_model(recipe.base_model)
     rows = []
-    for settings, name, used in (
-        (recipe, "fastest", execution),
-        (recipe.improved(), "source's", source),
-        (recipe.improved(), "fastest", execution),
-    ):
+    runs = [(recipe, "fastest", execution), (recipe.improved(), "source's", source)]
+    runs.append((recipe.improved(), "fastest", execution))
+    if execution.device == "cuda":
+        others = [name for name in ("fp32", "fp16") if name != execution.precision]
+        runs += [(recipe.improved(), name, replace(execution, precision=name)) for name in others]
+    for settings, name, used in runs:
         tokenizer, tokens = tokenize_splits(settings, splits, profile)
         model = build_model(settings, base_model, used, profile.seed)
         fitted = fit(model, tokenizer, settings, tokens["train"], None, used, profile.seed)
         predictions = class_probabilities(model, tokenizer, tokens["test"], used).argmax(axis=1)
-        row = {"settings": settings.variant, "execution": name, "train_seconds": fitted.seconds}
+        row = {"settings": settings.variant, "execution": name, "precision": used.precision}
+        row |= {"attention": used.attention, "train_seconds": fitted.seconds}
         rows.append(row | scores(predictions, splits["test"]))
         print(f"{settings.variant:12s} {name:10s} {fitted.seconds:6.0f} s  {rows[-1]['accuracy']:.1%}", flush=True)
     shared = {"recipe": recipe.name, "base_model": base_model, "n_train": len(splits["train"])}
     shared |= {"epochs": recipe.num_train_epochs, "n_test": len(splits["test"])}
-    return StudyRecord("accuracy", f"{COMMAND} accuracy", None, execution.device_name, shared, rows)
+    return device_record("accuracy", execution, shared, rows)
 
 
 def benchmark_adapter(execution: Execution) -> StudyRecord:
@@ -302,10 +328,11 @@ def benchmark_adapter(execution: Execution) -> StudyRecord:
         "pipeline_score": answer["score"],
     }
     shared = {"recipe": recipe.name, "base_model": base_model, "n_train": len(splits["train"])}
-    return StudyRecord("adapter", f"{COMMAND} adapter", None, execution.device_name, shared, [row])
+    return device_record("adapter", execution, shared, [row])
 
 
 BENCHMARKS = {
+    "execution": benchmark_execution,
     "ladder": benchmark_ladder,
     "prediction": benchmark_prediction,
     "steps": benchmark_steps,
@@ -326,10 +353,12 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := sorted(set(options.names) - set(BENCHMARKS)):
         parser.error(f"no benchmark {unknown[0]!r}; there is {', '.join(BENCHMARKS)}")
     execution = fastest_execution()
-    print(f"{execution.device_name}, {execution.precision}: close other programs while this runs", flush=True)
+    print(f"{device_label(execution)}, {execution.precision}: close other programs while this runs", flush=True)
+    if (busy := psutil.cpu_percent(interval=1.0)) > 20:
+        print(f"They use {busy:.0f} % of the processor now: what follows will scatter.", flush=True)
     for name in options.names or BENCHMARKS:
         path = BENCHMARKS[name](execution).save(device_folder(execution))
-        print(f"Wrote {path.relative_to(DATA_DIR.parent)}", flush=True)
+        print(f"Wrote {shown(path)}", flush=True)
     return 0
 
 

@@ -5,11 +5,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from helpers.profiles import DATA_DIR, PROFILES, Profile, fastest_execution
+from helpers import profiles
+from helpers.profiles import PROFILES, ROOT, Profile, fastest_execution
 from helpers.studies import learning_curve
 from helpers.verdicts import CLAIMS, EVIDENCE, Verdict, decide_all, relative_path
 
-README = DATA_DIR.parent / "README.md"
+README = ROOT / "README.md"
 START, END = "<!-- claims: python -m helpers.claims -->", "<!-- end of claims -->"
 
 
@@ -30,19 +31,19 @@ def write_readme(path: Path = README) -> bool:
 
     Raises ValueError when the markers are missing.
     """
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     if START not in text or END not in text:
         raise ValueError(f"{path.name} lacks the lines {START} and {END}.")
     before, after = text.split(START)[0], text.split(END)[1]
     new = f"{before}{START}\n{markdown_table(decide_all())}\n{END}{after}"
     if new != text:
-        path.write_text(new)
+        path.write_text(new, encoding="utf-8")
     return new != text
 
 
 def adopt(profile: Profile) -> list[Path]:
     """Copies a profile's run records and studies to `Data/evidence`, to be committed; returns the copies."""
-    folder = DATA_DIR / profile.name / "results"
+    folder = profiles.DATA_DIR / profile.name / "results"
     EVIDENCE.mkdir(parents=True, exist_ok=True)
     return [Path(shutil.copy(path, EVIDENCE)) for path in sorted(folder.rglob("*.json"))]
 

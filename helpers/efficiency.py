@@ -2,7 +2,7 @@
 
 import ctypes
 import gc
-import resource
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from types import MethodType
 
 import bitsandbytes
 import numpy as np
+import psutil
 import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,6 +23,11 @@ from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.distilbert.modeling_distilbert import TransformerBlock as DistilBertLayer
 
 from helpers.profiles import Execution
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -38,27 +44,53 @@ def reset_peak_memory(device: str) -> None:
 
 
 def peak_memory(device: str) -> tuple[int, str]:
-    """(bytes, how they were measured): the peak since `reset_peak_memory`.
+    """(bytes, how they were measured): the peak since `reset_peak_memory`, as far as the system tells it.
 
     On CUDA it is what torch's allocator handed out. On CPU it is the resident memory of the whole process: Python, the
-    libraries and the data included.
+    libraries and the data included. Only Linux can start anew; macOS and Windows give the peak since the process began.
     """
     if device == "cuda":
         return torch.cuda.max_memory_allocated(), "torch.cuda.max_memory_allocated"
-    if _CLEAR.exists():
-        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024, "peak resident set of the process during training (VmHWM)"
+    if _CLEAR.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text(encoding="utf-8"))):
+        return int(peak[1]) * 1024, "peak resident set of the process during training (VmHWM)"
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):
+        return memory.peak_wset, "peak working set of the process since its start (peak_wset)"
+    if resource is None:
+        return memory.rss, "resident set of the process at the end of training, not its peak (rss)"
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return peak, "peak resident set of the process since its start (ru_maxrss)"
 
 
 def resident_memory() -> int:
-    """Bytes of this process that are in memory now; 0 where the system does not tell (only Linux does)."""
-    if not _STATUS.exists():
-        return 0
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) * 1024
+    """Bytes of this process that are in memory now."""
+    return psutil.Process().memory_info().rss
+
+
+def scatter(windows: Sequence[float]) -> float:
+    """How far the median of measurements can be trusted: half its 95 % interval (see `median_interval`), over it."""
+    low, high = median_interval(windows)
+    return (high - low) / 2 / float(np.median(windows))
+
+
+def median_interval(windows: Sequence[float], over: Sequence[float] | None = None) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the median of `windows`, or of its ratio to the median of `over`.
+
+    With three or four windows it is their whole range, as it should be.
+    """
+    medians = [_medians(values, seed) for seed, values in enumerate((windows, over)) if values is not None]
+    low, high = np.percentile(medians[0] if over is None else medians[0] / medians[1], (2.5, 97.5), method="nearest")
+    return float(low), float(high)
+
+
+def overlap(windows: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether two ranges of measurements meet: then a difference of their medians lies within the scatter."""
+    return min(windows) <= max(others) and min(others) <= max(windows)
+
+
+def _medians(values: Sequence[float], seed: int, draws: int = 10_000) -> np.ndarray:
+    return np.median(np.random.default_rng(seed).choice(values, (draws, len(values))), axis=1)
 
 
 def synchronize(device: str) -> None:
@@ -67,7 +99,7 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def matmul_peak(device: str, dtype: torch.dtype, sizes: Sequence[int] | None = None, seconds: float = 0.5) -> float:
+def matmul_peak(device: str, dtype: torch.dtype, sizes: Sequence[int] | None = None, seconds: float = 0.25) -> float:
     """Floating-point operations a second of the fastest square matrix product here: what a training step could reach.
 
     The best of several `sizes` (side lengths), each repeated for `seconds`.
@@ -130,6 +162,14 @@ class TrainingStep:
             if isinstance(value, torch.Tensor)
         }
         return sum(tensors.values())
+
+
+def timed_window(step: TrainingStep, rows: int, tokens: int, min_seconds: float) -> float:
+    """Samples a second of `step` on random batches, over `min_seconds` and at least one batch."""
+    seconds, steps = 0.0, 0
+    while not steps or seconds < min_seconds:
+        seconds, steps = seconds + step.timed(*step.random_batch(rows, tokens)), steps + 1
+    return rows * steps / seconds
 
 
 class StepFlops:

@@ -9,10 +9,30 @@ import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from helpers.data import load_splits, truncate
-from helpers.efficiency import StepFlops, TrainingStep, matmul_peak
+from helpers.efficiency import StepFlops, TrainingStep, matmul_peak, overlap
 from helpers.models import attach_lora, build_model, load_classifier, load_tokenizer
 from helpers.profiles import Execution, Profile
 from helpers.recipes import RECIPES, Recipe
+
+
+@dataclass(frozen=True)
+class SourceExecution:
+    """What a source does that decides its speed alone; `tokens` is the limit here, where texts are cut for the ladder.
+
+    `pad_to_longest` pads to the longest of a batch, else to the limit.
+    """
+
+    tokens: int
+    pad_to_longest: bool = False
+    gradient_checkpointing: bool = False
+
+
+# The recipes that have a ladder. peft's preparation for k-bit training, which source 001 calls, turns checkpointing on.
+SOURCES = {
+    "lora_distilbert_qv": SourceExecution(256),
+    "lora_bert_sst2": SourceExecution(128),
+    "qlora_bert": SourceExecution(256, pad_to_longest=True, gradient_checkpointing=True),
+}
 
 
 @dataclass(frozen=True)
@@ -35,11 +55,24 @@ def ladder(name: str, execution: Execution) -> list[Rung]:
 
     The sources' half precision needs a GPU in Trainer; on a CPU the first rung is what they would run there, fp32.
     """
-    written, better, fast = RECIPES[name], RECIPES[name].improved(), execution
+    written, source = RECIPES[name], SOURCES[name]
     gpu = execution.device == "cuda"
-    first = Execution(execution.device, "fp16" if gpu else "fp32", "sdpa", name == "qlora_bert", False, False)
-    padded = name != "qlora_bert"  # source 001 pads to the longest of a batch; the others to max_length
-    rung = Rung("as written", written, first, not padded, False, "fp16" if written.quantization else None)
+    first = Execution(
+        execution.device,
+        "fp16" if gpu else "fp32",
+        "sdpa",
+        gradient_checkpointing=source.gradient_checkpointing,
+        fast_dropout=False,
+        last_layer_at_cls=False,
+    )
+    rung = Rung(
+        "as written",
+        written,
+        first,
+        pad_to_longest=source.pad_to_longest,
+        group_by_length=False,
+        nf4_compute="fp16" if written.quantization else None,
+    )
     rungs = [rung]
 
     def add(change: str, **changes) -> None:
@@ -47,11 +80,11 @@ def ladder(name: str, execution: Execution) -> list[Rung]:
 
     if first.gradient_checkpointing:
         add("no gradient checkpointing", execution=replace(first, gradient_checkpointing=False))
-    if rungs[-1].execution.precision != fast.precision or rungs[-1].nf4_compute:
-        changed = replace(rungs[-1].execution, precision=fast.precision)
-        add(f"{fast.precision}", execution=changed, nf4_compute=None)
+    precision = execution.precision
+    if {first.precision, rung.nf4_compute or precision} != {precision}:
+        add(precision, execution=replace(rungs[-1].execution, precision=precision), nf4_compute=None)
     add(
-        "batches of like length" + (", padded to their longest" if padded else ""),
+        "batches of like length" + ("" if source.pad_to_longest else ", padded to their longest"),
         pad_to_longest=True,
         group_by_length=True,
     )
@@ -59,9 +92,9 @@ def ladder(name: str, execution: Execution) -> list[Rung]:
         add("dropout masks in bulk", execution=replace(rungs[-1].execution, fast_dropout=True))
     add("no dropout in the frozen encoder", recipe=replace(written, model_dropout=0.0, lora_dropout=0.0))
     add("the last layer at [CLS] alone", execution=replace(rungs[-1].execution, last_layer_at_cls=True))
-    if fast.attention != "sdpa":
-        add(f"{fast.attention} attention", execution=fast)
-    add("improved() settings", recipe=better)
+    if execution.attention != "sdpa":
+        add(f"{execution.attention} attention", execution=execution)
+    add("improved() settings", recipe=written.improved())
     return rungs
 
 
@@ -141,7 +174,8 @@ def measure_rungs(
     seconds: float = 3.0,
 ) -> list[dict[str, object]]:
     """A row for each rung: `change`, `samples_per_second` (the median of `repeats` interleaved windows), all of them as
-    `windows`, `ratio` to the first rung, and `matmul_share` of the fastest matrix product in this process.
+    `windows`, `ratio` to the first rung, `within_scatter` where they overlap with the rung's before (no gain or loss is
+    seen then), and `matmul_share` of the fastest matrix product in this process.
 
     A window lasts `seconds` or one batch. All models are in memory at once.
     """
@@ -160,6 +194,7 @@ def measure_rungs(
                 "change": rung.change,
                 "samples_per_second": median(rates),
                 "windows": rates,
+                "within_scatter": bool(rows) and overlap(rates, rows[-1]["windows"]),
                 "matmul_share": median(operations for _, operations in windows) / peak,
                 "precision": rung.execution.precision,
                 "attention": rung.execution.attention,

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from helpers.budget import MemoryBudget
+from helpers.efficiency import median_interval
 from helpers.plots import COLORS
 from helpers.results import StudyRecord
 
@@ -29,7 +30,7 @@ PARTS = {
 def plot_efficiency_comparison(
     budgets: Mapping[str, MemoryBudget], steps: Sequence[Mapping], stated_mb: Mapping[str, float]
 ) -> Figure:
-    """Trainable parameters, weight bytes and measured speed of each method at BERT-base's size.
+    """Trainable parameters, weight bytes and measured speed (line: range of the windows) at BERT-base's size.
 
     `budgets` maps a method to its budget, `stated_mb` to the megabytes of weights that source 001 states. `steps` are
     rows of the `steps` benchmark at one shape, one a method.
@@ -61,13 +62,16 @@ def plot_efficiency_comparison(
     by_method = {row["method"]: row for row in steps}
     rates = [by_method[method]["samples_per_second"] for method in budgets]
     speed.barh(names, rates, color=colors)
-    for row, rate in enumerate(rates):
-        speed.text(rate, row, f" {rate:.1f}", va="center", fontsize=9)
+    tops = []
+    for row, method in enumerate(budgets):
+        windows = by_method[method]["windows"]
+        speed.plot([min(windows), max(windows)], [row] * 2, color="0.25", lw=1)
+        tops.append(max(windows))
+        speed.text(tops[-1], row, f"  {rates[row]:.1f}", va="center", fontsize=9)
     shape = f"batch {steps[0]['batch_size']} x {steps[0]['tokens']} tokens"
-    ratio = by_method["lora"]["samples_per_second"] / by_method["full_finetune"]["samples_per_second"]
-    speed.set(
-        title=f"LoRA is {ratio:.1f} times as fast", xlabel=f"samples/s measured ({shape})", xlim=(0, max(rates) * 1.2)
-    )
+    low, high = median_interval(by_method["lora"]["windows"], by_method["full_finetune"]["windows"])
+    title = "No difference in speed seen" if low <= 1 <= high else f"LoRA is {low:.1f} to {high:.1f} times as fast"
+    speed.set(title=title, xlabel=f"samples/s measured ({shape})", xlim=(0, max(tops) * 1.2))
     for axes in (parameters, weights, speed):
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
@@ -104,9 +108,11 @@ def plot_memory_breakdown(rows: Sequence[Mapping]) -> Figure:
             left += sizes
         for position, total in enumerate(left):
             panel.text(total, position, f" {total:.2f}", va="center", fontsize=9)
-        full, lora = (next(row for row in chosen if row["method"] == name) for name in ("full_finetune", "lora"))
-        saved = 1 - lora["peak_memory_bytes"] / full["peak_memory_bytes"]
-        panel.set(title=f"{batch} x {tokens} tokens:\nLoRA saves {saved:.0%}", xlabel="peak memory (GB)")
+        peaks = {row["method"]: row["peak_memory_bytes"] for row in chosen}
+        title = f"{batch} x {tokens} tokens"
+        if {"lora", "full_finetune"} <= set(peaks):  # one of them may not have fitted
+            title += f":\nLoRA saves {1 - peaks['lora'] / peaks['full_finetune']:.0%}"
+        panel.set(title=title, xlabel="peak memory (GB)")
         panel.margins(x=0.15)
         panel.grid(axis="y", visible=False)
     axes[0][0].invert_yaxis()
@@ -116,12 +122,16 @@ def plot_memory_breakdown(rows: Sequence[Mapping]) -> Figure:
 
 
 def plot_speed_ladder(record: StudyRecord, titles: Mapping[str, str]) -> Figure:
-    """Samples a second at each step of the ladders named in `titles`, with the ratio to the recipe as written."""
+    """Samples a second at each step of the ladders named in `titles`, with the ratio to the recipe as written.
+
+    A step whose windows overlap with those of the step before is grey: neither gain nor loss is seen.
+    """
     figure, axes = plt.subplots(len(titles), 1, figsize=(9, 2.5 * len(titles)), layout="constrained", squeeze=False)
     for panel, (name, title) in zip(axes[:, 0], titles.items(), strict=True):
         rows = [row for row in record.rows if row["ladder"] == name]
         rates = [row["samples_per_second"] for row in rows]
-        colors = [COLORS["as_written"], *["#8FBCD9"] * (len(rows) - 2), COLORS["improved"]]
+        steps = ["#D0D0D0" if row["within_scatter"] else "#8FBCD9" for row in rows[1:-1]]
+        colors = [COLORS["as_written"], *steps, COLORS["improved"]]
         panel.barh(
             [row["change"] if i == 0 else f"+ {row['change']}" for i, row in enumerate(rows)], rates, color=colors
         )
@@ -129,10 +139,12 @@ def plot_speed_ladder(record: StudyRecord, titles: Mapping[str, str]) -> Figure:
             low, high = min(row["windows"]), max(row["windows"])
             panel.plot([low, high], [position] * 2, color="0.25", lw=1)
             text = f"  {row['ratio']:.1f} x   ({row['samples_per_second']:.3g}/s, {row['matmul_share']:.0%} of peak)"
+            text += "  within scatter" if row["within_scatter"] else ""
             panel.text(max(high, row["samples_per_second"]), position, text, va="center", fontsize=8.5)
         panel.invert_yaxis()
-        panel.margins(x=0.45)
+        panel.margins(x=0.6)
         panel.grid(axis="y", visible=False)
-        panel.set(title=f"{title}: {rows[-1]['ratio']:.1f} times as fast as written", xlabel="")
+        low, high = median_interval(rows[-1]["windows"], rows[0]["windows"])
+        panel.set(title=f"{title}: {low:.1f} to {high:.1f} times as fast as written", xlabel="")
     axes[-1, 0].set_xlabel("training samples a second (median; line: range of the windows)")
     return figure

@@ -3,19 +3,21 @@
 A claim is never decided by hand: a function reads records and returns a verdict, or says which run is missing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from helpers.benchmarks import load_benchmarks
+from helpers import profiles
 from helpers.budget import memory_budget
+from helpers.device_records import COMMAND, find_benchmarks, main_rows
+from helpers.efficiency import median_interval
 from helpers.evaluation import PairedComparison, paired_comparison
-from helpers.profiles import DATA_DIR, Profile
+from helpers.profiles import Profile, shown
 from helpers.recipes import RECIPES
 from helpers.results import RunRecord, StudyRecord
 
-EVIDENCE = DATA_DIR / "evidence"  # the committed run records that the README's table rests on
+EVIDENCE = profiles.COMMITTED / "evidence"  # the committed run records that the README's table rests on
 CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "not decided here"
 ONLY_WHEN = "confirmed only when"
 
@@ -44,10 +46,14 @@ class Claim:
 
 
 class Evidence:
-    """The records claims are decided on: those of `profile` where it has any, else the committed ones."""
+    """The records claims are decided on: `profile`'s in the data folder where it has any, else the committed ones.
+
+    Without a profile only the committed ones.
+    """
 
     def __init__(self, profile: Profile | None = None):
-        self.folders = [EVIDENCE] if profile is None else [DATA_DIR / profile.name / "results", EVIDENCE]
+        self.roots = [profiles.COMMITTED] if profile is None else [profiles.COMMITTED, profiles.DATA_DIR]
+        self.folders = [EVIDENCE] if profile is None else [profiles.DATA_DIR / profile.name / "results", EVIDENCE]
 
     def run(self, recipe: str, variant: str) -> tuple[RunRecord, str]:
         """The record of a recipe's run, and its path from the repository's root. Raises Missing."""
@@ -65,31 +71,19 @@ class Evidence:
                     return StudyRecord.load(path), relative_path(path)
         raise Missing("python -m helpers.claims --learning-curve")
 
-    def benchmark(self, name: str) -> tuple[StudyRecord, str]:
-        """This series' measurement of a device (a GPU's before a CPU's) and its path. Raises Missing."""
-        if not (records := load_benchmarks(name)):
-            raise Missing(f"python -m helpers.benchmarks {name}")
-        record = records[-1]
-        path = next(path for path in DATA_DIR.glob(f"[cg]pu/*/{name}.json") if StudyRecord.load(path) == record)
-        return record, relative_path(path)
-
-    def peaks(self) -> tuple[dict[tuple[str, int, int], dict], StudyRecord, str]:
-        """BERT-base's `steps` rows by (method, batch, tokens), with the record and its path.
-
-        `own_peak_bytes` leaves out what Python and the libraries held before the model came.
-        """
-        record, path = self.benchmark("steps")
-        rows = {}
-        for row in record.rows:
-            if row["size"] == "bert-base" and row["optimizer"] == "adamw_torch":
-                own = row["peak_memory_bytes"] - row["libraries_bytes"]
-                rows.setdefault((row["method"], row["batch_size"], row["tokens"]), row | {"own_peak_bytes": own})
-        return rows, record, path
+    def benchmark(
+        self, name: str, enough: Callable[[StudyRecord], bool] = lambda record: True
+    ) -> tuple[StudyRecord, str]:
+        """The first device's record `name` that has `enough`, and its path: GPUs first, by name. Raises Missing."""
+        for path, record in find_benchmarks(name, self.roots):
+            if enough(record):
+                return record, relative_path(path)
+        raise Missing(f"{COMMAND} {name}")
 
 
 def relative_path(path: Path) -> str:
-    """`path` from the repository's root."""
-    return path.relative_to(DATA_DIR.parent).as_posix()
+    """`path` from the repository's root; one outside of it as it is."""
+    return Path(shown(path)).as_posix()
 
 
 def _score(record: RunRecord) -> str:
@@ -115,40 +109,99 @@ def _compare(first: RunRecord, second: RunRecord) -> tuple[str, int]:
     return _difference(test), 0 if test.p_value >= 0.05 else 1 if test.difference > 0 else -1
 
 
-def _ratios(evidence: Evidence, first: str, second: str, key: str) -> tuple[float, float, str, str, str]:
-    """Smallest and largest ratio of `key` between two methods over all shapes; where; the path; both ends in words."""
-    rows, record, path = evidence.peaks()
-    shapes = sorted({(batch, tokens) for _, batch, tokens in rows})
-    ratios = {(b, t): rows[first, b, t][key] / rows[second, b, t][key] for b, t in shapes}
-    low, high = min(ratios, key=ratios.get), max(ratios, key=ratios.get)
-    where = f"BERT-base, random weights, {record.rows[0]['precision']}, {record.device}"
-    return ratios[low], ratios[high], where, path, f"{low[0]} x {low[1]} and {high[0]} x {high[1]} tokens"
+SHAPES_NEEDED = 4  # shapes of batch at each size, for a verdict on memory or speed
+Intervals = dict[tuple[str, int, int], tuple[float, float]]  # (low, high) by (size, batch, tokens)
+
+
+def _steps(record: StudyRecord, size: str, *methods: str) -> dict[tuple[int, int], dict[str, dict]]:
+    """The record's `main_rows` of `size` by (batch, tokens) and method, where all of `methods` were measured.
+
+    `own_peak_bytes` leaves out what Python and the libraries held before the model came.
+    """
+    shapes: dict[tuple[int, int], dict[str, dict]] = {}
+    for row in main_rows(record, size=size):
+        own = {"own_peak_bytes": row["peak_memory_bytes"] - row["libraries_bytes"]}
+        shapes.setdefault((row["batch_size"], row["tokens"]), {})[row["method"]] = row | own
+    return {shape: rows for shape, rows in sorted(shapes.items()) if set(methods) <= set(rows)}
+
+
+def _ratios(
+    evidence: Evidence, first: str, second: str, key: str, sizes: tuple[str, ...] = ("bert-base", "embedded")
+) -> tuple[Intervals, str, str]:
+    """The ratios of `key` between two methods, where they were measured, and the record's path.
+
+    Of speeds a ratio is the 95 % interval that the windows' scatter leaves, of bytes twice the same number. Raises
+    Missing unless a device has `SHAPES_NEEDED` shapes with both methods at each size.
+    """
+
+    def enough(record: StudyRecord) -> bool:
+        return all(len(_steps(record, size, first, second)) >= SHAPES_NEEDED for size in sizes)
+
+    record, path = evidence.benchmark("steps", enough)
+    ratios: Intervals = {}
+    for size in sizes:
+        for (batch, tokens), rows in _steps(record, size, first, second).items():
+            left, right = rows[first], rows[second]
+            ratio = (left[key] / right[key],) * 2
+            if key == "samples_per_second":
+                ratio = median_interval(left["windows"], right["windows"])
+            ratios[size, batch, tokens] = ratio
+    used, names = record.settings["execution"], " and ".join(map(_size_name, sizes))
+    where = f"{names}, {used['precision']}, {used['attention']} attention, {record.device}"
+    return ratios, where, path
+
+
+def _by_range(ratios: Intervals, at_least: float, at_most: float = float("inf")) -> str:
+    """A verdict on ratios that a claim puts in a range: an interval that reaches over a limit decides nothing."""
+    inside = [shape for shape, (low, high) in ratios.items() if low >= at_least and high <= at_most]
+    outside = [shape for shape, (low, high) in ratios.items() if high < at_least or low > at_most]
+    if len(inside) == len(ratios):
+        return CONFIRMED
+    if inside:
+        return f"{ONLY_WHEN} the shape is {_shapes(inside)}"
+    if len(outside) == len(ratios):
+        return REFUTED
+    return f"{UNDECIDED}: the scatter reaches over the limit; run {COMMAND} steps on a quiet machine"
 
 
 def _memory_saved(evidence: Evidence) -> Verdict:
-    low, high, where, path, _ = _ratios(evidence, "lora", "full_finetune", "own_peak_bytes")
-    measured = f"{1 - high:.0%} to {1 - low:.0%} less peak memory, libraries aside ({where})"
-    verdict = CONFIRMED if high < 0.98 else f"{ONLY_WHEN} the batch is small" if low < 0.98 else REFUTED
-    return Verdict(measured, verdict, "A fixed saving: no gradients and averages for frozen weights.", (path,))
+    ratios, where, path = _ratios(evidence, "lora", "full_finetune", "own_peak_bytes")
+    verdict = _by_range(ratios, 0, 0.98)  # two points are what a process's resident memory differs by
+    sentence = "A fixed saving: no gradients and averages for frozen weights."
+    return Verdict(f"{_less(ratios)} less peak memory, libraries aside ({where})", verdict, sentence, (path,))
 
 
 def _trains_faster(evidence: Evidence) -> Verdict:
-    low, high, where, path, _ = _ratios(evidence, "lora", "full_finetune", "samples_per_second")
-    verdict = CONFIRMED if low > 1.05 else f"{ONLY_WHEN} the batch is small" if high > 1.05 else REFUTED
-    return Verdict(
-        f"{low:.2f} to {high:.2f} times as fast ({where})",
-        verdict,
-        "The backward pass skips the frozen weights' gradients; the forward pass stays.",
-        (path,),
-    )
+    ratios, where, path = _ratios(evidence, "lora", "full_finetune", "samples_per_second")
+    sentence = "The backward pass skips the frozen weights' gradients; the forward pass stays."
+    return Verdict(f"{_times(ratios)} as fast ({where})", _by_range(ratios, 1), sentence, (path,))
 
 
 def _two_to_three_times(evidence: Evidence) -> Verdict:
-    low, high, where, path, ends = _ratios(evidence, "lora", "full_finetune", "samples_per_second")
-    within = round(low, 1) >= 2 and round(high, 1) <= 3
-    verdict = CONFIRMED if within else f"{ONLY_WHEN} the shape suits it" if high >= 2 else REFUTED
-    sentence = f"Extremes at {ends}. The weights' gradients and AdamW's pass over every weight fall away."
-    return Verdict(f"{low:.2f} to {high:.2f} times as fast ({where})", verdict, sentence, (path,))
+    ratios, where, path = _ratios(evidence, "lora", "full_finetune", "samples_per_second")
+    least, most = min(ratios, key=lambda shape: ratios[shape][0]), max(ratios, key=lambda shape: ratios[shape][1])
+    sentence = f"Extremes at {_shapes([least])} and {_shapes([most])}. Confirmed where the whole range lies in 2 to 3."
+    return Verdict(f"{_times(ratios)} as fast ({where})", _by_range(ratios, 2, 3), sentence, (path,))
+
+
+def _size_name(size: str) -> str:
+    return "BERT-base's shape" if size == "bert-base" else "the embedded encoder"
+
+
+def _shapes(shapes: list[tuple[str, int, int]]) -> str:
+    """For example "BERT-base's shape at 4 x 128, 16 x 128 tokens"."""
+    by_size: dict[str, list[str]] = {}
+    for size, batch, tokens in shapes:
+        by_size.setdefault(size, []).append(f"{batch} x {tokens}")
+    return "; ".join(f"{_size_name(size)} at {', '.join(found)} tokens" for size, found in by_size.items())
+
+
+def _times(ratios: Intervals) -> str:
+    return f"{min(low for low, _ in ratios.values()):.2f} to {max(high for _, high in ratios.values()):.2f} times"
+
+
+def _less(ratios: Intervals) -> str:
+    return f"{1 - max(high for _, high in ratios.values()):.0%} to {1 - min(low for low, _ in ratios.values()):.0%}"
 
 
 def _few_parameters(evidence: Evidence) -> Verdict:
@@ -204,18 +257,16 @@ def _weights_in_4bit(evidence: Evidence) -> Verdict:
 
 
 def _seventy_percent(evidence: Evidence) -> Verdict:
-    low, high, where, path, ends = _ratios(evidence, "qlora", "full_finetune", "own_peak_bytes")
+    ratios, where, path = _ratios(evidence, "qlora", "full_finetune", "own_peak_bytes", ("bert-base",))
     recipe = RECIPES["qlora_bert"]
     held = memory_budget(recipe).static("adamw_8bit") / memory_budget(recipe.full_finetune()).static()
-    verdict = CONFIRMED if high <= 0.35 else f"{ONLY_WHEN} the batch is small" if low <= 0.35 else REFUTED
-    device = "" if path.startswith("Data/gpu") else " No GPU is measured yet."
-    return Verdict(
-        f"{1 - high:.0%} to {1 - low:.0%} less peak memory, libraries aside ({where}); "
-        f"{1 - held:.0%} before activations, exact",
-        verdict,
-        f"The estimate leaves out activations, which rule the measurement (extremes at {ends}).{device}",
-        (path,),
-    )
+    gpu = "/gpu/" in f"/{path}"
+    of = "peak memory" if gpu else "of a process's resident memory, libraries aside"
+    measured = f"{_less(ratios)} less {of} ({where}); {1 - held:.0%} before activations, exact"
+    if not gpu:
+        return Verdict(measured, UNDECIDED, f"It speaks of a GPU's memory: {COMMAND} steps, on one.", (path,))
+    sentence = "The estimate leaves out activations, which rule the measurement. About 70 % is taken as 65 % or more."
+    return Verdict(measured, _by_range(ratios, 0, 0.35), sentence, (path,))
 
 
 def _stated_accuracy(
@@ -269,33 +320,70 @@ def _paged_optimizer(evidence: Evidence) -> Verdict:
 
 
 def _half_precision(evidence: Evidence) -> Verdict:
-    ladder, path = evidence.benchmark("ladder")
-    accuracy, other = evidence.benchmark("accuracy")
-    first, half, *_ = (row for row in ladder.rows if row["ladder"] == "lora_bert_sst2")
-    gain = half["samples_per_second"] / first["samples_per_second"]
-    runs = {(row["settings"], row["execution"]): row["correct"] for row in accuracy.rows}
-    test = paired_comparison(runs["improved", "fastest"], runs["improved", "source's"])
-    pays = gain >= 1.05 and (test.p_value >= 0.05 or test.difference > 0)
-    verdict, sentence = CONFIRMED if pays else REFUTED, "Measured on this GPU."
-    if path.startswith("Data/cpu"):
-        verdict = f"{ONLY_WHEN} the hardware multiplies the format" if pays else REFUTED
-        sentence = "This CPU multiplies bf16, and its fp16 is slower than fp32 (QLoRA's ladder); no GPU measured yet."
-    return Verdict(
-        f"{half['precision']} is {gain:.1f} times as fast as {first['precision']}; the fastest execution's accuracy: "
-        f"{_difference(test)} ({ladder.device})",
-        verdict,
-        sentence,
-        (path, other),
-    )
+    scored = {path.parts[-3:-1]: (path, record) for path, record in find_benchmarks("accuracy", evidence.roots)}
+    for path, steps in find_benchmarks("steps", evidence.roots):
+        if path.parts[-3] != "gpu" or path.parts[-3:-1] not in scored:
+            continue
+        other, accuracy = scored[path.parts[-3:-1]]
+        correct = {row["precision"]: row["correct"] for row in accuracy.rows if _improved_and_fast(row)}
+        if (ratios := _fp16_over_fp32(steps)) and {"fp16", "fp32"} <= set(correct):
+            test = paired_comparison(correct["fp16"], correct["fp32"])
+            lost = test.p_value < 0.05 and test.difference < 0
+            return Verdict(
+                f"fp16 is {_times(ratios)} as fast as fp32; its accuracy: {_difference(test)} ({steps.device})",
+                REFUTED if lost else _by_range(ratios, 1),
+                "LoRA, QLoRA and full fine-tuning, each at one shape, and source 004's recipe trained in both formats.",
+                (relative_path(path), relative_path(other)),
+            )
+    sentence = f"It speaks of fp16 on a GPU: {COMMAND} steps accuracy, on one."
+    try:
+        record, path = evidence.benchmark("execution", lambda record: bool(_bf16_over_fp32(record)))
+    except Missing:
+        return Verdict("", UNDECIDED, sentence)
+    low, high = (end(_bf16_over_fp32(record)) for end in (min, max))
+    measured = f"beside it, a CPU's bf16: {low:.1f} to {high:.1f} times as fast as its fp32 ({record.device})"
+    return Verdict(measured, UNDECIDED, sentence, (path,))
+
+
+def _improved_and_fast(row: Mapping) -> bool:
+    return row["settings"] == "improved" and row["execution"] != "source's"
+
+
+def _fp16_over_fp32(record: StudyRecord) -> Intervals:
+    """fp16's speed over fp32's, all else alike, by (size, batch, tokens) of the methods' lowest and highest ends."""
+    same = ("size", "batch_size", "tokens", "method", "attention", "optimizer", "compile")
+    alike: dict[tuple, dict[str, list[float]]] = {}
+    for row in record.rows:
+        alike.setdefault(tuple(row[name] for name in same), {})[row["precision"]] = row["windows"]
+    ratios: Intervals = {}
+    for key, windows in alike.items():
+        if {"fp16", "fp32"} <= set(windows):
+            low, high = median_interval(windows["fp16"], windows["fp32"])
+            least, most = ratios.get(key[:3], (low, high))
+            ratios[key[:3]] = min(low, least), max(high, most)
+    return ratios
+
+
+def _bf16_over_fp32(record: StudyRecord) -> list[float]:
+    """bf16's speed over fp32's in an `execution` record, with its own attention and threads, at each shape."""
+    own = next(row for row in record.rows if row["chosen"])
+    alike: dict[tuple, dict[str, float]] = {}
+    for row in record.rows:
+        if (row["attention"], row["threads"]) == (own["attention"], own["threads"]):
+            shape = (row["batch_size"], row["tokens"])
+            alike.setdefault(shape, {})[row["precision"]] = row["samples_per_second"]
+    return [rates["bf16"] / rates["fp32"] for rates in alike.values() if {"bf16", "fp32"} <= set(rates)]
 
 
 def _checkpointing(evidence: Evidence) -> Verdict:
-    low, high, where, path, _ = _ratios(evidence, "qlora_checkpointing", "qlora", "own_peak_bytes")
-    slow, fast, *_ = _ratios(evidence, "qlora_checkpointing", "qlora", "samples_per_second")
-    verdict = CONFIRMED if high < 1 and fast < 1 else f"{ONLY_WHEN} activations are large" if low < 1 else REFUTED
+    sides = (evidence, "qlora_checkpointing", "qlora")
+    memory, where, path = _ratios(*sides, "own_peak_bytes", ("bert-base",))
+    speed, *_ = _ratios(*sides, "samples_per_second", ("bert-base",))
+    saves, costs = _by_range(memory, 0, 0.98), _by_range(speed, 0, 1)
+    verdict = saves if costs == CONFIRMED else costs
+    pace = _times(speed).removesuffix(" times")
     return Verdict(
-        f"{1 - high:.0%} to {1 - low:.0%} less peak memory, libraries aside, "
-        f"at {slow:.2f} to {fast:.2f} of the speed ({where})",
+        f"{_less(memory)} less peak memory, libraries aside, at {pace} of the speed ({where})",
         verdict,
         "It pays where activations rule.",
         (path,),

@@ -1,25 +1,19 @@
+from functools import partial
+from random import Random
+
 import pytest
+import torch
 
-from helpers import benchmarks
-from helpers.benchmarks import StepSpec, benchmark_steps, device_folder, in_fresh_process, measure_step, step_specs
-from helpers.profiles import Execution
-
-GPU = Execution("cuda", "bf16", "sdpa")
+from helpers import benchmarks, execution_race, profiles
+from helpers.benchmarks import StepSpec, benchmark_steps, in_fresh_process, measure_step, step_specs
+from helpers.device_records import device_folder, device_record, load_benchmarks
+from helpers.execution_race import benchmark_execution
 
 
 def test_every_method_is_measured_at_two_sizes_two_batches_and_two_lengths(fp32):
     specs = step_specs(fp32)
     assert len(specs) == len(set(specs)) == 2 * 4 * 2 * 2
     assert {spec.tokens for spec in specs} == {128, 256}
-
-
-def test_a_gpu_adds_512_tokens_precisions_attention_and_the_paged_optimizer():
-    specs = step_specs(GPU)
-    assert {spec.tokens for spec in specs} == {128, 256, 512}
-    assert {spec.precision for spec in specs} == {"fp32", "fp16", "bf16"}
-    assert {spec.attention for spec in specs} == {"sdpa", "eager"}
-    assert {spec.optimizer for spec in specs} == {"adamw_torch", "paged_adamw_8bit"}
-    assert len(specs) == len(set(specs))
 
 
 @pytest.mark.parametrize("method", benchmarks.METHODS)
@@ -30,16 +24,42 @@ def test_a_step_reports_what_it_held(method, tiny_checkpoints):
     assert row["optimizer_bytes"] >= 8 * row["trainable_params"]
     assert (row["trainable_params"] == row["total_params"]) == (method == "full_finetune")
     assert min(row["peak_memory_bytes"], row["libraries_bytes"]) > 50e6
+    assert len(row["windows"]) == 3 and row["samples_per_second"] in row["windows"] and row["scatter"] >= 0
     assert row["samples_per_second"] > 0 and 0 < row["matmul_share"] < 1
     if method.startswith("qlora"):
         assert row["weights_bytes"] < 4 * row["total_params"]
+
+
+def test_a_compiled_step_is_one(tiny_checkpoints, monkeypatch):
+    compiled = []
+
+    def count(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
+    row = measure_step(
+        StepSpec("tiny", "lora", 2, 16, "fp32", "sdpa", compile=True), "cpu", tiny_checkpoints["bert"], 0
+    )
+    assert compiled and row["compile"] and row["samples_per_second"] > 0
 
 
 def test_steps_run_in_processes_of_their_own_and_are_written_with_their_device(tiny_checkpoints, fp32, monkeypatch):
     monkeypatch.setitem(benchmarks.SIZES, "tiny", tiny_checkpoints["bert"])
     record = benchmark_steps(fp32, [StepSpec("tiny", "lora", 2, 16, "fp32", "eager")])
     assert record.rows[0]["method"] == "lora" and record.command == "python -m helpers.benchmarks steps"
-    assert record.settings["matmul_flops_per_second"]["fp32"] > 1e9
+    assert record.settings["matmul_flops_per_second"]["fp32"] > 1e9 and record.settings["failed"] == []
+    assert record.settings["execution"] == {"device": "cpu", "precision": "fp32", "attention": "eager"}
+
+
+def test_when_no_step_can_be_measured_the_reason_is_said(fp32, monkeypatch):
+    def fail(function, **arguments):
+        raise RuntimeError("call_step failed:\nTraceback\ntorch.OutOfMemoryError: CUDA out of memory.")
+
+    monkeypatch.setattr(benchmarks, "in_fresh_process", fail)
+    monkeypatch.setitem(benchmarks.SIZES, "tiny", "any")
+    with pytest.raises(RuntimeError, match=r"None of the 1 steps could be measured: torch\.OutOfMemoryError"):
+        benchmark_steps(fp32, [StepSpec("tiny", "lora", 2, 16, "fp32", "eager")])
 
 
 def test_a_failing_measurement_says_what_failed():
@@ -48,12 +68,82 @@ def test_a_failing_measurement_says_what_failed():
 
 
 def test_records_are_found_by_device_and_an_unknown_benchmark_is_refused(tmp_path, monkeypatch, fp32, capsys):
-    monkeypatch.setattr(benchmarks, "DATA_DIR", tmp_path / "Data")
-    assert device_folder(fp32).parent == tmp_path / "Data" / "cpu" and " " not in device_folder(fp32).name
-    assert benchmarks.load_benchmarks("steps") == []
+    monkeypatch.setattr(profiles, "COMMITTED", tmp_path / "Data")
+    monkeypatch.setattr(profiles, "DATA_DIR", tmp_path / "drive")
+    assert device_folder(fp32).parent == tmp_path / "drive" / "cpu" and " " not in device_folder(fp32).name
+    assert load_benchmarks("steps") == []
     record = benchmarks.StudyRecord("steps", "x", None, "cpu", {}, [])
     record.save(device_folder(fp32))
-    assert benchmarks.load_benchmarks("steps") == [record]
+    assert load_benchmarks("steps") == []  # of an older form: it does not name its execution
+    record = device_record("steps", fp32, {}, [])
+    record.save(device_folder(fp32))
+    assert load_benchmarks("steps") == [record]
     with pytest.raises(SystemExit):
         benchmarks.main(["speed"])
-    assert "there is ladder, prediction, steps" in capsys.readouterr().err
+    assert "there is execution, ladder, prediction, steps" in capsys.readouterr().err
+
+
+KINDS = {(precision, attention) for precision in ("fp32", "bf16", "fp16") for attention in ("eager", "lean", "sdpa")}
+
+
+def test_every_execution_is_raced_and_the_threads_are_as_before(tiny_checkpoints, fp32, monkeypatch, capsys):
+    monkeypatch.delenv("PRECISION", raising=False)
+    threads = torch.get_num_threads()
+    record = benchmark_execution(fp32, 0, ((2, 8), (3, 16)), tiny_checkpoints["distilbert"], 0)
+    assert torch.get_num_threads() == threads
+    assert len(record.rows) == 2 * len(KINDS) * len({1, max(1, threads // 2), threads})
+    assert {(row["precision"], row["attention"]) for row in record.rows} == KINDS
+    chosen = [row for row in record.rows if row["chosen"]]
+    assert [(row["precision"], row["attention"], row["threads"]) for row in chosen] == [("fp32", "eager", threads)] * 2
+    assert all(row["windows"] and row["samples_per_second"] > 0 for row in record.rows)
+    assert [(shape["batch_size"], shape["tokens"]) for shape in record.settings["choice"]] == [(2, 8), (3, 16)]
+    assert "<- chosen" in capsys.readouterr().out
+    monkeypatch.setenv("PRECISION", "fp32")
+    alone = benchmark_execution(fp32, 0, ((2, 8),), tiny_checkpoints["distilbert"], 0)
+    assert {row["precision"] for row in alone.rows} == {"fp32"} and "fp32 alone" in alone.device
+
+
+@pytest.fixture
+def race(tiny_checkpoints, fp32, monkeypatch):
+    """The race of `benchmark_execution` at one shape, with speeds that are made up, and who was timed on what."""
+    monkeypatch.delenv("PRECISION", raising=False)
+    timed = []
+
+    def run(speed, seconds=240.0):
+        def time(candidate, step, min_seconds):
+            timed.append((candidate.precision, candidate.rows))
+            return speed(candidate)
+
+        monkeypatch.setattr(execution_race._Candidate, "time", time)
+        record = benchmark_execution(fp32, seconds, ((4, 8),), tiny_checkpoints["distilbert"])
+        rows = {(row["precision"], row["attention"]): row for row in record.rows if row["threads"] == 1}
+        return record, rows, timed
+
+    return run
+
+
+def test_what_cannot_win_is_measured_less_and_says_so(race):
+    rates = {"bf16": 100.0, "fp32": 45.0, "fp16": 5.0}
+    record, rows, timed = race(lambda candidate: rates[candidate.precision])
+    assert rows["fp16", "lean"]["stopped"] == "under a tenth of the best: timed on one row"
+    assert rows["fp16", "lean"]["rows"] == 1 and not rows["fp16", "lean"]["settled"] and ("fp16", 4) not in timed
+    assert rows["fp32", "lean"]["stopped"] == "under half of the best: 2 windows"
+    assert rows["bf16", "lean"]["stopped"] is None and rows["bf16", "lean"]["settled"]
+    (choice,) = record.settings["choice"]
+    assert choice["ratio"] == 0.45 and not choice["within_ten_percent"] and choice["best"].startswith("bf16")
+
+
+def test_windows_go_on_until_the_medians_are_settled_or_the_time_is_up(race):
+    noisy = Random(0)
+    record, *_ = race(lambda candidate: noisy.uniform(70, 130))
+    contenders = [row for row in record.rows if not row["stopped"]]
+    assert all(row["settled"] and row["scatter"] < 0.1 for row in contenders)
+    assert all(len(row["windows"]) > 5 for row in contenders)
+    record, *_ = race(lambda candidate: noisy.uniform(70, 130), seconds=0)
+    assert all(len(row["windows"]) == 2 and not row["settled"] for row in record.rows)
+    assert not record.settings["choice"][0]["settled"]
+
+
+def test_the_chosen_one_is_never_given_up(race):
+    chosen = [row for row in race(lambda candidate: 1.0 if candidate.chosen else 100.0)[0].rows if row["chosen"]]
+    assert chosen[0]["stopped"] is None and chosen[0]["rows"] == 4 and chosen[0]["settled"]

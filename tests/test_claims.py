@@ -6,16 +6,16 @@ import pytest
 from helpers import claims
 from helpers.claims import markdown_table, write_readme
 from helpers.plots_claims import plot_claims, plot_learning_curve, verdict_kind
-from helpers.profiles import DATA_DIR, Profile
+from helpers.profiles import ROOT, Profile
 from helpers.results import StudyRecord
 from helpers.studies import sizes_ahead
-from helpers.verdicts import CLAIMS, CONFIRMED, REFUTED, UNDECIDED, Evidence, Missing, decide_all
+from helpers.verdicts import CLAIMS, CONFIRMED, REFUTED, UNDECIDED, Evidence, Missing, decide_all, relative_path
 
 NOTHING = Profile("nothing", embedded=True, n_train=1, n_validation=1, n_test=1, max_length=8)
 
 
 def test_the_readme_says_what_the_records_say():
-    text = claims.README.read_text()
+    text = claims.README.read_text(encoding="utf-8")
     assert claims.START in text and claims.END in text
     table = text.split(claims.START)[1].split(claims.END)[0].strip()
     assert table == markdown_table(decide_all()), "run: python -m helpers.claims"
@@ -29,12 +29,12 @@ def test_all_22_claims_are_decided_by_records_that_are_there():
     ]
     for id, verdict in verdicts.items():
         assert verdict.measured and verdict.sentence and verdict.records, id
-        assert all((DATA_DIR.parent / path).is_file() for path in verdict.records), id
+        assert all((ROOT / path).is_file() for path in verdict.records), id
 
 
 def test_a_claim_without_its_record_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr("helpers.verdicts.EVIDENCE", tmp_path)
-    monkeypatch.setattr("helpers.benchmarks.DATA_DIR", tmp_path)
+    monkeypatch.setattr("helpers.profiles.COMMITTED", tmp_path)
     verdicts = decide_all()
     assert verdicts["B4"].verdict == f"{UNDECIDED}: run make run, for qlora_bert-as_written-seed42.json"
     assert verdicts["A1"].verdict == f"{UNDECIDED}: run python -m helpers.benchmarks steps"
@@ -93,49 +93,16 @@ def test_a_stated_accuracy_is_decided_on_the_real_checkpoint_only(evidence):
 
 def test_a_profile_s_own_records_come_before_the_committed_ones(evidence, record, tmp_path, monkeypatch):
     evidence("lora_distilbert_qv", "untrained", "10" * 100)
-    monkeypatch.setattr("helpers.verdicts.DATA_DIR", tmp_path / "Data")
+    monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path / "Data")
     own = replace(record, recipe="lora_distilbert_qv", variant="untrained", metrics={"accuracy": 0.9})
     own.save(tmp_path / "Data" / "nothing" / "results")
     assert Evidence(NOTHING).run("lora_distilbert_qv", "untrained")[0] == own
     assert Evidence().run("lora_distilbert_qv", "untrained")[0].metrics["accuracy"] == 0.5
 
 
-@pytest.fixture
-def steps(monkeypatch, tmp_path):
-    """Writes a `steps` record whose LoRA is `speed` times as fast as full fine-tuning and peaks at `memory` of it."""
-    monkeypatch.setattr("helpers.benchmarks.DATA_DIR", tmp_path)
-    monkeypatch.setattr("helpers.verdicts.DATA_DIR", tmp_path)
-
-    def write(speed, memory):
-        rows = []
-        for method, rate, peak in (("full_finetune", 1.0, 1.0), ("lora", speed, memory)):
-            shape = {
-                "size": "bert-base",
-                "batch_size": 4,
-                "tokens": 128,
-                "precision": "bf16",
-                "optimizer": "adamw_torch",
-            }
-            rows.append(
-                {**shape, "method": method, "samples_per_second": rate, "peak_memory_bytes": peak, "libraries_bytes": 0}
-            )
-        StudyRecord("steps", "x", None, "cpu", {}, rows).save(tmp_path / "cpu" / "here")
-
-    monkeypatch.setattr("helpers.verdicts.relative_path", lambda path: path.name)
-    return write
-
-
-@pytest.mark.parametrize(
-    ("speed", "memory", "verdicts"),
-    [
-        (1.6, 0.6, {"A1": CONFIRMED, "A2": CONFIRMED, "C3": REFUTED}),
-        (2.5, 0.6, {"A1": CONFIRMED, "A2": CONFIRMED, "C3": CONFIRMED}),
-        (1.0, 1.0, {"A1": REFUTED, "A2": REFUTED, "C3": REFUTED}),
-    ],
-)
-def test_memory_and_speed_are_decided_by_the_measured_ratios(speed, memory, verdicts, steps):
-    steps(speed, memory)
-    assert {id: _decide(id).verdict for id in verdicts} == verdicts
+def test_a_record_outside_the_repository_is_shown_whole(tmp_path):
+    assert relative_path(ROOT / "Data" / "cpu" / "here" / "steps.json") == "Data/cpu/here/steps.json"
+    assert relative_path(tmp_path / "steps.json") == (tmp_path / "steps.json").as_posix()
 
 
 def test_the_readme_s_table_is_replaced_and_nothing_else(tmp_path):
@@ -186,7 +153,7 @@ def test_the_figures_show_each_claim_and_each_method():
 
 
 def test_adopting_copies_runs_and_studies(record, tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "DATA_DIR", tmp_path)
+    monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path)
     monkeypatch.setattr(claims, "EVIDENCE", tmp_path / "evidence")
     record.save(tmp_path / "nothing" / "results")
     StudyRecord("rank", "x", "nothing", "cpu", {}, []).save(tmp_path / "nothing" / "results" / "studies")

@@ -1,6 +1,8 @@
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -8,7 +10,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from helpers.efficiency import TrainingStep, fast_dropout, last_layer_at_cls, peak_memory, reset_peak_memory
+from helpers import efficiency
+from helpers.efficiency import (
+    TrainingStep,
+    fast_dropout,
+    last_layer_at_cls,
+    median_interval,
+    overlap,
+    peak_memory,
+    reset_peak_memory,
+    resident_memory,
+    scatter,
+)
 from helpers.models import build_model, load_classifier
 from helpers.recipes import RECIPES
 
@@ -23,6 +36,33 @@ def test_the_peak_counts_what_was_held_since_the_reset_and_not_before():
     after, _ = peak_memory("cpu")
     assert 190e6 < after - before < 230e6
     assert held.sum() > 0 and "VmHWM" in method
+
+
+@pytest.mark.skipif(efficiency.resource is None, reason="Windows has no ru_maxrss")
+@pytest.mark.parametrize("status", ["VmRSS:   12 kB", None])  # a system without the peak, and one without the file
+def test_where_linux_s_peak_is_absent_another_one_is_named(status, tmp_path, monkeypatch):
+    files = [tmp_path / "status", tmp_path / "clear_refs"]
+    for file in files if status else ():
+        file.write_text(status, encoding="utf-8")
+    monkeypatch.setattr(efficiency, "_STATUS", files[0])
+    monkeypatch.setattr(efficiency, "_CLEAR", files[1])
+    held, (peak, method) = resident_memory(), peak_memory("cpu")
+    assert "ru_maxrss" in method and peak >= held > 50e6
+    monkeypatch.setattr(efficiency, "resource", None)
+    peak, method = peak_memory("cpu")
+    assert "not its peak" in method and peak == pytest.approx(held, rel=0.1)
+    windows = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=1, peak_wset=2))
+    monkeypatch.setattr(efficiency.psutil, "Process", lambda: windows)
+    assert peak_memory("cpu") == (2, "peak working set of the process since its start (peak_wset)")
+
+
+def test_the_scatter_of_a_median_is_the_range_of_three_windows_and_falls_with_more():
+    assert median_interval([9.0, 10.0, 12.0]) == (9, 12) and scatter([9.0, 10.0, 12.0]) == pytest.approx(0.15)
+    assert median_interval([9.0, 10.0, 12.0], over=[3.0, 4.0, 5.0]) == (9 / 5, 12 / 3)
+    assert scatter([10.0]) == 0
+    normal = np.random.default_rng(0).normal(100, 10, 400)
+    assert scatter(normal) == pytest.approx(1.96 * 1.2533 * 0.1 / 400**0.5, rel=0.3)  # the median's standard error
+    assert overlap([1, 2], [2, 3]) and overlap([1, 5], [2, 3]) and not overlap([1, 2], [2.1, 3])
 
 
 def test_fast_dropout_has_dropout_s_distribution(fp32):

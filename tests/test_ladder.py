@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import ladder as ladders
 from helpers.efficiency import TrainingStep
-from helpers.ladder import Rung, ladder, measure_rungs, method_recipe, methods_race, training_flops
+from helpers.ladder import SOURCES, Rung, ladder, measure_rungs, method_recipe, methods_race, training_flops
 from helpers.models import build_model, load_tokenizer
 from helpers.profiles import Execution
 from helpers.recipes import RECIPES
@@ -34,6 +34,11 @@ def test_on_a_gpu_the_sources_half_precision_runs_and_the_dropout_step_is_left_o
     assert rungs[0].execution.precision == "fp16" and rungs[0].nf4_compute == "fp16"
     assert not any("masks" in rung.change or "attention" in rung.change for rung in rungs)
     assert rungs[-1].execution.attention == "sdpa"
+    for name in SOURCES:  # a T4 runs fp16 as the sources do: no step to another number format
+        rungs = ladder(name, Execution("cuda", "fp16", "sdpa"))
+        assert "fp16" not in [rung.change for rung in rungs]
+        for before, after in pairwise(rungs):
+            assert replace(after, change="") != replace(before, change=""), f"{name}: {after.change} changes nothing"
 
 
 def test_the_race_is_of_methods_with_the_same_settings():
@@ -69,6 +74,15 @@ def test_rungs_are_measured_on_the_batches_they_describe(recipe, tiny_checkpoint
     assert rows[0]["ratio"] == 1 and rows[1]["ratio"] == rows[1]["samples_per_second"] / rows[0]["samples_per_second"]
     assert all(len(row["windows"]) == 3 and row["samples_per_second"] in row["windows"] for row in rows)
     assert all(0 < row["matmul_share"] < 1 for row in rows)
+
+
+def test_a_rung_that_overlaps_with_the_one_before_is_within_scatter(recipe, tiny_checkpoints, fp32, monkeypatch):
+    windows = iter([(10, 1), (11, 1), (20, 1), (12, 1), (10.5, 1), (21, 1)])  # two rounds of three rungs
+    monkeypatch.setattr(ladders._Runner, "measure", lambda self, seconds, random: next(windows))
+    rungs = [Rung(name, recipe, fp32, group_by_length=False) for name in ("first", "second", "third")]
+    rows = measure_rungs(rungs, ["the movie"] * 8, tiny_checkpoints["bert"], 16, repeats=2)
+    assert [row["windows"] for row in rows] == [[10, 12], [11, 10.5], [20, 21]]
+    assert [row["within_scatter"] for row in rows] == [False, True, False]
 
 
 def test_operations_are_those_that_torch_counts_at_any_shape(recipe, tiny_checkpoints, fp32):

@@ -1,3 +1,5 @@
+import platform
+
 import pytest
 import torch
 
@@ -58,4 +60,39 @@ def test_precision_follows_what_the_hardware_multiplies(monkeypatch, cuda, bf16,
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.setenv("PRECISION", "")
     assert fastest_execution() == Execution(*expected)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "bf16", "formats"),
+    [(False, False, ("fp32", "bf16")), (True, False, ("fp32", "fp16")), (True, True, ("fp32", "fp16", "bf16"))],
+)
+@pytest.mark.parametrize("asked", ["fp32", "fp16", "bf16", "int4"])
+def test_the_environment_chooses_the_precision_among_those_that_the_device_has(monkeypatch, cuda, bf16, formats, asked):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setenv("PRECISION", asked)
+    if asked in formats:
+        assert fastest_execution().precision == asked
+        return
+    why = {"fp16": " fp16 trains on a GPU alone", "bf16": " This GPU does not multiply bf16"}.get(asked, "")
+    with pytest.raises(ValueError, match=rf"PRECISION='{asked}' cannot be had here\.{why}.*: {', '.join(formats)}\."):
+        fastest_execution()
+
+
+def test_records_name_the_processor(monkeypatch, tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(profiles, "Path", lambda path: cpuinfo)
+    name = profiles.processor_name.__wrapped__
+    cpuinfo.write_text("processor : 0\nmodel name\t: AMD  EPYC 9\nmodel name\t: other\n", encoding="utf-8")
+    assert name() == "AMD EPYC 9"
+    cpuinfo.write_text("processor : 0\n", encoding="utf-8")  # an Arm machine's file names no model
+    assert name() == platform.machine()
+    cpuinfo.unlink()
+    monkeypatch.setattr(profiles.sys, "platform", "win32")
+    monkeypatch.setattr(platform, "processor", lambda: "Intel64 Family 6")
+    assert name() == "Intel64 Family 6"
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(profiles, "processor_name", lambda: "AMD EPYC")
+    assert Execution("cpu", "fp32", "lean").device_name == f"AMD EPYC ({threads} threads)"

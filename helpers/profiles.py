@@ -149,8 +149,8 @@ def fastest_execution() -> Execution:
     """The fastest honest execution on this machine; `python -m helpers.benchmarks execution` checks the choice.
 
     bf16 where the hardware multiplies it (Ampere and newer; AVX512-BF16 or AMX), fp16 on older GPUs, else fp32;
-    `PRECISION` in the environment or `.env` puts another of `number_formats` in its place. Attention is SDPA on CUDA
-    and `efficiency.lean_attention` on CPU, whose fused kernel is slow at MiniLM's head width.
+    `PRECISION` in the environment or `.env` puts another of `number_formats` in its place. Attention is SDPA but where
+    a CPU multiplies bf16: there the fused kernel is slow at MiniLM's head width, and `efficiency.lean_attention` is not.
 
     Raises ValueError for a `PRECISION` that this device cannot train in, listing those that it can.
     """
@@ -162,7 +162,7 @@ def fastest_execution() -> Execution:
     if precision not in formats:
         why = {"fp16": " fp16 trains on a GPU alone.", "bf16": " This GPU does not multiply bf16."}.get(precision, "")
         raise ValueError(f"PRECISION={precision!r} cannot be had here.{why} Choose one of: {', '.join(formats)}.")
-    return Execution(device, precision, "sdpa" if device == "cuda" else "lean")
+    return Execution(device, precision, "lean" if device == "cpu" and precision == "bf16" else "sdpa")
 
 
 def number_formats(device: str) -> tuple[str, ...]:

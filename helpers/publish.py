@@ -12,9 +12,9 @@ from peft import PeftModel
 from transformers import AutoTokenizer
 
 from helpers import plots
+from helpers.baselines import bag_of_words
 from helpers.evaluation import (
     PairedComparison,
-    bag_of_words,
     class_scores,
     correct_rows,
     most_wrong,
@@ -36,7 +36,7 @@ def compare_with_bag_of_words(record: RunRecord, splits: DatasetDict) -> tuple[f
     """
     references = np.array(splits["test"]["label"])
     try:
-        predictions = bag_of_words(splits["train"]).predict(list(splits["test"]["text"]))
+        predictions = bag_of_words(splits["train"], splits["validation"]).predict(list(splits["test"]["text"]))
     except ValueError:
         return None
     right = correct_rows(predictions, references)

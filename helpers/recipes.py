@@ -1,6 +1,7 @@
 """The five sources' recipes as data: what each write-up states, what it leaves open, and what we change."""
 
 from dataclasses import dataclass, fields, replace
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ DISTILBERT_LINEARS = ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2")
 TRUNCATIONS = ("head", "tail", "head+tail")
 SCHEDULES = ("linear", "cosine")
 OPTIMIZERS = ("adamw_torch", "paged_adamw_8bit")
-VARIANTS = ("as_written", "improved", "full_finetune", "head_only", "untrained", "bag_of_words")
+VARIANTS = ("as_written", "improved", "full_finetune", "head_only", "untrained", "bag_of_words", "frozen_encoder")
 
 
 class Override(NamedTuple):
@@ -28,7 +29,8 @@ class Recipe:
     """The settings that decide what is learned. How fast it runs is `profiles.Execution`.
 
     `learning_rate`, `weight_decay` and `warmup_ratio` are as in `transformers.TrainingArguments`; `max_length` is in
-    tokens; `n_train` and `n_validation` are row counts (None: every row). `model_dropout` replaces the encoder's own
+    tokens; `n_train` and `n_validation` are row counts (None: every row). Where rows are few, a run has as many more
+    epochs than `num_train_epochs` as make `min_updates` updates. `model_dropout` replaces the encoder's own
     dropouts (None keeps them). `use_rslora` scales the update by lora_alpha / sqrt(r) instead of lora_alpha / r
     (Kalajdzievski 2023, arXiv 2312.03732). `target_modules` are the ends of layer names: "output.dense" is also the end
     of "attention.output.dense". `assumed` maps each setting the source leaves open to why it has its value here.
@@ -49,6 +51,7 @@ class Recipe:
     quantization: str | None = None
     learning_rate: float = 5e-5
     num_train_epochs: int = 3
+    min_updates: int | None = None
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     lr_scheduler_type: str = "linear"
@@ -72,7 +75,7 @@ class Recipe:
             self._require(name, _is_count(getattr(self, name)), "a whole number of at least 1")
         self._require("gradient_accumulation_steps", _is_count(self.gradient_accumulation_steps), "at least 1")
         self._require("max_length", _is_count(self.max_length) and self.max_length >= 8, "at least 8 tokens")
-        for name in ("n_train", "n_validation", "early_stopping_patience"):
+        for name in ("n_train", "n_validation", "early_stopping_patience", "min_updates"):
             value = getattr(self, name)
             self._require(name, value is None or _is_count(value), "None or a whole number of at least 1")
         self._require("learning_rate", 0 < self.learning_rate < 1, "between 0 and 1")
@@ -98,6 +101,11 @@ class Recipe:
     def _require(self, field: str, valid: bool, expected: str) -> None:
         if not valid:
             raise ValueError(f"Recipe.{field} is {getattr(self, field)!r}; it must be {expected}.")
+
+    def epochs(self, n_train: int) -> int:
+        """The epochs on `n_train` rows: `num_train_epochs`, or as many as make `min_updates` updates."""
+        per_epoch = ceil(n_train / (self.per_device_train_batch_size * self.gradient_accumulation_steps))
+        return max(self.num_train_epochs, ceil((self.min_updates or 0) / per_epoch))
 
     def improved(self) -> "Recipe":
         """This recipe with every entry of `overrides` applied (each carries its reason)."""

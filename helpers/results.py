@@ -15,7 +15,7 @@ from platform import python_version
 from helpers.profiles import Profile, shown
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "scikit-learn")
-LATER_FIELDS = {"revisions"}  # that earlier records do not have
+LATER_FIELDS = {"revisions", "run"}  # that earlier records do not have
 
 
 def versions() -> dict[str, str]:
@@ -71,6 +71,7 @@ class RunRecord:
     adapter_bytes: int | None = None
     settings: dict[str, object] = field(default_factory=dict)
     revisions: dict[str, str] = field(default_factory=dict)
+    run: str | None = None
     versions: dict[str, str] = field(default_factory=versions)
     created_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     git_commit: str | None = field(default_factory=git_commit)

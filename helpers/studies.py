@@ -1,7 +1,6 @@
 """Studies: many short runs that differ in one thing, on the same rows, for one StudyRecord."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -10,23 +9,20 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from tqdm.auto import tqdm
 
-from helpers.data import dataset_name, load_splits
+from helpers.baselines import bag_of_words
+from helpers.data import dataset_name
 from helpers.evaluation import (
     PairedComparison,
     accuracy_interval,
-    bag_of_words,
     correct_rows,
-    mean_interval,
-    paired_comparison,
+    crossed_interval,
+    holm,
 )
 from helpers.models import build_model, count_parameters
-from helpers.profiles import PROFILES, Execution, Profile
-from helpers.recipes import RECIPES, Recipe
+from helpers.profiles import Execution, Profile
+from helpers.recipes import Recipe
 from helpers.results import StudyRecord
 from helpers.training import class_probabilities, fit, tokenize_splits
-
-CURVE_SIZES = (250, 500, 1_000, 2_000, None)  # training rows of the learning curve; None: every row
-METHODS_AT = 2_000  # training rows at which it compares QLoRA too
 
 
 def run_study(
@@ -110,21 +106,20 @@ def summarize(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> list[dict[st
     """The runs that share the labels `by`, such as ("r",), over their seeds, in the order they first come.
 
     Each has those labels and `trainable_params`, `n_train`, `seconds` (mean), `accuracies` (one a seed), `accuracy`
-    (their mean), `low` and `high`: the 95 % bootstrap interval of that mean over the scored rows. The interval holds
-    for these seeds; `accuracies` shows how far apart they are.
+    (their mean), `low` and `high`: its 95 % interval over seeds and rows (see `evaluation.crossed_interval`).
     """
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(tuple(row[label] for label in by), []).append(row)
     points = []
     for labels, runs in groups.items():
-        low, high = mean_interval(np.mean([_right(run) for run in runs], axis=0))
+        low, high, _ = crossed_interval(right_rows(runs))
         points.append(
             {
                 **dict(zip(by, labels, strict=True)),
                 "trainable_params": runs[0]["trainable_params"],
                 "n_train": runs[0]["n_train"],
-                "seconds": float(np.mean([run["train_seconds"] for run in runs])),
+                "seconds": float(np.mean([run.get("train_seconds", run.get("seconds")) for run in runs])),
                 "accuracies": [run["accuracy"] for run in runs],
                 "accuracy": float(np.mean([run["accuracy"] for run in runs])),
                 "low": low,
@@ -134,61 +129,23 @@ def summarize(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> list[dict[st
     return points
 
 
-def compare_runs(
-    runs_a: Sequence[dict[str, Any]], runs_b: Sequence[dict[str, Any]], comparisons: int = 1
-) -> PairedComparison:
-    """How much more often the runs A are right than the runs B, seed for seed, on the same scored rows.
+def compare_runs(pairs: Mapping[str, tuple[Sequence[dict], Sequence[dict]]]) -> dict[str, PairedComparison]:
+    """For each name, how much more often its runs A are right than its runs B, on the same rows and the same seeds.
 
-    `difference` and its interval are those of the mean over the seeds. `p_value` is the largest of the seeds' McNemar
-    p-values, times the number of `comparisons` made (Bonferroni), so that a difference counts only if every seed shows
-    it; 1 where two seeds disagree on its sign. Raises ValueError unless both have the same seeds.
+    `difference` is that of the means over the seeds that both have, its interval holds for other seeds and other rows,
+    and the p-values are corrected for the number of pairs (Holm 1979). Raises ValueError where a pair shares no seed.
     """
-    by_seed = [{run["seed"]: run for run in runs} for runs in (runs_a, runs_b)]
-    if set(by_seed[0]) != set(by_seed[1]) or not by_seed[0]:
-        raise ValueError(f"Need the same seeds for both, not {sorted(by_seed[0])} and {sorted(by_seed[1])}.")
-    seeds = sorted(by_seed[0])
-    each = [paired_comparison(by_seed[0][seed]["correct"], by_seed[1][seed]["correct"]) for seed in seeds]
-    gain = np.mean([_right(by_seed[0][seed]) - _right(by_seed[1][seed]) for seed in seeds], axis=0)
-    agree = len({np.sign(one.difference) for one in each}) == 1
-    p_value = min(1.0, comparisons * max(one.p_value for one in each)) if agree else 1.0
-    return PairedComparison(float(gain.mean()), *mean_interval(gain), p_value)
+    found = {}
+    for name, runs in pairs.items():
+        by_seed = [{run["seed"]: run for run in side} for side in runs]
+        if not (seeds := sorted(set(by_seed[0]) & set(by_seed[1]))):
+            raise ValueError(f"{name}: no seed is on both sides, {sorted(by_seed[0])} and {sorted(by_seed[1])}.")
+        first, second = (right_rows([side[seed] for seed in seeds]) for side in by_seed)
+        found[name] = PairedComparison(float((first - second).mean()), *crossed_interval(first - second))
+    corrected = holm([test.p_value for test in found.values()])
+    return {name: test._replace(p_value=p) for (name, test), p in zip(found.items(), corrected, strict=True)}
 
 
-def _right(run: dict[str, Any]) -> np.ndarray:
-    return np.array([float(character) for character in run["correct"]])
-
-
-def learning_curve(execution: Execution, folder: Path, sizes: Sequence[int | None] = CURVE_SIZES) -> StudyRecord:
-    """Bag of words, LoRA and full fine-tuning on growing parts of the Rotten Tomatoes sentences, on one test set.
-
-    The smaller a part, the more epochs (about 3,000 sentences seen, ten epochs at most), so that none is cut short.
-    At `METHODS_AT` rows QLoRA joins. None stands for every row. Saves it to `folder`.
-    """
-    profile = replace(PROFILES["full"], n_validation=500, n_test=1_000)
-    lora = replace(RECIPES["lora_bert_sst2"].improved(), dataset="rotten_tomatoes", n_train=None)
-    splits = load_splits(lora, profile)
-    runs, bags = [], []
-    for size in (size or len(splits["train"]) for size in sizes):
-        sized = replace(lora, n_train=size, num_train_epochs=min(10, max(1, round(3_000 / size))))
-        runs += [({"method": "lora"}, sized), ({"method": "full_finetune"}, sized.full_finetune())]
-        if size == METHODS_AT:
-            runs.append(({"method": "qlora"}, replace(sized, quantization="nf4")))
-        train = splits["train"].select(range(size))
-        bags.append({"method": "bag_of_words"} | score_bag_of_words_on(train, splits["test"]))
-    command = "python -m helpers.claims --learning-curve"
-    options = {"command": command, "seeds": (profile.seed,), "score_on": "test", "folder": folder}
-    record = run_study("learning_curve", runs, splits, profile, execution, **options)
-    record.rows += bags
-    record.settings["methods_at"] = METHODS_AT
-    record.save(folder)
-    return record
-
-
-def sizes_ahead(record: StudyRecord, method: str = "lora") -> list[int]:
-    """Numbers of training rows of a learning curve at which `method` beats the bag of words in the paired test."""
-    curves = {name: {r["n_train"]: r for r in record.rows if r["method"] == name} for name in (method, "bag_of_words")}
-    tests = {
-        size: paired_comparison(row["correct"], curves["bag_of_words"][size]["correct"])
-        for size, row in sorted(curves[method].items())
-    }
-    return [size for size, test in tests.items() if test.difference > 0 and test.p_value < 0.05]
+def right_rows(runs: Sequence[dict[str, Any]]) -> np.ndarray:
+    """1.0 where a run is right on a row, else 0.0; shape (len(runs), rows)."""
+    return np.array([[float(character) for character in run["correct"]] for run in runs])

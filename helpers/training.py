@@ -33,11 +33,11 @@ from transformers import (
 )
 
 from helpers import tracking
+from helpers.baselines import bag_of_words
 from helpers.data import dataset_name, tokenize
 from helpers.efficiency import fast_dropout, peak_memory, reset_peak_memory
 from helpers.evaluation import (
     accuracy_interval,
-    bag_of_words,
     classification_metrics,
     correct_rows,
     predict_logits,
@@ -350,7 +350,7 @@ def fine_tune(
     one process; the first alone scores, writes and prints, and all others get None.
     """
     state = process_state(execution.device)
-    recipe = replace(recipe, num_train_epochs=profile.epochs(recipe.num_train_epochs))
+    recipe = replace(recipe, num_train_epochs=profile.epochs(recipe.epochs(len(splits["train"]))))
     tokenizer, tokens = tokenize_splits(recipe, splits, profile)
     held = sum(weight_bytes(model).values())
     labels = splits["test"].features["label"].names
@@ -415,12 +415,13 @@ def score_untrained(
 
 
 def score_bag_of_words(recipe: Recipe, splits: DatasetDict, profile: Profile) -> tuple[RunRecord, np.ndarray]:
-    """Fits TF-IDF with logistic regression to the training rows and scores it on the test rows.
+    """Fits TF-IDF with logistic regression to the training rows, its C chosen on the validation rows, and scores it on
+    the test rows.
 
     Writes the record; returns it with the predicted labels, shape (n_test,).
     """
     start = perf_counter()
-    model = bag_of_words(splits["train"], profile.seed)
+    model = bag_of_words(splits["train"], splits["validation"])
     seconds = perf_counter() - start
     predictions = model.predict(list(splits["test"]["text"]))
     coefficients = model[-1].coef_
@@ -432,7 +433,7 @@ def score_bag_of_words(recipe: Recipe, splits: DatasetDict, profile: Profile) ->
         weights_bytes=coefficients.nbytes,
         train_seconds=seconds,
         train_samples_per_second=len(splits["train"]) / seconds,
-        settings={},
+        settings={"C": model[-1].C},
     )
     record.save(profile.results)
     return record, predictions

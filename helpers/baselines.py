@@ -1,0 +1,75 @@
+"""The trivial competitors on the same rows: a bag of words, and the frozen encoder read by its mean embedding."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from transformers import AutoModel, PreTrainedTokenizerBase
+
+from helpers.checkpoints import resolve_checkpoint
+from helpers.evaluation import predict_in_batches
+from helpers.hub import checkpoint_options
+from helpers.profiles import Execution
+
+BAG_C = (0.1, 1.0, 10.0, 100.0)  # inverse strengths of regularization that are tried on validation rows
+ENCODER_C = (0.001, 0.01, 0.1, 1.0)
+DEFAULT_C = 10.0  # of a bag of words without validation rows
+
+
+def bag_of_words(train: Dataset, validation: Dataset | None = None) -> Pipeline:
+    """TF-IDF over words and word pairs with logistic regression, fitted on `train`: the baseline to beat.
+
+    Its C is the one of `BAG_C` that is most accurate on `validation`, by log loss where several are; None: `DEFAULT_C`.
+    `.predict(texts)` gives labels, `.predict_proba(texts)` probabilities of shape (n, classes).
+    """
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    features = vectorizer.fit_transform(list(train["text"]))
+    if validation is None:
+        classifier = _logistic(DEFAULT_C).fit(features, train["label"])
+    else:
+        scored = vectorizer.transform(list(validation["text"])), validation["label"]
+        classifier = _best(_logistic, BAG_C, (features, train["label"]), scored)
+    return make_pipeline(vectorizer, classifier)
+
+
+def frozen_encoder(train: tuple[np.ndarray, Sequence[int]], validation: tuple[np.ndarray, Sequence[int]]) -> Pipeline:
+    """Logistic regression on standardized `mean_embeddings`, (rows, width), with labels; C as in `bag_of_words`."""
+    return _best(lambda c: make_pipeline(StandardScaler(), _logistic(c)), ENCODER_C, train, validation)
+
+
+def _logistic(c: float) -> LogisticRegression:
+    return LogisticRegression(C=c, max_iter=2_000)
+
+
+def _best(make: Callable, strengths: Sequence[float], train: tuple, validation: tuple):
+    fitted = [make(c).fit(*train) for c in strengths]
+    texts, labels = validation
+
+    def quality(model) -> tuple[float, float]:
+        return model.score(texts, labels), -log_loss(labels, model.predict_proba(texts), labels=model.classes_)
+
+    return max(fitted, key=quality)
+
+
+def mean_embeddings(
+    base_model: str, tokenizer: PreTrainedTokenizerBase, ids: Sequence[list[int]], execution: Execution
+) -> np.ndarray:
+    """The mean over its tokens of each text's last hidden states, shape (len(ids), width): how sentence encoders are
+    read (Reimers and Gurevych 2019, arXiv 1908.10084). Nothing is trained.
+    """
+    checkpoint = resolve_checkpoint(base_model)
+    attention = None if execution.attention == "sdpa" else execution.attention
+    options = {} if checkpoint != base_model else checkpoint_options(checkpoint)
+    model = AutoModel.from_pretrained(checkpoint, attn_implementation=attention, **options).to(execution.device)
+
+    def embed(batch) -> torch.Tensor:
+        mask = batch["attention_mask"].unsqueeze(-1)
+        return (model(**batch).last_hidden_state.float() * mask).sum(1) / mask.sum(1)
+
+    return predict_in_batches(model, embed, model.config.hidden_size, tokenizer, ids, execution)

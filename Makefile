@@ -1,6 +1,7 @@
 # make run        the whole series under the profile in force (PROFILE=quick|full|hub), figures in Data/<profile>/
 # make test       linter, unit tests, and every notebook compared with its stored outputs
 # make store      runs the series under `quick` and stores the outputs in notebooks/, for a commit
+# make full       every run that Data/full and the README rest on, hours, in any number of sittings; ONLY="few_rows ranks"
 # make platforms  the packages of Colab and Kaggle: what a notebook's first cell installs there, then 02, 03 and 07
 # make newest     the newest versions that the ranges allow, and the unit tests with them
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest
 
-.PHONY: run test store platforms newest
+.PHONY: run test store full platforms newest
 
 run: $(VENV)/.installed
 	$(BIN)/python -m helpers.series
@@ -21,6 +22,9 @@ test: $(VENV)/.installed
 
 store: $(VENV)/.installed
 	PROFILE=quick $(BIN)/python -m helpers.series --store
+
+full: $(VENV)/.installed
+	$(BIN)/python -m helpers.full $(ONLY)
 
 platforms: $(VENV)/.installed
 	$(BIN)/python tests/platforms/run.py

@@ -1,5 +1,6 @@
 """The trivial competitors on the same rows: a bag of words, and the frozen encoder read by its mean embedding."""
 
+import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -65,7 +66,7 @@ def mean_embeddings(
     """
     checkpoint = resolve_checkpoint(base_model)
     attention = None if execution.attention == "sdpa" else execution.attention
-    options = {} if checkpoint != base_model else checkpoint_options(checkpoint)
+    options = {} if os.path.isdir(checkpoint) else checkpoint_options(checkpoint)
     model = AutoModel.from_pretrained(checkpoint, attn_implementation=attention, **options).to(execution.device)
 
     def embed(batch) -> torch.Tensor:

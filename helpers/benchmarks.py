@@ -7,6 +7,7 @@ Their settings name the device's own `execution`; rows of others stand beside it
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,8 @@ from transformers import AutoModelForSequenceClassification, pipeline, set_seed
 
 from helpers import profiles
 from helpers.budget import REAL_CONFIGS
-from helpers.data import load_splits
+from helpers.checkpoints import label_maps
+from helpers.data import LABELS, load_splits
 from helpers.device_records import (
     COMMAND,
     benchmark_to_show,
@@ -46,7 +48,7 @@ from helpers.ladder import SOURCES, ladder, ladder_texts, measure_rungs, method_
 from helpers.models import build_model, count_parameters, load_tokenizer, save_adapter, weight_bytes
 from helpers.profiles import EMBEDDED_BERT, PROFILES, Execution, fastest_execution, number_formats, shown
 from helpers.recipes import RECIPES
-from helpers.results import StudyRecord
+from helpers.results import StudyRecord, write_json
 from helpers.studies import scores
 from helpers.training import class_probabilities, fit, tokenize_splits
 
@@ -305,7 +307,8 @@ def benchmark_accuracy(execution: Execution) -> StudyRecord:
 def benchmark_adapter(execution: Execution) -> StudyRecord:
     """Trains source 004's recipe, improved, and checks what it says of the result.
 
-    Compares every tensor of the base before and after, bit by bit, and asks `pipeline` on the saved folder for a label.
+    Compares every tensor of the base before and after, bit by bit. Asks `pipeline` for a label: on the saved folder,
+    on one whose base names no labels, as BERT on the hub, and on that with the names given.
     """
     recipe, text = RECIPES["lora_bert_sst2"].improved(), "The movie was absolutely wonderful!"
     profile = replace(PROFILES["quick"], n_train=recipe.n_train, n_validation=recipe.n_validation, max_epochs=None)
@@ -319,16 +322,35 @@ def benchmark_adapter(execution: Execution) -> StudyRecord:
     with tempfile.TemporaryDirectory() as scratch:
         settings = {"quantization": None, "max_length": recipe.max_length, "truncation": recipe.truncation}
         folder = save_adapter(model, tokenizer, Path(scratch) / "adapter", base_model=base_model, **settings)
-        answer = pipeline("text-classification", model=str(folder), device=execution.device)(text)[0]
+        nameless = _without_names(folder, Path(scratch))
+        labels, indices = label_maps(LABELS)
+        named = AutoModelForSequenceClassification.from_pretrained(nameless, id2label=labels, label2id=indices)
+        answer, bare, with_names = (
+            pipeline("text-classification", model=asked, tokenizer=str(folder), device=execution.device)(text)[0]
+            for asked in (str(folder), str(nameless), named)
+        )
     row = {
         "base_tensors": len(frozen),
         "changed_base_tensors": sum(not torch.equal(parameter, before) for parameter, before in frozen),
         "text": text,
         "pipeline_label": answer["label"],
         "pipeline_score": answer["score"],
+        "label_without_names": bare["label"],
+        "label_with_names": with_names["label"],
     }
     shared = {"recipe": recipe.name, "base_model": base_model, "n_train": len(splits["train"])}
     return device_record("adapter", execution, shared, [row])
+
+
+def _without_names(adapter: Path, scratch: Path) -> Path:
+    """A copy of `adapter` on a copy of its base whose config does not name the labels."""
+    copy = Path(shutil.copytree(adapter, scratch / "nameless"))
+    settings = json.loads((copy / "adapter_config.json").read_text(encoding="utf-8"))
+    base = Path(shutil.copytree(settings["base_model_name_or_path"], scratch / "base"))
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    write_json(base / "config.json", {k: v for k, v in config.items() if k not in ("id2label", "label2id")})
+    write_json(copy / "adapter_config.json", {**settings, "base_model_name_or_path": str(base)})
+    return copy
 
 
 BENCHMARKS = {

@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 from helpers import profiles
-from helpers.profiles import PROFILES, ROOT, Profile, fastest_execution
-from helpers.studies import learning_curve
+from helpers.profiles import PROFILES, ROOT, Profile
 from helpers.verdicts import CLAIMS, EVIDENCE, Verdict, decide_all, relative_path
 
 README = ROOT / "README.md"
@@ -52,10 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Prints the verdicts and brings the README up to date."""
     parser = argparse.ArgumentParser(prog="python -m helpers.claims", description=__doc__)
     parser.add_argument("--adopt", choices=sorted(PROFILES), help="first copy this profile's records to Data/evidence")
-    parser.add_argument("--learning-curve", action="store_true", help="first measure the learning curve (minutes)")
     options = parser.parse_args(arguments)
-    if options.learning_curve:
-        learning_curve(fastest_execution(), EVIDENCE)
     if options.adopt:
         print(f"{len(adopt(PROFILES[options.adopt]))} records copied to {relative_path(EVIDENCE)}")
     verdicts = decide_all()

@@ -20,6 +20,7 @@ COLORS = {
     "bag_of_words": "#009E73",
     "full_finetune": "#D55E00",
     "head_only": "#CC79A7",
+    "frozen_encoder": "#F0E442",
     "lora": "#0072B2",
     "qlora": "#56B4E9",
     "train": "#56B4E9",
@@ -33,7 +34,8 @@ VARIANT_NAMES = {
     "untrained": "untrained head",
     "bag_of_words": "bag of words",
     "full_finetune": "full fine-tuning",
-    "head_only": "head only",
+    "head_only": "head alone",
+    "frozen_encoder": "frozen encoder",
 }
 
 sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)

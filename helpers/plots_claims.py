@@ -1,17 +1,26 @@
-"""The figures of notebook 08: the verdicts at a glance, and what more training rows are worth."""
+"""The figures of notebook 08: what was stated against what was measured, and what more training rows are worth."""
 
-from textwrap import shorten
+from collections.abc import Mapping, Sequence
+from math import isfinite
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from helpers.plots import COLORS
-from helpers.results import StudyRecord
-from helpers.verdicts import CLAIMS, CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Verdict
+from helpers.verdicts import CLAIMS, CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Bar, Claim, Verdict
 
 VERDICT_COLORS = {CONFIRMED: "#009E73", ONLY_WHEN: "#E69F00", REFUTED: "#D55E00", UNDECIDED: "#999999"}
-METHODS = {"bag_of_words": "bag of words", "lora": "LoRA", "full_finetune": "full fine-tuning", "qlora": "QLoRA"}
+METHODS = {
+    "bag_of_words": "bag of words",
+    "frozen_encoder": "frozen encoder",
+    "head_only": "head alone",
+    "lora": "LoRA",
+    "qlora": "QLoRA",
+    "full_finetune": "full fine-tuning",
+}
 
 
 def verdict_kind(verdict: Verdict) -> str:
@@ -19,61 +28,84 @@ def verdict_kind(verdict: Verdict) -> str:
     return next(kind for kind in (ONLY_WHEN, CONFIRMED, REFUTED, UNDECIDED) if verdict.verdict.startswith(kind))
 
 
+AXES = {  # of the claims that state a number
+    "accuracy": "accuracy",
+    "difference": "difference of accuracies (points)",
+    "times": "times as fast as full fine-tuning",
+    "share": "share",
+}
+
+
 def plot_claims(verdicts: dict[str, Verdict]) -> Figure:
-    """Every claim with its verdict as a coloured tag and what was measured, in the sources' order."""
+    """What was stated against what was measured, a panel for each kind of number; the other claims stand below.
+
+    A grey band is what a claim states (towards an edge: "more", or "less"), a coloured bar the measurement's interval.
+    """
+    bars = {axis: [(c, bar) for c in CLAIMS for bar in verdicts[c.id].bars if bar.axis == axis] for axis in AXES}
+    bars = {axis: found for axis, found in bars.items() if found}
+    columns = [[axis for axis in side if axis in bars] for side in (("accuracy", "times"), ("difference", "share"))]
+    height = max(sum(len(bars[axis]) + 3 for axis in column) for column in columns)
+    figure = plt.figure(figsize=(14, 0.3 * height + 1.6), layout="constrained")
+    for place, column in zip(figure.subfigures(1, 2), columns, strict=True):
+        if column:
+            panels = place.subplots(len(column), squeeze=False, height_ratios=[len(bars[axis]) + 1 for axis in column])
+            for panel, axis in zip(panels[:, 0], column, strict=True):
+                _draw_bars(panel, axis, bars[axis], verdicts)
     kinds = [verdict_kind(verdicts[claim.id]) for claim in CLAIMS]
-    figure, axes = plt.subplots(figsize=(15, 0.36 * len(CLAIMS) + 0.8), layout="constrained")
-    for row, (claim, kind) in enumerate(zip(CLAIMS, kinds, strict=True)):
-        verdict = verdicts[claim.id]
-        color = VERDICT_COLORS[kind]
-        axes.text(0, row, claim.id, va="center", weight="bold", fontsize=9)
-        axes.text(0.025, row, shorten(claim.text, 62, placeholder=" …"), va="center", fontsize=9)
-        tag = {"facecolor": color, "edgecolor": "none", "boxstyle": "round,pad=0.25"}
-        axes.text(0.40, row, kind.removesuffix(" when"), va="center", fontsize=8.5, color="white", bbox=tag)
-        axes.text(
-            0.50, row, shorten(verdict.measured or verdict.verdict, 108, placeholder=" …"), va="center", fontsize=8.5
-        )
     counts = ", ".join(f"{kinds.count(kind)} {kind.removesuffix(' when')}" for kind in VERDICT_COLORS if kind in kinds)
-    axes.set(title=f"{len(CLAIMS)} claims: {counts}", xlim=(0, 1.12), ylim=(len(CLAIMS) - 0.4, -0.6))
-    axes.axis("off")
+    figure.suptitle(f"{len(CLAIMS)} claims: {counts}", fontsize=13)
+    without = [c.id for c in CLAIMS if not verdicts[c.id].bars]
+    names = [Patch(color="0.85", label="stated")]
+    names += [Patch(color=color, label=kind.removesuffix(" when")) for kind, color in VERDICT_COLORS.items()]
+    title = f"not drawn: {', '.join(without)}" if without else None
+    figure.legend(handles=names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=9, title=title)
     return figure
 
 
-def plot_learning_curve(record: StudyRecord, ahead: list[int]) -> Figure:
-    """Accuracy with its interval against the number of training rows (log scale), one line a method.
+def _draw_bars(axes: Axes, axis: str, bars: list[tuple[Claim, Bar]], verdicts: dict[str, Verdict]) -> None:
+    finite = [end for _, bar in bars for end in (bar.low, bar.high, *bar.stated) if isfinite(end)]
+    room = 0.06 * (max(finite) - min(finite))
+    left, right = min(finite) - room, max(finite) + room
+    for row, (claim, bar) in enumerate(bars):
+        low, high = max(bar.stated[0], left), min(bar.stated[1], right)
+        axes.barh(row, max(high - low, room / 12), left=low, height=0.8, color="0.85", zorder=0)
+        color = VERDICT_COLORS[verdict_kind(verdicts[claim.id])]
+        axes.plot([bar.low, bar.high], [row, row], color=color, lw=5, solid_capstyle="butt")
+        axes.plot((bar.low + bar.high) / 2, row, "o", color=color, ms=6)
+    names = [f"{claim.id}  {bar.label}".rstrip() for claim, bar in bars]
+    axes.set(yticks=range(len(bars)), yticklabels=names, ylim=(len(bars) - 0.4, -0.6), xlim=(left, right))
+    axes.set_xlabel(AXES[axis])
+    if axis != "times":
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol="" if axis == "difference" else "%"))
+    axes.grid(axis="y", visible=False)
 
-    `ahead` are the numbers of rows at which LoRA beats the bag of words (see `studies.sizes_ahead`), for the title.
+
+def plot_few_rows(points: Mapping[str, Sequence[dict]], title: str, n_scored: int) -> Figure:
+    """Mean accuracy with its interval against the number of training rows (log scale), one line a method.
+
+    `points` maps a method to points of `studies.summarize`, each with its `n_train`.
     """
-    figure, axes = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9.5, 5.2), layout="constrained")
     ends = []
-    for offset, method in enumerate(name for name in METHODS if any(row["method"] == name for row in record.rows)):
-        rows = sorted((row for row in record.rows if row["method"] == method), key=lambda row: row["n_train"])
-        shifted = [row["n_train"] * (1 + 0.02 * offset) for row in rows]
-        accuracy = [row["accuracy"] for row in rows]
-        low, high = ([abs(row["accuracy_ci95"][side] - row["accuracy"]) for row in rows] for side in (0, 1))
-        axes.errorbar(
-            shifted, accuracy, yerr=[low, high], fmt="o-", color=COLORS[method], lw=2, elinewidth=1.2, capsize=2
-        )
+    for offset, (method, found) in enumerate(points.items()):
+        found = sorted(found, key=lambda point: point["n_train"])
+        shifted = [point["n_train"] * (1 + 0.025 * (offset - len(points) / 2)) for point in found]
+        accuracy = [point["accuracy"] for point in found]
+        spread = [[abs(point[side] - point["accuracy"]) for point in found] for side in ("low", "high")]
+        style = {"fmt": "o-" if method != "qlora" else "s:", "color": COLORS[method], "lw": 1.8, "ms": 5}
+        axes.errorbar(shifted, accuracy, yerr=spread, elinewidth=1.2, capsize=2, **style)
         ends.append((accuracy[-1], shifted[-1], method))
+    sizes = sorted({point["n_train"] for found in points.values() for point in found})
     for rank, (accuracy, last, method) in enumerate(sorted(ends)):
-        place = {"xytext": (10, 9 * (rank - (len(ends) - 1) / 2)), "textcoords": "offset points"}
-        axes.annotate(METHODS[method], (last, accuracy), **place, va="center", color=COLORS[method], fontsize=9)
-    sizes = sorted({row["n_train"] for row in record.rows})
+        axes.annotate(
+            METHODS[method], (last, accuracy), xytext=(12, 11 * (rank - (len(ends) - 1) / 2)),
+            textcoords="offset points", va="center", color=COLORS[method], fontsize=9,
+        )  # fmt: skip
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.minorticks_off()
-    axes.set_xlim(right=max(sizes) * 2)
-    title = "No size at which LoRA is seen to beat a bag of words"
-    if ahead:
-        behind = [size for size in sizes if size not in ahead]
-        title = f"LoRA beats a bag of words at {_listed(ahead)} rows"
-        title += f"; no such difference at {_listed(behind)}" if behind else ", every size tried"
+    axes.set_xlim(right=max(sizes) * 2.4)
     axes.set(title=title, xlabel="training rows (log scale)")
-    axes.set_ylabel(f"test accuracy, 95 % interval (n = {record.settings['n_scored']:,})")
+    axes.set_ylabel(f"test accuracy, 95 % interval over seeds and rows (n = {n_scored:,})")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return figure
-
-
-def _listed(sizes: list[int]) -> str:
-    *first, last = [f"{size:,}" for size in sizes]
-    return f"{', '.join(first)} and {last}" if first else last

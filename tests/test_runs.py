@@ -1,10 +1,11 @@
 import json
+import re
 from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
 import pytest
-from datasets import DatasetDict
+from filelock import FileLock
 
 from helpers import full, plan, runs
 from helpers.data import split_reviews, tokenize
@@ -26,7 +27,8 @@ def tiny(tiny_checkpoints, toy_reviews, tmp_path, monkeypatch):
     runs._tokens.cache_clear()
     recipe = replace(
         RECIPES["lora_bert_sst2"].improved(),
-        learning_rate=2e-2, max_length=16, n_train=48, num_train_epochs=1, min_updates=None,
+        base_model=tiny_checkpoints["bert"], learning_rate=2e-2, max_length=16, n_train=48, num_train_epochs=1,
+        per_device_train_batch_size=16, min_updates=None,
     )  # fmt: skip
     yield Run("toy", (("r", 8),), recipe, tiny_checkpoints["bert"], 32, 64, seed=0)
     runs._tokens.cache_clear()
@@ -54,3 +56,142 @@ def test_the_rows_are_those_of_this_version(dataset, sizes, expected):
     splits = runs._splits(dataset, *sizes.values())
     found = sha256(json.dumps([splits[name]["text"][:] for name in splits]).encode()).hexdigest()[:16]
     assert found == expected, "other rows: raise runs.VERSION"
+
+
+def test_a_run_is_named_by_what_decides_its_result(tiny):
+    same = [
+        replace(tiny, study="other", labels=(("x", 1),)),
+        replace(tiny, recipe=replace(tiny.recipe, name="other", assumed=(), overrides=(), variant="as_written")),
+    ]
+    assert {run.id for run in same} == {tiny.id}
+    recipes = [
+        replace(tiny.recipe, **change)
+        for change in ({"r": 9}, {"learning_rate": 1e-3}, {"n_train": 47}, {"variant": "full_finetune"},
+                       {"max_length": 12}, {"min_updates": 9}, {"dataset": "imdb"}, {"quantization": "nf4"})
+    ]  # fmt: skip
+    others = [replace(tiny, recipe=recipe) for recipe in recipes]
+    others += [replace(tiny, **change) for change in ({"seed": 1}, {"n_test": 63}, {"scored_on": "validation"})]
+    others += [replace(tiny, **change) for change in ({"at_scale": True}, {"base_model": EMBEDDED_BERT})]
+    assert len({run.id for run in (tiny, *others)}) == len(others) + 1
+
+
+def test_another_version_of_the_code_is_another_run(tiny, monkeypatch):
+    before = tiny.id
+    monkeypatch.setattr(runs, "VERSION", runs.VERSION + 1)
+    assert tiny.id != before
+
+
+def test_a_seed_draws_the_training_rows():
+    assert sorted(drawn(10, 10, 0)) == list(range(10)) == list(drawn(10, None, 5))
+    assert list(drawn(100, 8, 0)) == list(drawn(100, 8, 0)) != list(drawn(100, 8, 1))
+    assert len(set(drawn(100, 8, 0))) == 8
+
+
+@pytest.mark.parametrize("variant", ["improved", "full_finetune", "head_only", "bag_of_words", "frozen_encoder"])
+def test_every_method_gives_a_row(tiny, fp32, variant):
+    runs._embeddings.cache_clear()
+    row = row_of(replace(tiny, recipe=replace(tiny.recipe, variant=variant, num_train_epochs=6)), fp32)
+    assert (row["r"], row["seed"], row["n_train"], len(row["correct"])) == (8, 0, 48, 64)
+    assert row["accuracy"] == row["correct"].count("1") / 64 and row["trainable_params"] > 0 and row["seconds"] >= 0
+    if variant == "bag_of_words":
+        assert row["accuracy"] > 0.9 and row["C"] > 0
+    elif variant != "frozen_encoder":
+        assert (row["epochs"], row["updates"]) == (6, 18)
+
+
+def test_few_rows_are_seen_as_often_as_updates_are_wanted(tiny, fp32):
+    row = row_of(replace(tiny, recipe=replace(tiny.recipe, n_train=16, min_updates=5)), fp32)
+    assert (row["epochs"], row["updates"]) == (5, 5)
+
+
+def test_a_cut_text_is_no_longer_than_the_encoder_s_tokens(tiny, fp32, monkeypatch):
+    seen = []
+    original = runs.bag_of_words
+    monkeypatch.setattr(runs, "bag_of_words", lambda *rows: (seen.append(rows[0]["text"][0]), original(*rows))[1])
+    bag = replace(tiny, recipe=replace(tiny.recipe, variant="bag_of_words", max_length=8))
+    row_of(bag, fp32)
+    row_of(replace(bag, cut_text=True), fp32)
+    whole, cut = (len(text.split()) for text in seen)
+    assert cut < whole and bag.id != replace(bag, cut_text=True).id
+
+
+@pytest.fixture
+def study(tiny, monkeypatch, fp32):
+    """`make full` with one study of three short runs; the list of the runs that were done."""
+    done = []
+
+    def toy(rows):
+        for seed in range(3):
+            yield replace(tiny, seed=seed)
+
+    def row(run, execution):
+        done.append(run.seed)
+        return {**dict(run.labels), "seed": run.seed, "accuracy": 0.5, "correct": "10", "run": run.id}
+
+    monkeypatch.setattr(full, "STUDIES", {"toy": toy})
+    monkeypatch.setattr(full, "row_of", row)
+    monkeypatch.setattr(full, "fastest_execution", lambda: fp32)
+    return done
+
+
+def _toy() -> StudyRecord:
+    return StudyRecord.load(runs.FULL.results / "studies" / "toy.json")
+
+
+def test_what_has_its_row_is_not_run_again(study, capsys, monkeypatch):
+    def stops(run, execution):
+        if run.seed == 2:
+            raise KeyboardInterrupt
+        return row(run, execution)
+
+    row = full.row_of
+    with monkeypatch.context() as patched:
+        patched.setattr(full, "row_of", stops)
+        with pytest.raises(KeyboardInterrupt):
+            full.main([])
+    assert study == [0, 1] and [entry["seed"] for entry in _toy().rows] == [0, 1], "a row is written as its run ends"
+    assert full.main(["--list"]) == 0 and re.search(r"toy\s+2 of\s+3 done", capsys.readouterr().out)
+    assert full.main(["toy"]) == 0
+    assert study == [0, 1, 2]
+    out = capsys.readouterr().out
+    assert "toy: r 8, seed 2: 50.0%" in out and "0 runs left, 0:00 h" in out and "nothing is left" in out
+    assert full.main([]) == 0 and study == [0, 1, 2]
+    assert (_toy().command, _toy().profile) == ("make full ONLY=toy", "full")
+
+
+def test_rows_of_runs_that_are_no_longer_asked_for_go(study, monkeypatch, tiny):
+    full.main([])
+    changed = replace(tiny.recipe, r=9)
+    monkeypatch.setattr(full, "STUDIES", {"toy": lambda rows: (replace(tiny, recipe=changed, seed=s) for s in (0, 1))})
+    full.main([])
+    assert [row["seed"] for row in _toy().rows] == [0, 1] and len(study) == 5
+
+
+def test_two_sittings_at_once_do_not_write_over_each_other(study, capsys):
+    with FileLock(runs.FULL.results / ".lock"):
+        assert full.main([]) == 1
+    assert "another `make full`" in capsys.readouterr().err and study == []
+    with pytest.raises(SystemExit):
+        full.main(["no-such-study"])
+    assert "there is toy" in capsys.readouterr().err
+
+
+def test_no_run_starts_that_would_outlast_the_sitting(study, capsys):
+    assert full.main(["--minutes", "1e-6"]) == 0
+    assert study == [] and "stopped: toy: r 8, seed 0 should take" in capsys.readouterr().out
+
+
+def test_a_run_at_scale_has_a_record_and_an_adapter_and_is_not_run_again(tiny, fp32, monkeypatch):
+    at_scale = replace(tiny, at_scale=True)
+    monkeypatch.setattr(full, "STUDIES", {"toy": lambda rows: iter([at_scale])})
+    monkeypatch.setattr(full, "fastest_execution", lambda: fp32)
+    monkeypatch.setattr(runs, "FULL", replace(runs.FULL, embedded=False))
+    assert runs.record_of(at_scale) is None
+    monkeypatch.setattr(runs, "dataset_revision", lambda *names: {})
+    assert full.main([]) == 0
+    record = runs.record_of(at_scale)
+    assert record.run == at_scale.id and record.n_train == 48 and record.profile == "full"
+    assert (runs.FULL.checkpoints / record.name / "adapter_model.safetensors").is_file()
+    assert runs.record_of(replace(at_scale, recipe=replace(tiny.recipe, r=9))) is None
+    monkeypatch.setattr(full, "train_at_scale", lambda *_: pytest.fail("run again"))
+    assert full.main([]) == 0

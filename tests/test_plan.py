@@ -1,0 +1,90 @@
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+
+from helpers import plan
+from helpers.plan import STUDIES, best_rate
+from helpers.profiles import EMBEDDED_BERT
+
+WHERE = {"base_model": EMBEDDED_BERT, **plan.SENTENCES}
+
+
+def _search(accuracy, seeds=(0, 1)):
+    """The rates that a search tries, in order, and the one it chooses, where a rate scores `accuracy(rate)`."""
+    rows, tried = {}, []
+    while True:
+        runs, rate = best_rate("x", {}, plan.START, (5e-4, 1e-3, 2e-3), rows, seeds, **WHERE)
+        left = [run for run in runs if run.id not in rows]
+        if not left:
+            return tried, rate
+        for run in left:
+            rows[run.id] = {"accuracy": accuracy(run.recipe.learning_rate) + 0.01 * run.seed}
+            if run.seed == seeds[0]:
+                tried.append(run.recipe.learning_rate)
+
+
+def test_a_search_goes_on_where_the_best_rate_is_at_its_end():
+    assert _search(lambda rate: -abs(rate - 1e-3)) == ([5e-4, 1e-3, 2e-3], 1e-3)
+    assert _search(lambda rate: rate) == ([5e-4, 1e-3, 2e-3, 4e-3, 8e-3], 8e-3)
+    assert _search(lambda rate: -abs(rate - 2.5e-4)) == ([5e-4, 1e-3, 2e-3, 2.5e-4, 1.25e-4], 2.5e-4)
+
+
+def test_a_search_scores_validation_rows_and_its_mean_over_seeds_decides():
+    runs, rate = best_rate("x", {}, plan.START, (5e-4, 1e-3, 2e-3), {}, (0, 1), **WHERE)
+    assert rate == 1e-3 and {run.scored_on for run in runs} == {"validation"} and len(runs) == 6
+    scores = {5e-4: (0.9, 0.5), 1e-3: (0.8, 0.8), 2e-3: (0.6, 0.6)}
+    rows = {run.id: {"accuracy": scores[run.recipe.learning_rate][run.seed]} for run in runs}
+    assert best_rate("x", {}, plan.START, (5e-4, 1e-3, 2e-3), rows, (0, 1), **WHERE)[1] == 1e-3
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_s_runs_are_all_different_and_so_are_their_labels(name):
+    runs = list(STUDIES[name]({}))
+    assert not [run for run, n in Counter(run.id for run in runs).items() if n > 1]
+    labels = Counter((run.study, run.labels, run.seed) for run in runs)
+    assert not [label for label, n in labels.items() if n > 1]
+    assert {run.study.removesuffix("_search") for run in runs} == {name}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_settings_are_never_chosen_on_rows_or_with_seeds_of_the_result(name):
+    runs = list(STUDIES[name]({}))
+    searched = [run for run in runs if run.study.endswith("_search") or name == "settings"]
+    scored = [run for run in runs if run not in searched]
+    assert {run.scored_on for run in searched} <= {"validation"} and {run.scored_on for run in scored} <= {"test"}
+    assert not {run.seed for run in searched} & {run.seed for run in scored}
+
+
+def test_few_rows_has_the_methods_sizes_and_seeds_that_it_promises():
+    scored = [run for run in STUDIES["few_rows"]({}) if run.study == "few_rows"]
+    seeds = Counter((dict(run.labels)["rows"], dict(run.labels)["method"]) for run in scored)
+    methods = {"bag_of_words", "frozen_encoder", "head_only", "lora", "full_finetune"}
+    for size in (100, 250, 500, 1_000, 2_000, "all"):
+        assert {method for rows, method in seeds if rows == size} >= methods
+        assert all(n >= (5 if size != "all" and size <= 1_000 else 3) for (rows, _), n in seeds.items() if rows == size)
+    for size in (500, 2_000):
+        assert seeds[size, "qlora"] == seeds[size, "full_finetune"] == 5
+    for run in scored:
+        recipe = run.recipe
+        if recipe.variant in ("improved", "full_finetune", "head_only"):
+            n_train = recipe.n_train or 5_530
+            updates = recipe.epochs(n_train) * n_train / recipe.per_device_train_batch_size
+            assert updates >= 400 and recipe.epochs(n_train) >= 3
+
+
+def test_the_sources_are_run_as_they_are_written():
+    runs = {run.recipe.name: run for run in STUDIES["sources"]({})}
+    assert set(runs) == set(plan.RECIPES)
+    for name, run in runs.items():
+        allowed = {"max_length": 256, "n_train": 2_500, "dataset": "rotten_tomatoes"}
+        changed = {field for field in allowed if getattr(run.recipe, field) != getattr(plan.RECIPES[name], field)}
+        assert replace(run.recipe, **{f: getattr(plan.RECIPES[name], f) for f in changed}) == plan.RECIPES[name]
+    assert Counter(run.recipe.name for run in STUDIES["sources"]({}))["lora_bert_sst2"] == 5
+
+
+def test_seeds_come_before_settings_in_the_settings_search():
+    """A sitting that ends early leaves every candidate with one seed, not half of them with two."""
+    first = list(islice(STUDIES["settings"]({}), 22))
+    assert {run.seed for run in first} == {plan.SEARCH_SEEDS[0]}

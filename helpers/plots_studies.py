@@ -16,8 +16,8 @@ STUDY_COLORS = {
     "alpha = 2r": COLORS["improved"],
     "alpha fixed": "#CC79A7",
     "rsLoRA": COLORS["train"],
-    "LoRA": COLORS["as_written"],
-    "full fine-tuning": COLORS["full_finetune"],
+    "as shipped": COLORS["as_written"],
+    "identity": COLORS["improved"],
 }
 
 
@@ -80,7 +80,7 @@ def plot_epochs(
     """Validation accuracy after each epoch with the best marked, test accuracy of runs and baselines, a rate sweep.
 
     `baselines` maps a name to its record; `stated` is a name and what a source says after each epoch; `rates` maps
-    a method to points of `studies.summarize` with label `learning_rate`, for a third panel.
+    a pooler to points of `studies.summarize` with label `learning_rate`, for a third panel.
     """
     panels = 3 if rates else 2
     figure, axes = plt.subplots(
@@ -101,7 +101,7 @@ def plot_epochs(
         axes[2].set_xlim(values[0] / 1.6, values[-1] * 5)
         ends = [(points[-1]["learning_rate"], points[-1]["accuracy"], name) for name, points in rates.items()]
         _label_ends(axes[2], [(*end, STUDY_COLORS[end[-1]]) for end in ends], gap=0.05)
-        axes[2].set(xlabel="peak learning rate", ylabel="validation accuracy")
+        axes[2].set(xlabel="peak learning rate", ylabel="test accuracy")
     for panel, title in zip(axes, titles, strict=True):
         panel.set_title(title, fontsize=11)
     return figure

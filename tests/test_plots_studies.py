@@ -62,12 +62,12 @@ def test_epochs_ring_the_best_and_stand_beside_what_was_stated(runs, record):
 
 def test_a_rate_sweep_is_a_third_panel(runs, record):
     rates = {
-        "LoRA": [_point(0.5, learning_rate=5e-5), _point(0.7, learning_rate=1e-3)],
-        "full fine-tuning": [_point(0.75, learning_rate=5e-5)],
+        "as shipped": [_point(0.5, learning_rate=5e-5), _point(0.7, learning_rate=1e-3)],
+        "identity": [_point(0.75, learning_rate=5e-5)],
     }
     figure = plots_studies.plot_epochs(runs, {"bag of words": record}, ["a", "b", "c"], rates=rates)
     assert [label.get_text() for label in figure.axes[2].get_xticklabels()] == ["5e-05", "0.001"]
-    assert _texts(figure.axes[2]).split(" ", 1) == ["LoRA", "full fine-tuning"]
+    assert _texts(figure.axes[2]).split(" ", 1) == ["as", "shipped identity"]
 
 
 def test_labels_that_would_overlap_are_moved_apart(runs, record):
@@ -78,7 +78,7 @@ def test_labels_that_would_overlap_are_moved_apart(runs, record):
 
 
 def test_schemes_have_colours_of_their_own():
-    for names in (("alpha = 2r", "alpha fixed", "rsLoRA"), ("LoRA", "full fine-tuning")):
+    for names in (("alpha = 2r", "alpha fixed", "rsLoRA"), ("as shipped", "identity")):
         colors = {plots_studies.STUDY_COLORS[name] for name in names}
         assert len(colors) == len(names)
         assert not colors & {plots.COLORS["untrained"], plots.COLORS["bag_of_words"]}

@@ -28,6 +28,7 @@ from helpers.profiles import Execution, Profile, current_profile, fastest_execut
 from helpers.publish import MERGED, merge_adapter, push_to_hub, write_report
 from helpers.recipes import RECIPES, Recipe
 from helpers.results import RunRecord, new_folder, summary
+from helpers.resuming import Stopped
 from helpers.training import FineTuned, fine_tune, process_state, score_bag_of_words
 
 OWN_DATA_RECIPE = "lora_distilbert_qv"
@@ -62,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except MemoryError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             return 1
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr, flush=True)
+            return stopped.status
     if state.num_processes > 1:
         state.destroy_process_group()
     return status
@@ -77,6 +81,7 @@ def _options(arguments: Sequence[str] | None, state: PartialState) -> argparse.N
     parser.add_argument("--track", action="store_true", help="log to W&B where a key or WANDB_MODE=offline is set")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="for the adapter; default: the profile's own")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run's FOLDER")
+    parser.add_argument("--restart", action="store_true", help="begin anew where a run that was stopped would go on")
     parser.add_argument("--batch-size", type=int, metavar="ROWS", help="rows that a device holds at once, a part of "
                         "the recipe's batch; updates stay as large")  # fmt: skip
     own = parser.add_argument_group("your own data (every row of the file is used; the recipe is our version of it)")
@@ -129,7 +134,7 @@ def _run(options: argparse.Namespace, state: PartialState) -> int:
     with new_folder(output) if output and state.is_main_process else nullcontext() as folder:
         result = fine_tune(
             job.model, job.recipe, job.splits, job.profile, job.execution,
-            track=options.track, output=folder, checkpoints=checkpoints,
+            track=options.track, output=folder, checkpoints=checkpoints, restart=options.restart,
         )  # fmt: skip
         if result and job.findings:
             if options.merge:

@@ -4,10 +4,10 @@ import gc
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -55,6 +55,7 @@ from helpers.models import (
 from helpers.profiles import Execution, Profile, shown
 from helpers.recipes import Recipe
 from helpers.results import RunRecord
+from helpers.resuming import Clock, Saver, begin, identity, unfinished
 
 EVAL_BATCH_SIZE = 16  # larger batches fall out of a CPU's caches and are slower
 LOGS_PER_EPOCH = 10
@@ -117,10 +118,12 @@ def training_arguments(
     seed: int,
     report_to: str = "none",
     validate: bool = True,
+    resumable: bool = False,
 ) -> TrainingArguments:
     """`recipe` and `execution` in Trainer's words; `n_train` (rows) sets how often the training loss is logged.
 
-    Without `validate` there are no passes over validation rows, no checkpoints and no bars.
+    Without `validate` there are no passes over validation rows, no checkpoints and no bars. The checkpoints of a
+    `resumable` run hold all that it needs to go on, those of others the weights.
     """
     steps_per_epoch = -(-n_train // effective_batch_size(recipe, execution))
     return TrainingArguments(
@@ -142,8 +145,9 @@ def training_arguments(
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch" if validate else "no",
         save_strategy="epoch" if validate else "no",
-        save_only_model=True,
-        save_total_limit=1,
+        save_only_model=not resumable,
+        save_total_limit=2 if resumable else 1,  # two, as the newest may be half written
+        restore_callback_states_from_checkpoint=True,  # or early stopping would forget how long it has waited
         load_best_model_at_end=validate,
         metric_for_best_model="accuracy",
         logging_steps=max(1, steps_per_epoch // LOGS_PER_EPOCH),
@@ -171,18 +175,19 @@ def make_trainer(
     output_dir: str,
     seed: int,
     report_to: str = "none",
+    resumable: bool = False,
 ) -> Trainer:
     """A `transformers.Trainer` over tokenized rows, stopping early where the recipe asks for it.
 
     With `validation=None` the last step counts: nothing is validated, saved or stopped early.
     """
-    callbacks = []
+    callbacks = [Clock(), *([Saver()] if resumable else [])]
     if recipe.early_stopping_patience and validation is not None:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
     trainer = _Trainer(
         model=model,
         args=training_arguments(
-            recipe, len(train), execution, output_dir, seed, report_to, validate=validation is not None
+            recipe, len(train), execution, output_dir, seed, report_to, validation is not None, resumable
         ),
         train_dataset=train,
         eval_dataset=validation,
@@ -244,24 +249,42 @@ def fit(
     seed: int,
     report_to: str = "none",
     checkpoints: Path | None = None,
+    restart: bool = False,
 ) -> Fit:
     """Trains `model` in place on tokenized rows and restores its best epoch on `validation` (None: keeps the last).
 
+    With `checkpoints`, a folder, and `validation` the run can be taken up again: called with the same arguments, it
+    goes on at the last whole checkpoint there, which are made every minute and at the end of an epoch, and are gone
+    when it has ended. `restart` begins anew. Raises ValueError where the folder holds another run's, and Stopped, with
+    all saved, after Ctrl-C or SIGTERM.
+
     Where memory runs out it starts again from the same weights and the same seed, with smaller batches and as many more
-    of them to an update. Raises MemoryError when that cannot help. `checkpoints` is the folder that Trainer's
-    checkpoints lie in until training has ended well (None: a temporary one); what an earlier run left there goes.
+    of them to an update. Raises MemoryError when that cannot help.
     """
     check_tokenizer(model, tokenizer)
     keep_4bit_layout(model)
-    with _checkpoint_folder(checkpoints, process_state(execution.device)) as folder:
-        if process_state(execution.device).num_processes == 1:  # more of them do not start again by themselves
-            _save_trained(model, folder / "start.pt")
+    state, resumable = process_state(execution.device), checkpoints is not None and validation is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = checkpoints if resumable else Path(scratch)
+        checkpoint = None
+        if resumable:
+            run = _identity(model, recipe, train, validation, execution, seed)
+            checkpoint, batches = (None, {}) if restart else unfinished(folder, run)
+            recipe = replace(recipe, **batches)
+            if checkpoint is None and state.is_main_process:
+                begin(folder, run, _batches(recipe))
+            state.wait_for_everyone()
+        if state.num_processes == 1:  # more of them do not start again by themselves
+            _save_trained(model, Path(scratch) / "start.pt")
         eval_batch_size = EVAL_BATCH_SIZE
         while True:
-            trainer = make_trainer(model, tokenizer, recipe, train, validation, execution, str(folder), seed, report_to)
+            trainer = make_trainer(
+                model, tokenizer, recipe, train, validation, execution, str(folder), seed, report_to, resumable
+            )
             trainer.args.per_device_eval_batch_size = eval_batch_size
             try:
-                return _train(trainer, recipe, execution)
+                fitted = _train(trainer, recipe, execution, checkpoint)
+                break
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
@@ -270,47 +293,63 @@ def fit(
             del trainer
             model.zero_grad()
             clear_device_cache(garbage_collection=True)
-            _restore_trained(model, folder / "start.pt")
-            eval_batch_size = min(eval_batch_size, recipe.per_device_train_batch_size)
-            for checkpoint in folder.glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
+            _restore_trained(model, Path(scratch) / "start.pt")
+            eval_batch_size, checkpoint = min(eval_batch_size, recipe.per_device_train_batch_size), None
+            if resumable:
+                begin(folder, run, _batches(recipe))
+            for old in folder.glob("checkpoint-*"):
+                shutil.rmtree(old)
+    if resumable and state.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+    return fitted
 
 
-def _train(trainer: Trainer, recipe: Recipe, execution: Execution) -> Fit:
+def _identity(
+    model: torch.nn.Module, recipe: Recipe, train: Dataset, validation: Dataset, execution: Execution, seed: int
+) -> dict[str, object]:
+    """All that must be the same for a run to go on (see `resuming.identity`)."""
+    settings = {name: value for name, value in asdict(recipe).items() if name not in ("assumed", "overrides")}
+    for name in _batches(recipe):  # which may be halved on the way
+        del settings[name]
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return identity(
+        settings,
+        train,
+        validation,
+        effective_batch_size=effective_batch_size(recipe, execution),
+        processes=process_state(execution.device).num_processes,
+        seed=seed,
+        checkpoint=base.name_or_path,
+        precision=execution.precision,
+        **{name: version(name) for name in ("torch", "transformers", "peft")},
+    )
+
+
+def _batches(recipe: Recipe) -> dict[str, int]:
+    return {name: getattr(recipe, name) for name in ("per_device_train_batch_size", "gradient_accumulation_steps")}
+
+
+def _train(trainer: Trainer, recipe: Recipe, execution: Execution, checkpoint: Path | None = None) -> Fit:
     if trainer.eval_dataset is None:
         trainer.remove_callback(PrinterCallback)
+    saver = next((c for c in trainer.callback_handler.callbacks if isinstance(c, Saver)), None)
     reset_peak_memory(execution.device)
+    main = process_state(execution.device).is_main_process
+    if checkpoint and main:
+        steps = checkpoint.name.rpartition("-")[2]
+        print(f"Resuming after {int(steps):,} updates, from {shown(checkpoint.parent)}", flush=True)
     try:
-        with fast_dropout(execution):
-            trainer.train()
+        with fast_dropout(execution), saver.listening() if saver else nullcontext():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         # Or every later forward pass stays under autocast, and a training that starts again is not put under it.
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         trainer.model._is_accelerate_prepared = False
+    state = trainer.state
     trainer.accelerator.wait_for_everyone()  # each process reads the best checkpoint, which goes next
-    log, rows = trainer.state.log_history, len(trainer.train_dataset) * trainer.state.epoch
-    seconds = _train_seconds(log)
+    log, rows = state.log_history, len(trainer.train_dataset) * state.epoch
+    seconds = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Clock)).so_far()
     return Fit(_history(log), seconds, rows / seconds, *peak_memory(execution.device), recipe)
-
-
-@contextmanager
-def _checkpoint_folder(folder: Path | None, state: PartialState) -> Iterator[Path]:
-    """`folder`, emptied first and removed unless the block ends in an error; None: a temporary one, always removed."""
-    if folder is None:
-        with tempfile.TemporaryDirectory() as scratch:
-            yield Path(scratch)
-        return
-    if state.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    try:
-        yield folder
-    except BaseException:
-        if any(folder.glob("checkpoint-*")):
-            print(f"Training stopped; its checkpoints lie in {shown(folder)} until it is started again")
-        raise
-    if state.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -359,14 +398,15 @@ def fine_tune(
     track: bool = False,
     output: Path | None = None,
     checkpoints: Path | None = None,
+    restart: bool = False,
 ) -> FineTuned | None:
     """Trains `model` in place by the recipe (at most the profile's epochs), restores its best epoch, scores it on the
     test rows once.
 
     Writes the record to `Data/<profile>/results` and the adapter to `Data/<profile>/checkpoints`; with `output` the
     adapter to that folder and no record. `splits` holds reviews as text (data.load_splits). `track` logs to W&B where
-    that is set up. While it trains, Trainer's checkpoints lie in `checkpoints` (None: a hidden folder, named after the
-    run, beside the adapter's), and after an error they stay there.
+    that is set up. While it trains, its checkpoints lie in `checkpoints` (None: a hidden folder, named after the run,
+    beside the adapter's). A run that was stopped or killed goes on from there, `restart` begins it anew (see `fit`).
 
     Among several processes (torchrun) each trains on its share of every update, the batch of `recipe` being that of
     one process; the first alone scores, writes and prints, and all others get None.
@@ -389,6 +429,7 @@ def fine_tune(
             profile.seed,
             report_to="wandb" if run else "none",
             checkpoints=checkpoints or profile.checkpoints / f".{recipe.name}-{recipe.variant}-seed{profile.seed}",
+            restart=restart,
         )
         if not state.is_main_process:
             return None
@@ -528,9 +569,3 @@ def _history(log: list[dict]) -> dict[str, list[dict[str, float]]]:
         if "eval_loss" in row
     ]
     return {"train": train, "validation": validation}
-
-
-def _train_seconds(log: list[dict]) -> float:
-    """Seconds of training proper: Trainer's whole run less its validation passes."""
-    whole = next(row["train_runtime"] for row in log if "train_runtime" in row)
-    return whole - sum(row.get("eval_runtime", 0.0) for row in log)

@@ -1,0 +1,178 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+
+from helpers import resuming
+from helpers.data import FEATURES, split_reviews, tokenize
+from helpers.models import build_model, load_tokenizer
+from helpers.profiles import Execution
+from helpers.recipes import RECIPES
+from helpers.resuming import COMPLETE, Saver, Stopped
+from helpers.training import fit
+
+STEPS = 4 * 12  # four epochs of twelve updates
+
+
+class Job:
+    """A short training of a tiny BERT with dropout, LoRA and early stopping, and its checkpoints' folder."""
+
+    def __init__(self, checkpoint, reviews, execution, folder):
+        self.recipe = replace(
+            RECIPES["lora_bert_sst2"], learning_rate=1e-2, max_length=16, num_train_epochs=4,
+            per_device_train_batch_size=4, early_stopping_patience=4,
+        )  # fmt: skip
+        self.checkpoint, self.execution, self.folder = checkpoint, execution, folder
+        tokenizer, splits = load_tokenizer(checkpoint), split_reviews(reviews, 48, 32, 64)
+        self.rows = {name: tokenize(part, tokenizer, 16) for name, part in splits.items()}
+
+    def run(self, folder=None, seed=1, restart=False, **changes):
+        """Trains, from where a run in the folder stopped; returns the trained weights and what `fit` gave."""
+        recipe = replace(self.recipe, **changes)
+        model = build_model(recipe, self.checkpoint, self.execution, seed)
+        fitted = fit(
+            model, load_tokenizer(self.checkpoint), recipe, self.rows["train"], self.rows["validation"],
+            self.execution, seed, checkpoints=folder or self.folder, restart=restart,
+        )  # fmt: skip
+        return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}, fitted
+
+
+@pytest.fixture
+def job(tiny_checkpoints, toy_reviews, fp32, tmp_path, monkeypatch):
+    monkeypatch.setattr(resuming, "SECONDS_BETWEEN_SAVES", 0)  # at every step
+    return Job(tiny_checkpoints["bert"], toy_reviews, fp32, tmp_path / "run")
+
+
+@pytest.fixture
+def whole(job, tmp_path):
+    """The weights and the outcome of the run that nothing interrupts."""
+    return job.run(tmp_path / "whole")
+
+
+def signal_at(step, number):
+    """A `Saver.on_step_end` with which this process gets signal `number` after update `step`."""
+    original = Saver.on_step_end
+
+    def on_step_end(self, args, state, control, **rest):
+        if state.global_step == step:
+            os.kill(os.getpid(), number)
+        return original(self, args, state, control, **rest)
+
+    return on_step_end
+
+
+def _stopped(job, monkeypatch, step, number=signal.SIGTERM):
+    with monkeypatch.context() as patched:
+        patched.setattr(Saver, "on_step_end", signal_at(step, number))
+        with pytest.raises(Stopped, match=f"of {STEPS} updates") as stopped:
+            job.run()
+    return stopped.value
+
+
+def _same(first, second):
+    assert first.keys() == second.keys() and len(first) > 4
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 5), (signal.SIGINT, 12), (signal.SIGTERM, 31)])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_weights(
+    job, whole, monkeypatch, capsys, number, step
+):
+    handler = signal.getsignal(number)
+    assert _stopped(job, monkeypatch, step, number).status == 128 + number
+    assert signal.getsignal(number) == handler
+    weights, fitted = job.run()
+    assert "Resuming after" in capsys.readouterr().out
+    assert _same(weights, whole[0]), "another training than the one that nothing interrupts"
+    assert fitted.history == whole[1].history and len(fitted.history["validation"]) == 4
+    assert not job.folder.exists(), "a run that has ended leaves no checkpoints"
+
+
+def run_to_be_killed(checkpoint, folder, rows, step):
+    """What the process below does: trains until it is killed after update `step`."""
+    torch.set_num_threads(1)
+    resuming.SECONDS_BETWEEN_SAVES = 0
+    Saver.on_step_end = signal_at(int(step), signal.SIGKILL)
+    reviews = Dataset.from_json(rows, features=FEATURES)
+    Job(checkpoint, reviews, Execution("cpu", "fp32", "eager"), Path(folder)).run()
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(job, whole, toy_reviews, tmp_path, capsys):
+    toy_reviews.to_json(tmp_path / "rows.jsonl")
+    step = 13 + os.getpid() % 30  # a random one
+    arguments = [job.checkpoint, str(job.folder), str(tmp_path / "rows.jsonl"), str(step)]
+    script = "import sys; from test_resuming import run_to_be_killed; run_to_be_killed(*sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    steps = [int(path.name.split("-")[1]) for path in job.folder.glob("checkpoint-*")]
+    assert max(steps) >= step - 2, "more than a step is lost"
+    (job.folder / f"checkpoint-{STEPS}").mkdir()  # half written: the newest by its number, and no more
+    (job.folder / f"checkpoint-{STEPS}" / "trainer_state.json").write_text("{")
+    weights, fitted = job.run()
+    assert "Resuming after" in capsys.readouterr().out
+    assert _same(weights, whole[0]) and fitted.history == whole[1].history
+
+
+def test_checkpoints_that_are_not_whole_are_passed_over(job, monkeypatch):
+    _stopped(job, monkeypatch, 20)
+    run = json.loads((job.folder / "run.json").read_text())["run"]
+    newest, batches = resuming.unfinished(job.folder, run)
+    assert batches == {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    (newest / COMPLETE).unlink()
+    before, _ = resuming.unfinished(job.folder, run)
+    assert int(before.name.split("-")[1]) < int(newest.name.split("-")[1])
+    for path in job.folder.glob("checkpoint-*"):
+        (path / COMPLETE).unlink(missing_ok=True)
+    assert resuming.unfinished(job.folder, run)[0] is None
+
+
+def test_another_run_does_not_go_on_from_there_and_restart_begins_anew(job, whole, monkeypatch, capsys):
+    _stopped(job, monkeypatch, 20)
+    for change, said in (
+        ({"learning_rate": 2e-2}, "learning_rate 0.01 there, 0.02 now"),
+        ({"seed": 2}, "seed 1 there, 2 now"),
+        ({"r": 4}, "r 8 there, 4 now"),
+    ):
+        with pytest.raises(ValueError, match=f"another one: {said}.*--restart"):
+            job.run(**change)
+    rows = job.rows["train"]
+    job.rows["train"] = rows.select(range(47))
+    with pytest.raises(ValueError, match=r"rows .*48 rows.* there, .*47 rows.* now"):
+        job.run()
+    job.rows["train"] = rows
+    with monkeypatch.context() as patched:
+        patched.setattr("helpers.training.version", lambda name: "0.0")
+        with pytest.raises(ValueError, match=r"torch '.*' there, '0\.0' now"):
+            job.run()
+    capsys.readouterr()
+    weights, _ = job.run(restart=True)
+    assert "Resuming" not in capsys.readouterr().out and _same(weights, whole[0])
+    assert not job.folder.exists()
+
+
+def test_a_damaged_run_file_is_told(job):
+    job.folder.mkdir(parents=True)
+    (job.folder / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json is damaged.*--restart"):
+        job.run()
+
+
+def test_a_second_signal_ends_it_at_once(job, monkeypatch):
+    def on_step_end(self, *_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Saver, "on_step_end", on_step_end)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        job.run()
+    assert not isinstance(stopped.value, Stopped)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

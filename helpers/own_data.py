@@ -155,7 +155,7 @@ def read_rows(path: str | Path, text_column: str, label_column: str) -> pd.DataF
 
 def _not_utf8(path: Path, content: bytes, error: UnicodeDecodeError) -> str:
     if content.startswith(UTF_16) or path.suffix.lower() == ".parquet":
-        return f"{path.name} begins as a {path.suffix} file does, but holds a text that cannot be decoded: {error}."
+        return f"{path.name} holds text that cannot be decoded: {error}."
     line = error.object.count(b"\n", 0, error.start) + 1
     return (
         f"{path.name} is not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start:,}), in line {line:,}. Save "
@@ -294,7 +294,7 @@ def split_rows(rows: pd.DataFrame, seed: int = 42, drop_incomplete: bool = False
         raise ValueError(f"A classifier needs two classes or more; the labels are {names or 'all missing'}.")
     features = Features({"text": Value("string"), "label": ClassLabel(names=names), "row": Value("int64")})
     dataset = drop_duplicates(Dataset.from_pandas(left.reset_index(), preserve_index=False).cast(features))
-    counts = np.bincount(dataset["label"], minlength=len(names))
+    counts = np.bincount(dataset["label"][:], minlength=len(names))
     if small := [
         f"{shortened(repr(name))} ({count})"
         for name, count in zip(names, counts, strict=True)

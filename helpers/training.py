@@ -207,7 +207,7 @@ def class_weights(recipe: Recipe, train: Dataset) -> list[float] | None:
     if recipe.class_weights is None:
         return None
     label = train.features["label"]
-    labels = np.array(train["label"])
+    labels = np.array(train["label"][:])
     n_labels = label.num_classes if isinstance(label, ClassLabel) else int(labels.max()) + 1
     if missing := sorted(set(range(n_labels)) - set(labels.tolist())):
         raise ValueError(

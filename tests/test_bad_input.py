@@ -169,7 +169,7 @@ def test_what_is_no_string_is_named_with_its_type(value):
 def test_truncation_keeps_both_ends_and_order(body, max_length, truncation):
     ids = [101, *range(body), 102]
     if max_length < 2 or truncation not in TRUNCATIONS:
-        with pytest.raises(ValueError, match="max_length=|truncation="):
+        with pytest.raises(ValueError, match=r"max_length=|truncation="):
             truncate(ids, max_length, truncation)
         return
     cut = truncate(ids, max_length, truncation)

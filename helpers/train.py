@@ -231,4 +231,5 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # for a label that this terminal cannot show
     sys.exit(main())

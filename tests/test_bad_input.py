@@ -184,12 +184,7 @@ NAMES = [field.name for field in fields(Recipe) if field.name != "assumed"]
 
 @settings(few, max_examples=60)
 @given(st.sampled_from(NAMES), ANYTHING | st.just("../escape"))
-@example("learning_rate", "0.001")
-@example("target_modules", "query")
-@example("modules_to_save", "pooler")
-@example("name", "../escape")
 @example("base_model", "x" * 5_000)
-@example("weight_decay", math.inf)
 def test_a_recipe_is_made_or_names_the_field(name, value):
     try:
         recipe = replace(RECIPES["lora_bert_sst2"], **{name: value})
@@ -200,11 +195,47 @@ def test_a_recipe_is_made_or_names_the_field(name, value):
         json.dumps(asdict(recipe)).encode()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", "0.001"), ("learning_rate", math.nan), ("weight_decay", math.inf), ("lora_dropout", None),
+        ("target_modules", "query"), ("modules_to_save", "pooler"), ("modules_to_save", (" ",)), ("r", True),
+        ("name", "../escape"), ("name", "a\nb"), ("base_model", " "), ("base_model", None), ("dataset", "a\ud800.csv"),
+        ("class_weights", "even"), ("use_rslora", 1), ("overrides", ("r",)), ("warmup_ratio", True),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_cannot_be_trained_is_refused(name, value):
+    with pytest.raises(ValueError, match=rf"^Recipe\.{name} is "):
+        replace(RECIPES["lora_bert_sst2"], **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("name", "../up"), ("name", ""), ("name", " x"), ("embedded", "yes"), ("n_train", 0), ("n_test", "10"),
+        ("n_validation", 2.0), ("max_length", 7), ("max_epochs", True), ("seed", -1), ("seed", 2**32), ("seed", None),
+    ],
+)  # fmt: skip
+def test_a_profile_that_cannot_be_run_is_refused(name, value):
+    with pytest.raises(ValueError, match=rf"^Profile\.{name} is "):
+        replace(PROFILES["quick"], **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", "42"), ("seed", True), ("n_test", None), ("n_test", 3.5), ("metrics", []), ("correct", None),
+        ("metrics", {"accuracy": "high"}), ("confusion_matrix", [[1.5]]), ("history", {"train": {}}), ("run", 3),
+    ],
+)  # fmt: skip
+def test_a_record_with_a_field_of_another_type_is_refused(record, tmp_path, name, value):
+    (tmp_path / "mine.json").write_text(json.dumps({**asdict(record), name: value}))
+    with pytest.raises(ValueError, match=rf"^mine\.json: {name} is .*; it must be "):
+        RunRecord.load(tmp_path / "mine.json")
+
+
 @few
 @given(st.sampled_from([field.name for field in fields(Profile)]), ANYTHING | st.integers(-3, 3))
-@example("name", "../up")
-@example("max_length", 2)
-@example("seed", 2**32)
 def test_a_profile_is_made_or_names_the_field(name, value):
     try:
         profile = replace(PROFILES["quick"], **{name: value})

@@ -275,6 +275,12 @@ BAD_FILES = {
     "no such column": (b"what they wrote,stars\na,1\n", "no column 'the verdict'; it has 'what they wrote', 'stars'"),
     "one class": (HEADER + b"".join(b"text %d,good\n" % i for i in range(40)), "needs two classes or more"),
     "a small class": (HEADER + b"".join(b"text %d,%d\n" % (i, i < 5) for i in range(40)), "'1' (5)"),
+    "an unquoted comma": (HEADER + b"well, no,1\n", "row 1 has 3 fields, and the header has 2"),
+    "a column twice": (b"the verdict," + HEADER + b"1,a,1\n", "has 2 columns 'the verdict'"),
+    "a control character": (
+        HEADER + b"a,1\x1b[2J\n",
+        "bad.csv, row 1, column 'the verdict': the value '1\\x1b[2J' has",
+    ),
     "empty": (b"", "is empty"),
     "no rows": (HEADER, "no rows"),
     "not UTF-8": (HEADER + b"caf\xe9,1\n", "not UTF-8"),

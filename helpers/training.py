@@ -229,7 +229,7 @@ def _mean_loss(
     """
     logits = outputs["logits"]
     if weights is not None:
-        # Divided by rows, not by the batch's weights: else a class that is alone in its batch would weigh nothing.
+        # Divided by rows, not by the batch's weights, which would cancel where a batch holds a single class.
         loss = functional.cross_entropy(logits, labels, logits.new_tensor(weights), reduction="sum")
         return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
     if num_items_in_batch is None:

@@ -4,13 +4,15 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
+from datasets import DatasetDict
 
-from helpers import plan, runs
+from helpers import full, plan, runs
 from helpers.data import split_reviews, tokenize
 from helpers.models import build_model, load_tokenizer
 from helpers.profiles import EMBEDDED_BERT
 from helpers.recipes import RECIPES
-from helpers.runs import Run, drawn
+from helpers.results import StudyRecord
+from helpers.runs import Run, drawn, row_of
 from helpers.training import class_probabilities, fit
 
 WHERE = {"base_model": EMBEDDED_BERT, "n_validation": 1_000, "n_test": 2_000}

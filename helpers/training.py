@@ -198,24 +198,6 @@ def make_trainer(
     return trainer
 
 
-def class_weights(recipe: Recipe, train: Dataset) -> list[float] | None:
-    """What a row of each class counts in the loss, shape (n_labels,); None: the same in all.
-
-    "balanced" is scikit-learn's: rows / (n_labels x the class's rows), over all training rows 1 in the mean. Raises
-    ValueError where a class has none.
-    """
-    if recipe.class_weights is None:
-        return None
-    label = train.features["label"]
-    labels = np.array(train["label"][:])
-    n_labels = label.num_classes if isinstance(label, ClassLabel) else int(labels.max()) + 1
-    if missing := sorted(set(range(n_labels)) - set(labels.tolist())):
-        raise ValueError(
-            f"class_weights={recipe.class_weights!r} needs rows of every class; class {missing[0]} has none."
-        )
-    return compute_class_weight(recipe.class_weights, classes=np.arange(n_labels), y=labels).tolist()
-
-
 def _mean_loss(
     outputs: dict[str, torch.Tensor],
     labels: torch.Tensor,
@@ -235,6 +217,24 @@ def _mean_loss(
     if num_items_in_batch is None:
         return functional.cross_entropy(logits, labels)
     return functional.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
+
+
+def class_weights(recipe: Recipe, train: Dataset) -> list[float] | None:
+    """What a row of each class counts in the loss, shape (n_labels,); None: the same in all.
+
+    "balanced" is scikit-learn's: rows / (n_labels x the class's rows), over all training rows 1 in the mean. Raises
+    ValueError where a class has none.
+    """
+    if recipe.class_weights is None:
+        return None
+    label = train.features["label"]
+    labels = np.array(train["label"][:])
+    n_labels = label.num_classes if isinstance(label, ClassLabel) else int(labels.max()) + 1
+    if missing := sorted(set(range(n_labels)) - set(labels.tolist())):
+        raise ValueError(
+            f"class_weights={recipe.class_weights!r} needs rows of every class; class {missing[0]} has none."
+        )
+    return compute_class_weight(recipe.class_weights, classes=np.arange(n_labels), y=labels).tolist()
 
 
 def _compute_metrics(output: EvalPrediction) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import unicodedata
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +49,34 @@ def clean(text: str) -> str:
 def text_key(text: str) -> str:
     """`text` case-folded with white space collapsed: two texts with one key are duplicates."""
     return " ".join(text.split()).casefold()
+
+
+def text_problem(text: object) -> str | None:
+    """Why no tokenizer can read `text`, as a message goes on after naming it; None where one can.
+
+    Whatever takes texts from outside asks here. Only strings can be read, and of these all but lone surrogates: halves
+    of a character, as cutting an emoji in two leaves them.
+    """
+    if not isinstance(text, str):
+        return f"is {shortened(repr(text))} ({type(text).__name__}), not a string."
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"has half a character, the lone surrogate {text[error.start]!r}, at {error.start:,}. Remove it: "
+            "text.encode(errors='ignore').decode()"
+        )
+    return None
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of `text` is to be seen: white space, control and format characters alone."""
+    return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """`text` as a message shows it, at most `length` characters."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def drop_duplicates(reviews: Dataset, seen: set[str] | None = None) -> Dataset:
@@ -156,6 +185,9 @@ def _standardize(rows: Dataset, where: str) -> Dataset:
     if any(missing.values()):
         counts = " and ".join(f"{count:,} in {name!r}" for name, count in missing.items())
         raise ValueError(f"{where} has nulls: {counts}, of {len(rows):,} rows.")
+    texts = ((row, text_problem(value)) for row, value in enumerate(rows[text][:], start=1))
+    if wrong := next(((row, problem) for row, problem in texts if problem), None):
+        raise ValueError(f"{where} row {wrong[0]:,}, column {text!r}: the text {wrong[1]}")
     known = {name.upper(): index for index, name in enumerate(LABELS)} | {index: index for index in range(len(LABELS))}
 
     def read(value: str | float) -> int | None:
@@ -230,10 +262,12 @@ def truncate(ids: list[int], max_length: int, truncation: str = "head") -> list[
     """Token ids of one text, [CLS] and [SEP] included, cut to `max_length` with both kept.
 
     "head" keeps the first tokens, "tail" the last, "head+tail" the first quarter and the last three quarters (Sun et
-    al. 2019, arXiv 1905.05583, §5.3.1: 128 + 382 of 510).
+    al. 2019, arXiv 1905.05583, §5.3.1: 128 + 382 of 510). Raises ValueError for a `max_length` without room for both.
     """
     if truncation not in TRUNCATIONS:
         raise ValueError(f"truncation={truncation!r} is not one of {', '.join(TRUNCATIONS)}.")
+    if max_length < 2:
+        raise ValueError(f"max_length={max_length!r} leaves no room for [CLS] and [SEP]; it must be 2 or more.")
     if len(ids) <= max_length:
         return ids
     body, room = ids[1:-1], max_length - 2

@@ -1,7 +1,7 @@
 """Load a saved adapter and predict."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from peft import PeftConfig, PeftModel
 from scipy.special import softmax
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.data import clean, truncate
+from helpers.data import clean, text_problem, truncate
 from helpers.evaluation import predict_logits
 from helpers.models import INFERENCE_FILE, load_classifier
 from helpers.profiles import Execution, fastest_execution
@@ -77,11 +77,24 @@ class SentimentClassifier:
     def logits(self, texts: str | Sequence[str], tokens_per_batch: int | None = None) -> np.ndarray:
         """Logits of shape (len(texts), n_labels), in order. Batches are made of texts of similar length.
 
-        Raises TypeError for anything but strings and ValueError for `tokens_per_batch` below 1.
+        An empty text is answered, too: by what the model makes of no words. Raises TypeError for anything but strings,
+        ValueError for a text with half a character and for `tokens_per_batch` below 1; of a text its index is named.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if wrong := [type(text).__name__ for text in texts if not isinstance(text, str)]:
-            raise TypeError(f"texts must be strings, not {wrong[0]}.")
+        texts = _list_of(texts)
+        for index, text in enumerate(texts):
+            if problem := text_problem(text):
+                error = ValueError if isinstance(text, str) else TypeError
+                raise error(f"texts must be strings, and text {index} {problem}")
         encoded = self.tokenizer([clean(text) for text in texts], verbose=False)["input_ids"] if texts else []
         ids = [truncate(row, self.max_length, self.truncation) for row in encoded]
         return predict_logits(self.model, self.tokenizer, ids, self.execution, tokens_per_batch)
+
+
+def _list_of(texts: object) -> list:
+    """`texts` as a list, one string as a list of one."""
+    if isinstance(texts, str):
+        return [texts]
+    # Of a dict the keys would be taken, of a table the names of its columns, of bytes numbers.
+    if isinstance(texts, (Mapping, bytes, bytearray)) or hasattr(texts, "columns") or not isinstance(texts, Iterable):
+        raise TypeError(f"texts must be a string or a list of strings, not {type(texts).__name__}.")
+    return list(texts)

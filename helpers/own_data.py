@@ -1,90 +1,207 @@
 """Your own labelled texts: read a file, say what is in it, split it."""
 
+import codecs
+import csv
 import io
 import json
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Number
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import PreTrainedTokenizerBase
 
-from helpers.data import clean, drop_duplicates, split_reviews, text_key, token_lengths
+from helpers.data import (
+    clean,
+    drop_duplicates,
+    is_blank,
+    shortened,
+    split_reviews,
+    text_key,
+    text_problem,
+    token_lengths,
+)
 
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 # So many rows leave a class at least one in each part, whatever the rounding: at most 3 of 12 are drawn to test, and of
 # the 9 others at least one to validate. With 9 it can fail.
 ROWS_PER_CLASS = 12
-SHOWN = 5  # row numbers or classes that a message lists
+SKEW = 3  # times the smallest class's rows; with more in the largest, a file's classes count as skewed
+LENGTH_SAMPLE = 10_000  # rows that are tokenized to say how long the texts are
+SHOWN = 5  # row numbers, columns or classes that a message lists
+SHOWN_CLASSES = 20  # that a table of findings lists one by one
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def _decoded(content: bytes) -> str:
+    """UTF-8, or UTF-16 with its mark, as Excel's "Unicode text" has it."""
+    text = content.decode("utf-16" if content.startswith(UTF_16) else "utf-8-sig")
+    if "\0" in text:  # which Python 3.10's csv does not read, and which no text file has
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"line {line:,} has a NUL character. Remove it; if this is UTF-16, save the file as UTF-8.")
+    return text
 
 
 def _table(separator: str) -> Callable[[bytes], pd.DataFrame]:
-    # As strings, and only "" is missing: pandas would read the label "None" as missing and "01" as 1.
-    options = {"sep": separator, "dtype": str, "keep_default_na": False, "na_values": [""], "index_col": False}
-    return lambda content: pd.read_csv(io.StringIO(content.decode("utf-8-sig")), **options)
+    # Not pandas, which leaves out what a row has beyond the header, takes a lone quote for the start of a text of many
+    # rows, renames the second of two columns of one name, and reads the label "None" as missing and "01" as 1.
+    def read(content: bytes) -> pd.DataFrame:
+        csv.field_size_limit(2**31 - 1)  # bytes of one text; Python's own limit is 128 KiB
+        lines = csv.reader(io.StringIO(_decoded(content), newline=""), delimiter=separator, strict=True)
+        records: list[list[str]] = []
+        try:
+            for fields in lines:
+                if len(fields) > 1 or "".join(fields).strip():  # a blank line is no row
+                    records.append(fields)
+        except csv.Error as error:
+            raise ValueError(
+                f"row {len(records):,} (0 is the header), up to line {lines.line_num:,}: {error}. A text with a "
+                f"{separator!r}, a quote or a line break in it stands in quotes, and its own quotes are doubled."
+            ) from error
+        if not records:
+            return pd.DataFrame()
+        header, *rows = records
+        for row, fields in enumerate(rows, start=1):
+            if any(fields[len(header) :]):
+                raise ValueError(
+                    f"row {row:,} has {len(fields):,} fields, and the header has {len(header):,}. Put a text with a "
+                    f"{separator!r} in it into quotes."
+                )
+            rows[row - 1] = fields[: len(header)] + [""] * (len(header) - len(fields))
+        return pd.DataFrame(rows, columns=header, dtype=object)
+
+    return read
 
 
 def _json_lines(content: bytes) -> pd.DataFrame:
-    lines = content.decode("utf-8-sig").split("\n")
-    return pd.DataFrame([json.loads(line) for line in lines if line.strip()], dtype=object)
+    records = []
+    for number, line in enumerate(_decoded(content).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"row {len(records) + 1:,} (line {number:,})"
+        try:
+            record = json.loads(line, object_pairs_hook=_without_repeats)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: {error}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f'{where} is a {type(record).__name__}; each line must be an object, {{"name": value}}.')
+        records.append(record)
+    return pd.DataFrame(records, dtype=object)
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError(f"it names a column twice, of {_first([repr(name) for name, _ in pairs])}")
+    return found
+
+
+def _parquet(content: bytes) -> pd.DataFrame:
+    table = pq.ParquetFile(pa.BufferReader(content)).read()
+    columns = [column.to_pylist() for column in table.columns]  # pandas would make floats of whole numbers with gaps
+    return pd.DataFrame(list(zip(*columns, strict=True)), columns=table.column_names, dtype=object)
 
 
 READERS: dict[str, Callable[[bytes], pd.DataFrame]] = {
     ".csv": _table(","),
     ".tsv": _table("\t"),
     ".jsonl": _json_lines,
-    ".parquet": lambda content: pd.read_parquet(io.BytesIO(content)),
+    ".parquet": _parquet,
 }
 
 
 def read_rows(path: str | Path, text_column: str, label_column: str) -> pd.DataFrame:
     """The rows of a CSV, TSV, JSON Lines or Parquet file: columns `text` (cleaned) and `label`, both str or None.
 
-    The index, `row`, counts from 1 and leaves out a header. A label that is a whole number reads as one ("1", not
-    "1.0"). Raises FileNotFoundError, and ValueError for an unknown file ending, a file that is empty, not UTF-8 or not
-    what its ending says, and a column that is not there.
+    The index, `row`, counts from 1 and leaves out a header. A number reads as text, a whole one as a label without its
+    point ("1", not "1.0"); a text of which nothing is to be seen is None. UTF-8, or UTF-16 with its mark.
+
+    Raises FileNotFoundError, and ValueError for an unknown file ending, a file that is empty, not UTF-8 or not what its
+    ending says, a column that is not there or there twice, and a row with more fields than the header, with something
+    else than a text, with half a character or with a control character in its label.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     if path.suffix.lower() not in READERS:
         raise ValueError(f"{path.name} ends in {path.suffix!r}; it must be one of {', '.join(READERS)}.")
+    if text_column == label_column:
+        raise ValueError(f"Texts and labels cannot both be in column {text_column!r}.")
     content = path.read_bytes()
-    if not content.strip():
-        raise ValueError(f"{path.name} is empty.")
     try:
-        frame = READERS[path.suffix.lower()](content)
+        frame = READERS[path.suffix.lower()](content) if content.strip() else pd.DataFrame()
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path.name} is not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start:,}). Save it as UTF-8; "
-            f"for a file from Windows: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8{path.suffix}"
-        ) from error
-    except (ValueError, OSError) as error:  # parser errors of pandas, json and pyarrow are ValueErrors
-        raise ValueError(f"{path.name} is no {path.suffix} file that can be read: {str(error).strip()}") from error
+        raise ValueError(_not_utf8(path, content, error)) from error
+    except (ValueError, OSError, pa.ArrowException) as error:  # parser errors of json are ValueErrors
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path.name} is no {path.suffix} file that can be read: {said}") from error
+    if not len(frame.columns):
+        raise ValueError(f"{path.name} is empty.")
     for column in (text_column, label_column):
-        if column not in frame.columns:
-            raise ValueError(f"{path.name} has no column {column!r}; it has {', '.join(map(repr, frame.columns))}.")
+        _check_column(path, frame, column)
     if frame.empty:
         raise ValueError(f"{path.name} has columns but no rows.")
     rows = {
-        "text": [clean(str(value)) or None if _given(value) else None for value in frame[text_column]],
-        "label": [_label(value) or None if _given(value) else None for value in frame[label_column]],
+        name: [_cell(path, row, column, value, read) for row, value in enumerate(frame[column], start=1)]
+        for name, column, read in (("text", text_column, _text), ("label", label_column, _label))
     }
     return pd.DataFrame(rows, index=pd.RangeIndex(1, len(frame) + 1, name="row"), dtype=object)
 
 
-def _given(value: object) -> bool:
-    return not (value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)))
+def _not_utf8(path: Path, content: bytes, error: UnicodeDecodeError) -> str:
+    if content.startswith(UTF_16) or path.suffix.lower() == ".parquet":
+        return f"{path.name} holds text that cannot be decoded: {error}."
+    line = error.object.count(b"\n", 0, error.start) + 1
+    return (
+        f"{path.name} is not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start:,}), in line {line:,}. Save "
+        f"it as UTF-8; for a file from Windows: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8{path.suffix}"
+    )
 
 
-def _label(value: object) -> str:
-    if (
-        isinstance(value, (float, np.floating)) and float(value).is_integer()
-    ):  # pandas has floats for a column of whole numbers with gaps
+def _check_column(path: Path, frame: pd.DataFrame, column: str) -> None:
+    columns = list(frame.columns)
+    if columns.count(column) > 1:
+        raise ValueError(f"{path.name} has {columns.count(column)} columns {column!r}; rename all but one.")
+    if column not in columns:
+        separators = [mark for mark in (";", "\t", "|", ",") if len(columns) == 1 and mark in str(columns[0])]
+        hint = (
+            f" They seem to be separated by {separators[0]!r}: commas make a .csv, tabs a .tsv." if separators else ""
+        )
+        raise ValueError(
+            f"{path.name} has no column {column!r}; it has {_first([shortened(repr(name)) for name in columns])}.{hint}"
+        )
+
+
+def _cell(path: Path, row: int, column: str, value: object, read: Callable[[str], str]) -> str | None:
+    """What `read` makes of one value as a string; None where there is none."""
+    if value is None or value is pd.NA or (isinstance(value, Number) and value != value):
+        return None
+    if isinstance(value, float) and read is _label and value.is_integer():  # 1.0, of a column of numbers with gaps
         value = int(value)
-    return str(value).strip()
+    if isinstance(value, Number):
+        value = str(value)
+    try:
+        if problem := text_problem(value):
+            raise ValueError(problem)
+        return read(value)
+    except ValueError as error:
+        raise ValueError(f"{path.name}, row {row:,}, column {column!r}: the value {error}") from error
+
+
+def _text(value: str) -> str | None:
+    return None if is_blank(value) else clean(value) or None
+
+
+def _label(value: str) -> str | None:
+    value = value.strip()
+    if control := next((character for character in value if unicodedata.category(character) == "Cc"), None):
+        raise ValueError(f"{shortened(repr(value))} has the control character {control!r}, which no label can have.")
+    return value or None
 
 
 @dataclass(frozen=True)
@@ -93,7 +210,8 @@ class Findings:
 
     `duplicates` are rows that repeat an earlier text under the same label, compared as `data.text_key` does;
     `conflicts` are all rows of texts that carry more than one label. `classes` counts the rows that are left for each
-    label. `lengths` are their tokens before truncation, shape (sum of classes,).
+    label. `lengths` are their tokens before truncation, shape (sum of classes,) or, of a larger file,
+    (`LENGTH_SAMPLE`,): of rows drawn at random.
     """
 
     rows: int
@@ -105,20 +223,35 @@ class Findings:
     lengths: np.ndarray
     max_length: int
 
+    @property
+    def skewed(self) -> bool:
+        """Whether the largest class has more than `SKEW` times the rows of the smallest.
+
+        Accuracy then hides what becomes of the small ones: all reports lead with balanced accuracy and class scores.
+        """
+        return bool(self.classes) and max(self.classes.values()) > SKEW * min(self.classes.values())
+
     def table(self) -> pd.DataFrame:
-        """The findings, one a row, with the first rows that each concerns."""
-        longer = int((self.lengths > self.max_length).sum())
+        """The findings, one a row, with the first rows that each concerns; of many classes the first."""
         left = max(sum(self.classes.values()), 1)
         found = [("rows", self.rows, "")]
         for name in ("missing_texts", "missing_labels", "duplicates", "conflicts"):
             numbers = getattr(self, name)
             found.append((name.replace("_", " "), len(numbers), f"rows {_first(numbers)}" if numbers else ""))
-        found += [(f"class {label}", count, f"{count / left:.0%}") for label, count in self.classes.items()]
+        listed = len(self.classes) if len(self.classes) <= SHOWN_CLASSES else SHOWN_CLASSES - 1
+        counts = list(self.classes.items())
+        found += [(f"class {shortened(label)}", count, f"{count / left:.0%}") for label, count in counts[:listed]]
+        if rest := [count for _, count in counts[listed:]]:
+            found.append((f"{len(rest):,} more classes", sum(rest), f"{min(rest):,} to {max(rest):,} rows each"))
+        if self.skewed:
+            times = max(self.classes.values()) // min(self.classes.values())
+            found.append(("largest class over smallest", times, "times: skewed; --class-weights balanced counters it"))
         if len(self.lengths):
-            found.append(("tokens, median", int(np.median(self.lengths)), f"longest {self.lengths.max():,}"))
-            found.append(
-                (f"longer than {self.max_length} tokens", longer, f"{longer / left:.0%}, will be cut" if longer else "")
-            )
+            share = float((self.lengths > self.max_length).mean())
+            drawn = f", by {len(self.lengths):,} rows drawn" if len(self.lengths) < left else ""
+            cut = f"{share:.0%}, will be cut" if share else ""
+            found.append(("tokens, median", int(np.median(self.lengths)), f"longest {self.lengths.max():,}{drawn}"))
+            found.append((f"longer than {self.max_length} tokens", round(share * left), cut + (drawn if cut else "")))
         return pd.DataFrame(found, columns=["finding", "count", "which"]).set_index("finding")
 
 
@@ -127,6 +260,7 @@ def examine(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, max_length: 
     duplicates, conflicts = _repeated(rows)
     left = rows.dropna().drop(index=[*duplicates, *conflicts])
     counts = left["label"].value_counts()
+    measured = left.sample(LENGTH_SAMPLE, random_state=0) if len(left) > LENGTH_SAMPLE else left
     return Findings(
         rows=len(rows),
         missing_texts=list(rows.index[rows["text"].isna()]),
@@ -134,7 +268,7 @@ def examine(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, max_length: 
         duplicates=duplicates,
         conflicts=conflicts,
         classes={label: int(counts[label]) for label in _in_order(counts.index)},
-        lengths=token_lengths(left, tokenizer) if len(left) else np.array([], dtype=int),
+        lengths=token_lengths(measured, tokenizer) if len(left) else np.array([], dtype=int),
         max_length=max_length,
     )
 
@@ -160,8 +294,12 @@ def split_rows(rows: pd.DataFrame, seed: int = 42, drop_incomplete: bool = False
         raise ValueError(f"A classifier needs two classes or more; the labels are {names or 'all missing'}.")
     features = Features({"text": Value("string"), "label": ClassLabel(names=names), "row": Value("int64")})
     dataset = drop_duplicates(Dataset.from_pandas(left.reset_index(), preserve_index=False).cast(features))
-    counts = np.bincount(dataset["label"], minlength=len(names))
-    if small := [f"{name!r} ({count})" for name, count in zip(names, counts, strict=True) if count < ROWS_PER_CLASS]:
+    counts = np.bincount(dataset["label"][:], minlength=len(names))
+    if small := [
+        f"{shortened(repr(name))} ({count})"
+        for name, count in zip(names, counts, strict=True)
+        if count < ROWS_PER_CLASS
+    ]:
         raise ValueError(
             f"{len(small):,} of {len(names):,} classes have fewer than the {ROWS_PER_CLASS} different texts that the "
             f"split needs: {_first(small)}. Add rows, or merge or remove these classes."
@@ -179,11 +317,12 @@ def _repeated(rows: pd.DataFrame) -> tuple[list[int], list[int]]:
 
 
 def _in_order(labels) -> list[str]:
-    """Labels sorted, by value where all are numbers."""
+    """Labels sorted, by value where all are numbers ("nan" is none)."""
     try:
-        return sorted(labels, key=float)
+        numbers = {label: float(label) for label in sorted(labels)}
     except ValueError:
         return sorted(labels)
+    return sorted(labels) if any(np.isnan(list(numbers.values()))) else sorted(numbers, key=numbers.get)
 
 
 def _first(items: list) -> str:

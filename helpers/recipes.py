@@ -1,11 +1,13 @@
 """The five sources' recipes as data: what each write-up states, what it leaves open, and what we change."""
 
+import os
 from dataclasses import dataclass, fields, replace
-from math import ceil
-from pathlib import Path
+from math import ceil, isfinite
 from typing import Any, NamedTuple
 
 from peft import LoraConfig, TaskType
+
+from helpers.profiles import is_count, is_folder_name
 
 # The linear layers of each architecture, by their last name. `all-linear` is peft's word for every one of them.
 BERT_LINEARS = ("query", "key", "value", "dense")
@@ -31,9 +33,11 @@ class Recipe:
     `learning_rate`, `weight_decay` and `warmup_ratio` are as in `transformers.TrainingArguments`; `max_length` is in
     tokens; `n_train` and `n_validation` are row counts (None: every row). Where rows are few, a run has as many more
     epochs than `num_train_epochs` as make `min_updates` updates. `model_dropout` replaces the encoder's own
-    dropouts (None keeps them). `use_rslora` scales the update by lora_alpha / sqrt(r) instead of lora_alpha / r
-    (Kalajdzievski 2023, arXiv 2312.03732). `target_modules` are the ends of layer names: "output.dense" is also the end
-    of "attention.output.dense". `assumed` maps each setting the source leaves open to why it has its value here.
+    dropouts (None keeps them). `class_weights="balanced"` has each class count the same in the loss, however few its
+    rows, and keeps the epoch with the best balanced accuracy. `use_rslora` scales the update by lora_alpha / sqrt(r)
+    instead of lora_alpha / r (Kalajdzievski 2023, arXiv 2312.03732). `target_modules` are the ends of layer names:
+    "output.dense" is also the end of "attention.output.dense". `assumed` maps each setting the source leaves open to
+    why it has its value here.
 
     Raises ValueError, naming the field, for a setting that cannot be trained.
     """
@@ -62,6 +66,7 @@ class Recipe:
     truncation: str = "head"
     early_stopping_patience: int | None = None
     model_dropout: float | None = None
+    class_weights: str | None = None
     n_train: int | None = None
     n_validation: int | None = None
     variant: str = "as_written"
@@ -69,38 +74,45 @@ class Recipe:
     overrides: tuple[Override, ...] = ()
 
     def __post_init__(self):
-        for name in ("name", "source", "base_model", "dataset"):
-            self._require(name, bool(str(getattr(self, name)).strip()), "text that is not empty")
+        self._require("name", is_folder_name(self.name), "text that can name a file")
+        for name in ("source", "base_model", "dataset"):
+            self._require(name, _is_text(getattr(self, name)), "text, neither empty nor with half a character")
         for name in ("r", "lora_alpha", "num_train_epochs", "per_device_train_batch_size"):
-            self._require(name, _is_count(getattr(self, name)), "a whole number of at least 1")
-        self._require("gradient_accumulation_steps", _is_count(self.gradient_accumulation_steps), "at least 1")
-        self._require("max_length", _is_count(self.max_length) and self.max_length >= 8, "at least 8 tokens")
+            self._require(name, is_count(getattr(self, name)), "a whole number of at least 1")
+        self._require("gradient_accumulation_steps", is_count(self.gradient_accumulation_steps), "at least 1")
+        self._require("max_length", is_count(self.max_length, 8), "at least 8 tokens")
         for name in ("n_train", "n_validation", "early_stopping_patience", "min_updates"):
             value = getattr(self, name)
-            self._require(name, value is None or _is_count(value), "None or a whole number of at least 1")
-        self._require("learning_rate", 0 < self.learning_rate < 1, "between 0 and 1")
-        self._require("weight_decay", self.weight_decay >= 0, "0 or more")
+            self._require(name, value is None or is_count(value), "None or a whole number of at least 1")
+        self._require("learning_rate", _is_number(self.learning_rate) and 0 < self.learning_rate < 1, "between 0 and 1")
+        self._require("weight_decay", _is_number(self.weight_decay) and self.weight_decay >= 0, "0 or more")
         for name in ("lora_dropout", "warmup_ratio"):
-            self._require(name, 0 <= getattr(self, name) < 1, "from 0 up to, not including, 1")
-        self._require("model_dropout", self.model_dropout is None or 0 <= self.model_dropout < 1, "None or in [0, 1)")
+            value = getattr(self, name)
+            self._require(name, _is_number(value) and 0 <= value < 1, "from 0 up to, not including, 1")
+        dropout = self.model_dropout
+        self._require(
+            "model_dropout", dropout is None or (_is_number(dropout) and 0 <= dropout < 1), "None or in [0, 1)"
+        )
         self._require("quantization", self.quantization in (None, "nf4"), "None or 'nf4'")
+        self._require("class_weights", self.class_weights in (None, "balanced"), "None or 'balanced'")
         self._require("truncation", self.truncation in TRUNCATIONS, f"one of {TRUNCATIONS}")
         self._require("lr_scheduler_type", self.lr_scheduler_type in SCHEDULES, f"one of {SCHEDULES}")
         self._require("optim", self.optim in OPTIMIZERS, f"one of {OPTIMIZERS}")
         self._require("variant", self.variant in VARIANTS, f"one of {VARIANTS}")
         known = _known_linears(self.base_model)
-        valid = bool(self.target_modules) and all(self.target_modules)
+        valid = _are_names(self.target_modules) and bool(self.target_modules)
         if known and valid:
             valid = all(module.split(".")[-1] in (*known, "all-linear") for module in self.target_modules)
         self._require("target_modules", valid, f"some of {known or 'the names of linear layers'}")
+        self._require("modules_to_save", _are_names(self.modules_to_save), "a tuple of names of layers")
         self._require("use_rslora", isinstance(self.use_rslora, bool), "True or False")
         names = {field.name for field in fields(self)}
-        unknown = [override.field for override in self.overrides if override.field not in names]
-        self._require("overrides", not unknown, f"names of recipe fields, which {unknown} are not")
+        unknown = [one for one in self.overrides if not isinstance(one, Override) or one.field not in names]
+        self._require("overrides", not unknown, f"Overrides of recipe fields, which {unknown} are not")
 
     def _require(self, field: str, valid: bool, expected: str) -> None:
         if not valid:
-            raise ValueError(f"Recipe.{field} is {getattr(self, field)!r}; it must be {expected}.")
+            raise ValueError(f"Recipe.{field} is {repr(getattr(self, field))[:200]}; it must be {expected}.")
 
     def epochs(self, n_train: int) -> int:
         """The epochs on `n_train` rows: `num_train_epochs`, or as many as make `min_updates` updates."""
@@ -135,13 +147,21 @@ class Recipe:
         )
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and value.encode(errors="ignore").decode() == value
+
+
+def _are_names(values: Any) -> bool:
+    return isinstance(values, (tuple, list)) and all(map(_is_text, values))  # a string would be taken for its letters
 
 
 def _known_linears(base_model: str) -> tuple[str, ...]:
     """The linear layers of a checkpoint whose name gives its architecture away; empty for others, and for a folder."""
-    if Path(base_model).is_dir():
+    if os.path.isdir(base_model):  # False, where pathlib raises, for a name that no file can have
         return ()
     name = base_model.lower()
     if "distilbert" in name:

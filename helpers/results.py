@@ -11,6 +11,8 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
+from types import UnionType
+from typing import get_args, get_origin
 
 from helpers.profiles import Profile, shown
 
@@ -93,7 +95,8 @@ class RunRecord:
 
     @classmethod
     def load(cls, path: Path) -> "RunRecord":
-        """The record in `path`. Raises ValueError for a field it does not know, or one that is missing."""
+        """The record in `path`. Raises ValueError, naming the file, for what is no JSON object, and for a field that it
+        does not know, that is missing or of another type."""
         return _load(cls, path)
 
 
@@ -120,7 +123,8 @@ class StudyRecord:
 
     @classmethod
     def load(cls, path: Path) -> "StudyRecord":
-        """The record in `path`. Raises ValueError for a field it does not know, or one that is missing."""
+        """The record in `path`. Raises ValueError, naming the file, for what is no JSON object, and for a field that it
+        does not know, that is missing or of another type."""
         return _load(cls, path)
 
 
@@ -159,13 +163,39 @@ def summary(records: list[RunRecord], profile: Profile) -> str:
 
 
 def _load(cls, path: Path):
-    data = json.loads(Path(path).read_text(encoding="utf-8"))
+    name = Path(path).name
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError, too
+        raise ValueError(f"{name} is no JSON that can be read: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{name} holds a {type(data).__name__}, not an object with a record's fields.")
     known = {entry.name for entry in fields(cls)}
     if unknown := sorted(set(data) - known):
-        raise ValueError(f"{Path(path).name} has unknown fields: {', '.join(unknown)}.")
+        raise ValueError(f"{name} has unknown fields: {', '.join(unknown)}.")
     if missing := sorted(known - set(data) - LATER_FIELDS):
-        raise ValueError(f"{Path(path).name} lacks fields: {', '.join(missing)}.")
+        raise ValueError(f"{name} lacks fields: {', '.join(missing)}.")
+    if wrong := [entry for entry in fields(cls) if entry.name in data and not _fits(data[entry.name], entry.type)]:
+        found, kind = repr(data[wrong[0].name])[:60], wrong[0].type
+        expected = kind if get_args(kind) else kind.__name__
+        raise ValueError(f"{name}: {wrong[0].name} is {found}; it must be {expected}.")
     return cls(**data)
+
+
+def _fits(value: object, kind: object) -> bool:
+    """Whether a value from JSON is of a field's type, down to what lists and dicts hold."""
+    if kind is object:
+        return True
+    parts = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in parts)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
+    if isinstance(value, bool):  # which Python counts as a number
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def write_json(path: Path, data: dict) -> Path:

@@ -55,6 +55,8 @@ class Run:
         settings = asdict(self.recipe)
         for name in ("name", "source", "base_model", "assumed", "overrides"):
             del settings[name]
+        if settings["class_weights"] is None:  # which came later, and leaves the names of earlier runs alone
+            del settings["class_weights"]
         if settings["variant"] in ("as_written", "improved"):
             settings["variant"] = "adapter"
         names = ("n_validation", "n_test", "seed", "scored_on", "at_scale", "cut_text")

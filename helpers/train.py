@@ -22,7 +22,7 @@ from peft import PeftModel
 
 from helpers import own_data
 from helpers.data import load_splits
-from helpers.evaluation import class_scores
+from helpers.evaluation import balanced_accuracy, class_scores
 from helpers.models import INFERENCE_FILE, adapt_recipe, build_model, load_tokenizer
 from helpers.profiles import Execution, Profile, current_profile, fastest_execution, shown
 from helpers.publish import MERGED, merge_adapter, push_to_hub, write_report
@@ -84,6 +84,8 @@ def _options(arguments: Sequence[str] | None, state: PartialState) -> argparse.N
     parser.add_argument("--restart", action="store_true", help="begin anew where a run that was stopped would go on")
     parser.add_argument("--batch-size", type=int, metavar="ROWS", help="rows that a device holds at once, a part of "
                         "the recipe's batch; updates stay as large")  # fmt: skip
+    parser.add_argument("--class-weights", choices=("balanced",), help="each class counts the same in the loss, "
+                        "however few its rows, and the epoch with the best balanced accuracy is kept")  # fmt: skip
     own = parser.add_argument_group("your own data (every row of the file is used; the recipe is our version of it)")
     own.add_argument("--data", type=Path, metavar="FILE", help=f"a file that ends in {', '.join(own_data.READERS)}; "
                      "--output then takes model card and report, too")  # fmt: skip
@@ -150,7 +152,7 @@ def _run(options: argparse.Namespace, state: PartialState) -> int:
 def _job(options: argparse.Namespace) -> _Job:
     profile, execution = current_profile(), fastest_execution()
     recipe = RECIPES[options.recipe].improved() if options.improved else RECIPES[options.recipe]
-    recipe = _in_batches_of(options.batch_size, recipe)
+    recipe = replace(_in_batches_of(options.batch_size, recipe), class_weights=options.class_weights)
     splits = load_splits(recipe, profile)
     print(f"Profile {profile.name}: {recipe.name}, {recipe.variant}, {len(splits['train']):,} reviews", flush=True)
     model = build_model(recipe, profile.base_model(recipe.base_model), execution, profile.seed)
@@ -163,7 +165,7 @@ def _job_on_file(options: argparse.Namespace) -> _Job:
     execution = fastest_execution()
     rows = own_data.read_rows(options.data, options.text_column, options.label_column)
     recipe, profile = own_recipe(options.own_recipe, options.data, current_profile(), options.base_model)
-    recipe = _in_batches_of(options.batch_size, recipe)
+    recipe = replace(_in_batches_of(options.batch_size, recipe), class_weights=options.class_weights)
     findings = own_data.examine(rows, load_tokenizer(recipe.base_model), profile.tokens(recipe.max_length))
     print(f"{options.data.name}\n{findings.table().to_string(header=False, index_names=False)}\n", flush=True)
     splits = own_data.split_rows(rows, profile.seed, options.drop_incomplete)
@@ -210,9 +212,15 @@ def _say_how_the_recipe_went(options: argparse.Namespace, job: _Job, result: Fin
 def _say_how_the_file_went(options: argparse.Namespace, job: _Job, result: FineTuned) -> None:
     record, test = result.record, job.splits["test"]
     low, high = record.accuracy_ci95
+    accuracy = f"Accuracy {record.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}] on {record.n_test:,} test rows"
     scores = class_scores(result.predictions, test["label"], test.features["label"].names)
-    print(f"\n{scores.round(3).to_string()}\n")
-    print(f"Accuracy {record.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}] on {record.n_test:,} test rows")
+    table = f"{scores.head(own_data.SHOWN_CLASSES).round(3).to_string()}\n"
+    if len(scores) > own_data.SHOWN_CLASSES:
+        table += f"... and {len(scores) - own_data.SHOWN_CLASSES:,} more classes in report/class_scores.csv\n"
+    if job.findings.skewed:
+        value, low, high = balanced_accuracy(record.confusion_matrix)
+        print(f"\nBalanced accuracy {value:.1%} [{low:.1%}, {high:.1%}], which leads where classes are skewed")
+    print(f"\n{table}\n{accuracy}")
     print(f"Adapter and model card: {options.output}   Report: {options.output / 'report'}")
     print(push_to_hub(options.output / MERGED if options.merge else options.output, options.push_to))
 
@@ -228,4 +236,5 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # for a label that this terminal cannot show
     sys.exit(main())

@@ -7,6 +7,7 @@ import tempfile
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -16,10 +17,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
 from peft import PeftModel
 from scipy.special import softmax
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
+from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 from transformers import (
     DataCollatorWithPadding,
@@ -149,7 +151,7 @@ def training_arguments(
         save_total_limit=2 if resumable else 1,  # two, as the newest may be half written
         restore_callback_states_from_checkpoint=True,  # or early stopping would forget how long it has waited
         load_best_model_at_end=validate,
-        metric_for_best_model="accuracy",
+        metric_for_best_model="balanced_accuracy" if recipe.class_weights else "accuracy",
         logging_steps=max(1, steps_per_epoch // LOGS_PER_EPOCH),
         report_to=report_to,
         disable_tqdm=not validate,  # False must be said: transformers hides it where its log level is above "warning"
@@ -193,8 +195,8 @@ def make_trainer(
         eval_dataset=validation,
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_loss_func=_mean_loss,
-        compute_metrics=_compute_metrics,
+        compute_loss_func=partial(_mean_loss, weights=class_weights(recipe, train)),
+        compute_metrics=_balanced_metrics if recipe.class_weights else _compute_metrics,
         callbacks=callbacks,
     )
     # BERT's forward takes **kwargs, so Trainer believes that it averages over accumulated batches. It does not.
@@ -224,19 +226,51 @@ class _Trainer(Trainer):
 
 
 def _mean_loss(
-    outputs: dict[str, torch.Tensor], labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
+    outputs: dict[str, torch.Tensor],
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | None = None,
+    weights: list[float] | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy over (rows, n_labels) logits, each row counting the same in its update (`num_items_in_batch` rows).
+    """Cross-entropy over (rows, n_labels) logits, each row counting the same in its update (`num_items_in_batch` rows),
+    or as its class's weight says.
 
     The mean of the batches' own means, which Trainer takes otherwise, counts a row of an epoch's short last batch more.
     """
+    logits = outputs["logits"]
+    if weights is not None:
+        # Divided by rows, not by the batch's weights, which would cancel where a batch holds a single class.
+        loss = functional.cross_entropy(logits, labels, logits.new_tensor(weights), reduction="sum")
+        return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
     if num_items_in_batch is None:
-        return functional.cross_entropy(outputs["logits"], labels)
-    return functional.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
+        return functional.cross_entropy(logits, labels)
+    return functional.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
+
+
+def class_weights(recipe: Recipe, train: Dataset) -> list[float] | None:
+    """What a row of each class counts in the loss, shape (n_labels,); None: the same in all.
+
+    "balanced" is scikit-learn's: rows / (n_labels x the class's rows), over all training rows 1 in the mean. Raises
+    ValueError where a class has none.
+    """
+    if recipe.class_weights is None:
+        return None
+    label = train.features["label"]
+    labels = np.array(train["label"][:])
+    n_labels = label.num_classes if isinstance(label, ClassLabel) else int(labels.max()) + 1
+    if missing := sorted(set(range(n_labels)) - set(labels.tolist())):
+        raise ValueError(
+            f"class_weights={recipe.class_weights!r} needs rows of every class; class {missing[0]} has none."
+        )
+    return compute_class_weight(recipe.class_weights, classes=np.arange(n_labels), y=labels).tolist()
 
 
 def _compute_metrics(output: EvalPrediction) -> dict[str, float]:
     return classification_metrics(output.predictions.argmax(axis=-1), output.label_ids)
+
+
+def _balanced_metrics(output: EvalPrediction) -> dict[str, float]:
+    balanced = float(balanced_accuracy_score(output.label_ids, output.predictions.argmax(axis=-1)))
+    return {**_compute_metrics(output), "balanced_accuracy": balanced}
 
 
 def fit(
@@ -446,6 +480,8 @@ def fine_tune(
             peak_memory_method=fitted.peak_memory_method,
             history=fitted.history,
         )
+        if recipe.class_weights:
+            record.settings["weight_of_class"] = dict(zip(labels, class_weights(recipe, splits["train"]), strict=True))
         tracking.log_results(run, record.metrics, splits["test"]["label"], probabilities.argmax(axis=1), labels)
     adapter = None
     if isinstance(model, PeftModel):

@@ -177,6 +177,7 @@ def test_word_labels_and_other_column_names_are_read(fake_hub):
             {"train": _rows(["a", None, None], [1, 0, None])},
             r"split 'train', has nulls: 2 in 'text' and 1 in 'label', of 3 rows",
         ),
+        ({"train": _rows([7, 8], [1, 0])}, r"split 'train', row 1, column 'text': the text is 7 \(int\), not a string"),
         ({"train": _rows(["a", "b"], [1, 2])}, r"split 'train', has labels .*neither 0 and 1 nor NEGATIVE.*: 2\."),
         ({"train": _rows(["a", "b"], ["neg", "pos"])}, r"split 'train', has labels .*: 'neg', 'pos'\."),
         ({"train": _rows(["a", "b"], [0, -1])}, r"split 'train', has labels .*: -1\."),

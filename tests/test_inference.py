@@ -126,8 +126,10 @@ def test_predictions_answer_one_many_and_none(saved):
 
 def test_wrong_input_is_named(saved):
     classifier = SentimentClassifier.from_pretrained(saved[0], FP32)
-    with pytest.raises(TypeError, match="strings, not float"):
+    with pytest.raises(TypeError, match="must be strings, and text 1 is nan \\(float\\), not a string"):
         classifier.predict(["good", float("nan")])
+    with pytest.raises(ValueError, match=r"text 2 has half a character, the lone surrogate '\\ud83d', at 5\."):
+        classifier.predict(["", "good", "good \ud83d"])
     with pytest.raises(ValueError, match="tokens_per_batch=0"):
         classifier.predict(["good"], tokens_per_batch=0)
 

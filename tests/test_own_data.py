@@ -4,11 +4,13 @@ from collections import Counter
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from helpers.data import text_key
 from helpers.models import load_tokenizer
-from helpers.own_data import ROWS_PER_CLASS, examine, read_rows, split_rows
+from helpers.own_data import ROWS_PER_CLASS, Findings, examine, read_rows, split_rows
 
 
 def rows_of(*pairs) -> pd.DataFrame:
@@ -70,9 +72,23 @@ def test_numbers_in_a_column_with_gaps_stay_whole(tmp_path):
         ("a.jsonl", '{"text": "caf\xe9"}'.encode("latin-1"), "not UTF-8"),
         ("a.csv", b"comment,stars\na,1\n", "no column 'text'; it has 'comment', 'stars'"),
         ("a.csv", b"text,stars\na,1\n", "no column 'label'; it has 'text', 'stars'"),
-        ("a.csv", b"text;label\na;1\n", "no column 'text'; it has 'text;label'"),
-        ("a.csv", b'text,label\n"a,1\n', "no .csv file that can be read"),
-        ("a.jsonl", b'{"text": "a"}\nnot json\n', "no .jsonl file that can be read"),
+        ("a.csv", b"text;label\na;1\n", "no column 'text'; it has 'text;label'. They seem to be separated by ';'"),
+        ("a.csv", b'text,label\n"a,1\n', "no .csv file that can be read: row 1 .*unexpected end of data"),
+        ("a.csv", b'text,label\nx,1\n"a,1\nb,2\n"c,3\n', r"row 2 .*up to line 5: .* own quotes are doubled"),
+        ("a.csv", b"text,label\nHello, world,1\n", "row 1 has 3 fields, and the header has 2. Put a text with a ','"),
+        ("a.csv", b"text,label\na,1\nHello, world,1\n", "row 2 has 3 fields"),
+        ("a.csv", b"text,label,text\na,1,b\n", "has 2 columns 'text'; rename all but one"),
+        ("a.csv", b"text,label\na,1\nb\0c,2\n", "line 3 has a NUL character"),
+        ("a.csv", "text,label\na,1\n".encode("utf-16-le"), "line 1 has a NUL character.*save the file as UTF-8"),
+        ("a.csv", "text,label\na,1\n".encode("utf-16")[:-1], "holds text that cannot be decoded: 'utf-16"),
+        ("a.csv", b"text,label\nfine,1\ncaf\xe9,1\n", "in line 3"),
+        ("a.csv", b'text,label\na,"1\n2"\n', r"row 1, column 'label': the value '1\\n2' has the control character"),
+        ("a.csv", b"\xef\xbb\xbf", "a.csv is empty"),
+        ("a.jsonl", b'{"text": "a", "label": 1}\nnot json\n', r"can be read: row 2 \(line 2\): Expecting value"),
+        ("a.jsonl", b'{"text": "a", "label": 1}\n\n[1]\n', r"row 2 \(line 3\) is a list; each line must be an object"),
+        ("a.jsonl", b'{"text": "a", "text": "b", "label": 1}\n', "row 1 .*names a column twice, of 'text', 'text'"),
+        ("a.jsonl", b'{"text": "a", "label": {"b": 1}}', r"row 1, column 'label': the value is \{'b': 1\} \(dict\)"),
+        ("a.jsonl", b'{"text": "a\\ud83d", "label": 1}', "row 1, column 'text': the value has half a character"),
         ("a.parquet", b"PAR1 not really", "no .parquet file that can be read"),
     ],
 )
@@ -80,6 +96,61 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_rows(tmp_path / name, "text", "label")
+
+
+def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array(["1"])], names=["text", "text", "label"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"^a\.parquet has 2 columns 'text'; rename all but one"):
+        read_rows(tmp_path / "a.parquet", "text", "label")
+
+
+def test_texts_in_parquet_that_are_not_utf8_or_no_texts_are_refused(tmp_path):
+    broken = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\3\0\0\0"), pa.py_buffer(b"\xff\xfea")]
+    )
+    for values, message in (
+        (broken, "cannot be decoded"),
+        (pa.array([b"a"]), "row 1, column 'text': the value is b'a'"),
+    ):
+        pq.write_table(pa.table({"text": values, "label": ["1"]}), tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match=rf"^a\.parquet.*{message}") as error:
+            read_rows(tmp_path / "a.parquet", "text", "label")
+        assert not isinstance(error.value, UnicodeError)
+
+
+def test_one_column_cannot_be_both(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\na,1\n")
+    with pytest.raises(ValueError, match="cannot both be in column 'text'"):
+        read_rows(tmp_path / "a.csv", "text", "text")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_line_breaks_quotes_and_marks_of_the_byte_order_are_read(tmp_path, encoding):
+    content = 'text,label\r\n"one\r\ntwo, ""three""",caf\u00e9,\r\n\r\nplain,1\r\nshort\r\n'
+    (tmp_path / "a.csv").write_bytes(content.encode(encoding))
+    rows = read_rows(tmp_path / "a.csv", "text", "label")
+    assert rows.values.tolist() == [['one two, "three"', "caf\u00e9"], ["plain", "1"], ["short", None]]
+
+
+def test_large_whole_numbers_with_gaps_keep_their_digits(tmp_path):
+    labels = pa.array([2**53 + 1, None, 3])
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": labels}), tmp_path / "a.parquet")
+    assert read_rows(tmp_path / "a.parquet", "text", "label")["label"].tolist() == ["9007199254740993", None, "3"]
+
+
+def test_nan_is_a_word_among_labels_whatever_the_order_of_rows():
+    for words in (("10", "nan", "9"), ("nan", "9", "10")):
+        pairs = [(f"text {label} {index}", label) for label in words for index in range(12)]
+        assert split_rows(rows_of(*pairs))["train"].features["label"].names == ["10", "9", "nan"]
+
+
+@pytest.mark.parametrize(("counts", "skewed"), [((20, 60), False), ((20, 61), True), ((5,), False), ((), False)])
+def test_classes_are_skewed_above_three_to_one(counts, skewed):
+    classes = {str(index): count for index, count in enumerate(counts)}
+    findings = Findings(100, [], [], [], [], classes, np.array([]), 16)
+    assert findings.skewed is skewed
+    assert ("largest class over smallest" in findings.table().index) is skewed
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -3,15 +3,18 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from huggingface_hub import ModelCard
+from sklearn.metrics import balanced_accuracy_score
 
 from helpers import publish
-from helpers.evaluation import class_scores
+from helpers.evaluation import balanced_accuracy, class_scores
 from helpers.own_data import Findings
 from helpers.profiles import EMBEDDED_BERT
-from helpers.publish import compare_with_bag_of_words, merge_adapter, model_card, push_to_hub
+from helpers.publish import compare_with_bag_of_words, merge_adapter, model_card, push_to_hub, write_report
+from helpers.training import FineTuned
 
 FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes | maybe"])})
 
@@ -55,6 +58,51 @@ def test_the_card_states_data_scores_and_how_to_load(card):
     assert (metadata.base_model, metadata.library_name, metadata.tags[0]) == ("roberta-base", "peft", "qlora")
 
 
+@pytest.mark.parametrize("matrix", [[[990, 0], [10, 0]], [[70, 3, 2], [0, 1, 4], [2, 0, 0]], [[5, 0], [0, 5]]])
+def test_balanced_accuracy_is_scikit_learn_s_inside_its_interval(matrix):
+    true, predicted = np.repeat(np.indices(np.shape(matrix)).reshape(2, -1), np.ravel(matrix), axis=1)
+    value, low, high = balanced_accuracy(matrix)
+    assert value == pytest.approx(balanced_accuracy_score(true, predicted))
+    assert low <= value + 1e-12 and value <= high + 1e-12
+
+
+def test_a_skewed_file_s_card_leads_with_balanced_accuracy_and_class_scores(record, splits):
+    settings = {"quantization": None, "truncation": "head", "r": 8, "lora_alpha": 16, "learning_rate": 1e-3}
+    settings |= {"target_modules": ["query"], "per_device_train_batch_size": 4, "num_train_epochs": 2}
+    run = replace(record, settings=settings | {"class_weights": "balanced"}, confusion_matrix=[[3, 0], [1, 0]])
+    findings = Findings(50, [], [], [], [], {"no": 40, "yes | maybe": 10}, np.array([5] * 40), 16)
+    scores = class_scores(np.array([0, 0, 0, 0]), np.array([0, 0, 0, 1]), ["no", "yes | maybe"])
+    text = model_card(run, splits, findings, scores, None)
+    order = [text.index(part) for part in ("Balanced accuracy,", "**50.0%**", "| class |", "Accuracy on 4 test rows")]
+    assert order == sorted(order)
+    assert "more than 3 times the rows of the smallest" in text
+    assert "an accuracy of 75.0% and a balanced one of 50.0%" in text and "class_weights balanced" in text
+    even = model_card(run, splits, replace(findings, classes={"no": 30, "yes | maybe": 20}), scores, None)
+    assert "Balanced" not in even and even.index("Accuracy on 4") < even.index("| class |")
+
+
+def test_a_report_on_500_classes_and_on_labels_like_formulas(record, tmp_path):
+    names = [f"${index} to ${index + 1}_{{" for index in range(500)]
+    for count, written in ((500, "confusion.csv"), (3, "confusion.png")):
+        rows = Dataset.from_dict(
+            {"text": [f"w{index}" for index in range(count)], "label": range(count), "row": range(count)},
+            features=Features({**FEATURES, "label": ClassLabel(names=names[:count]), "row": Value("int64")}),
+        )
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        matrix = np.roll(np.eye(count, dtype=int), 1, axis=1).tolist()
+        settings = dict.fromkeys(("quantization", "r", "lora_alpha", "target_modules", "learning_rate"))
+        settings |= {"truncation": "head", "per_device_train_batch_size": 4, "num_train_epochs": 2}
+        run = replace(record, confusion_matrix=matrix, settings=settings, correct="0" * count, n_test=count)
+        result = FineTuned(None, None, run, np.roll(np.eye(count), 1, axis=1), folder)
+        findings = Findings(count, [], [], [], [], dict.fromkeys(names[:count], 1), np.array([3]), 16)
+        card = write_report(result, DatasetDict(train=rows, validation=rows, test=rows), findings).read_text()
+        assert (folder / "report" / written).is_file()
+        assert len(card.split("# A LoRA adapter")[1].splitlines()[0]) < 400
+        assert f"one of {count} classes" in card
+    assert pd.read_csv(tmp_path / "500" / "report" / "confusion.csv", index_col=0).shape == (500, 500)
+
+
 def test_the_card_says_what_does_not_travel(card, tmp_path):
     embedded = card(EMBEDDED_BERT)
     assert "does not travel without that package; the merged folder does" in embedded
@@ -73,7 +121,7 @@ def test_the_merged_model_s_card_is_for_plain_transformers(card):
 
 def test_texts_without_common_words_have_no_bag_of_words(record, splits):
     rows = Dataset.from_dict({"text": [f"w{index}" for index in range(32)], "label": [0, 1] * 16}, features=FEATURES)
-    assert compare_with_bag_of_words(record, DatasetDict(train=rows, test=splits["test"])) is None
+    assert compare_with_bag_of_words(record, DatasetDict({**splits, "train": rows})) is None
 
 
 def test_merging_asks_for_an_adapter_and_an_empty_folder(tmp_path):

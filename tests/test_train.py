@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features
 from huggingface_hub import ModelCard
 from transformers import (
     AutoConfig,
@@ -24,6 +26,7 @@ from helpers.models import count_4bit_modules
 from helpers.profiles import PROFILES
 from helpers.recipes import Recipe
 from helpers.results import RunRecord, load_records
+from helpers.training import _mean_loss, class_weights
 
 HEADER = b"what they wrote,the verdict\n"
 
@@ -190,6 +193,48 @@ def test_a_file_becomes_an_adapter_a_card_a_report_and_a_model(terminal, verdict
     assert count_4bit_modules(classifier.model) == (12 if recipe == "tiny_q" else 0)
 
 
+def test_a_skewed_file_is_reported_by_balanced_accuracy_and_can_be_weighted(terminal, toy_reviews, tmp_path, capsys):
+    texts, labels = toy_reviews["text"][:], toy_reviews["label"][:]
+    rows = [(text, ("rare", "common")[label]) for text, label in zip(texts, labels, strict=True)]
+    rare = [row for row in rows if row[1] == "rare"][:20]
+    frame = pd.DataFrame([row for row in rows if row[1] == "common"] + rare, columns=HEADER.decode().strip().split(","))
+    frame.to_csv(tmp_path / "skewed.csv", index=False)
+    assert terminal("skewed.csv", "--class-weights", "balanced") == 0
+    output = capsys.readouterr().out
+    assert re.search(r"largest class over smallest +5 +times: skewed", output)
+    places = [output.index(words) for words in ("Balanced accuracy", "recall_low", "\nAccuracy ")]
+    assert places == sorted(places)
+    folder = tmp_path / "out" / "model"
+    record = RunRecord.load(folder / "report" / "record.json")
+    assert record.settings["class_weights"] == "balanced"
+    assert record.settings["weight_of_class"] == {"common": pytest.approx(84 / 140), "rare": pytest.approx(84 / 28)}
+    card = (folder / "README.md").read_text()
+    assert card.index("Balanced accuracy, the mean") < card.index("| class |") < card.index("Accuracy on 24 test rows")
+    matrix = np.array(record.confusion_matrix)
+    assert matrix[1, 1] / matrix[1].sum() >= 0.5, "the rare class is not found"
+
+
+def test_the_loss_is_plain_without_weights_and_counts_each_class_the_same_with_them():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(12, 3, generator=generator), torch.tensor([0] * 8 + [1] * 3 + [2])
+    rows = Dataset.from_dict(
+        {"label": labels.tolist()}, features=Features({"label": ClassLabel(names=["a", "b", "c"])})
+    )
+    recipe = Recipe(name="r", source="t", base_model="b", dataset="d", r=1, lora_alpha=1, target_modules=("q",))
+    assert class_weights(recipe, rows) is None
+    plain, outputs = torch.nn.functional.cross_entropy(logits, labels), {"logits": logits}
+    assert torch.equal(_mean_loss(outputs, labels, weights=None), plain)
+    weights = class_weights(replace(recipe, class_weights="balanced"), rows)
+    assert weights == pytest.approx([12 / 24, 12 / 9, 12 / 3])
+    each = [torch.nn.functional.cross_entropy(logits[labels == k], labels[labels == k]) for k in range(3)]
+    whole = _mean_loss(outputs, labels, weights=weights)
+    torch.testing.assert_close(whole, torch.stack(each).mean())
+    parts = [_mean_loss({"logits": logits[i : i + 4]}, labels[i : i + 4], 12, weights) for i in (0, 4, 8)]
+    torch.testing.assert_close(sum(parts), whole)
+    with pytest.raises(ValueError, match="class 2 has none"):
+        class_weights(replace(recipe, class_weights="balanced"), rows.select(range(11)))
+
+
 @pytest.mark.parametrize("recipe", ["tiny", "tiny_q"])
 @pytest.mark.parametrize("architecture", ["roberta", "modernbert"])
 def test_any_encoder_trains_saves_and_reloads(terminal, verdicts, tmp_path, monkeypatch, fp32, architecture, recipe):
@@ -230,6 +275,12 @@ BAD_FILES = {
     "no such column": (b"what they wrote,stars\na,1\n", "no column 'the verdict'; it has 'what they wrote', 'stars'"),
     "one class": (HEADER + b"".join(b"text %d,good\n" % i for i in range(40)), "needs two classes or more"),
     "a small class": (HEADER + b"".join(b"text %d,%d\n" % (i, i < 5) for i in range(40)), "'1' (5)"),
+    "an unquoted comma": (HEADER + b"well, no,1\n", "row 1 has 3 fields, and the header has 2"),
+    "a column twice": (b"the verdict," + HEADER + b"1,a,1\n", "has 2 columns 'the verdict'"),
+    "a control character": (
+        HEADER + b"a,1\x1b[2J\n",
+        "bad.csv, row 1, column 'the verdict': the value '1\\x1b[2J' has",
+    ),
     "empty": (b"", "is empty"),
     "no rows": (HEADER, "no rows"),
     "not UTF-8": (HEADER + b"caf\xe9,1\n", "not UTF-8"),

@@ -23,6 +23,7 @@ from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
+from torch.utils.data import Sampler
 from transformers import (
     DataCollatorWithPadding,
     EarlyStoppingCallback,
@@ -57,7 +58,7 @@ from helpers.models import (
 from helpers.profiles import Execution, Profile, shown
 from helpers.recipes import Recipe
 from helpers.results import RunRecord
-from helpers.resuming import Clock, Saver, begin, identity, unfinished
+from helpers.resuming import COMPLETE, Clock, Saver, begin, identity, unfinished
 
 EVAL_BATCH_SIZE = 16  # larger batches fall out of a CPU's caches and are slower
 LOGS_PER_EPOCH = 10
@@ -221,8 +222,9 @@ class _LengthGroups(LengthGroupedSampler):
 
 
 class _Trainer(Trainer):
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> _LengthGroups:
-        return _LengthGroups(super()._get_train_sampler(train_dataset), self)
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        return _LengthGroups(sampler, self) if isinstance(sampler, LengthGroupedSampler) else sampler
 
 
 def _mean_loss(
@@ -305,6 +307,7 @@ def fit(
             run = _identity(model, recipe, train, validation, execution, seed)
             checkpoint, batches = (None, {}) if restart else unfinished(folder, run)
             recipe = replace(recipe, **batches)
+            state.wait_for_everyone()  # until all have read it
             if checkpoint is None and state.is_main_process:
                 begin(folder, run, _batches(recipe))
             state.wait_for_everyone()
@@ -321,6 +324,8 @@ def fit(
                 break
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
+                    if any(folder.glob(f"checkpoint-*/{COMPLETE}")):
+                        print(f"Training stopped; started again, it goes on from {shown(folder)}")
                     raise
                 recipe = _smaller_batches(recipe, execution)
             # Out here the exception is gone, and with it the frames that held what did not fit.

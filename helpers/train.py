@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     On its dataset: as the notebooks do, beside the bag of words on the same rows; writes records and adapter. On a
     file: writes adapter, card and report to `--output`, or nothing at all. Bad input is one line on stderr, status 2;
-    memory or a disk that runs out is one, too, status 1. Under `torchrun` all processes train, the first writes and prints.
+    memory or a disk that runs out, too, status 1. Under `torchrun` all processes train, the first writes and prints.
     """
     state = process_state("cuda" if torch.cuda.is_available() else "cpu")
     with ExitStack() as stack:

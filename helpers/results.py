@@ -203,10 +203,6 @@ def _fits(value: object, kind: object) -> bool:
     return isinstance(value, (int, float) if kind is float else kind)
 
 
-class NotWritten(OSError):
-    """There was no room to write something; what was there before is as it was."""
-
-
 def write_json(path: Path, data: dict) -> Path:
     """Writes `data` to `path` whole or not at all (see `new_file`)."""
     return write_text(path, json.dumps(data, indent=1) + "\n")
@@ -217,6 +213,10 @@ def write_text(path: Path, text: str) -> Path:
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
     return path
+
+
+class NotWritten(OSError):
+    """There was no room to write something; what was there before is as it was."""
 
 
 @contextmanager

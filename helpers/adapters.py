@@ -163,8 +163,8 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise _damaged(path, f"it is no whole safetensors file ({error})") from error
     for name, tensor in tensors.items():
-        if not (tensor.is_floating_point() and tensor.isfinite().all()):
-            raise _damaged(path, f"{name} holds values that are not finite numbers")
+        if not (tensor.dim() and tensor.is_floating_point() and tensor.float().isfinite().all()):
+            raise _damaged(path, f"{name} holds something else than rows of finite numbers")
     return tensors
 
 
@@ -197,10 +197,14 @@ def _read_config(path: Path, tensors: dict[str, torch.Tensor]) -> LoraConfig:
 
 
 def _check_head(path: Path, tensors: dict[str, torch.Tensor], n_labels: int) -> None:
-    """Raises AdapterError unless the matrix that gives the logits, shape (labels, hidden), is for `n_labels`."""
+    """Raises AdapterError unless what gives the logits, shape (labels, hidden), can be for `n_labels`.
+
+    Its name is known of some architectures; of others, what is trained whole is asked for that many rows.
+    """
+    whole = {name: len(tensor) for name, tensor in tensors.items() if ".lora_" not in name}
     ends = (".classifier.weight", ".classifier.out_proj.weight")  # the latter in RoBERTa
-    sizes = {len(tensor) for name, tensor in tensors.items() if name.endswith(ends)}
-    if sizes != {n_labels}:
+    sizes = {rows for name, rows in whole.items() if name.endswith(ends)} or set(whole.values())
+    if n_labels not in sizes:
         raise _damaged(path, f"its head is for {_listed(sizes)} labels, {INFERENCE_FILE} names {n_labels}")
 
 

@@ -234,10 +234,12 @@ def test_weights_of_another_shape_are_refused(unhashed):
         (lambda data: data.update({f"{QUERY}.lora_B.weight": torch.zeros(32, 4)}), r"lora_B.* \(32, 4\)"),
         (lambda data: data.pop(f"{QUERY}.lora_B.weight"), "lora_B.weight has shape None"),
         (lambda data: data.update({"base_model.model.bert.surplus": torch.zeros(1)}), "surplus has shape"),
-        (lambda data: data.update({f"{QUERY}.lora_A.weight": torch.full((4, 64), float("nan"))}), "not finite"),
-        (lambda data: data.update({f"{QUERY}.lora_A.weight": torch.zeros(4, 64, dtype=torch.int64)}), "not finite"),
+        (lambda data: data.update({f"{QUERY}.lora_A.weight": torch.full((4, 64), float("nan"))}), "finite"),
+        (lambda data: data.update({f"{QUERY}.lora_A.weight": torch.zeros(4, 64, dtype=torch.int64)}), "finite"),
+        (lambda data: data.update({f"{QUERY}.lora_A.weight": torch.tensor(1.0)}), "finite"),
+        (lambda data: [data.pop(name) for name in list(data) if ".lora_" not in name], "its head is for no labels"),
         (lambda data: data.clear(), "lora_A|rank no|labels"),
-        (lambda data: data.pop("base_model.model.classifier.weight"), "its head is for no labels"),
+        (lambda data: data.pop("base_model.model.classifier.weight"), "classifier.weight has shape None"),
     ]:
         _edit_weights(unhashed / WEIGHTS, change)
         _refused(unhashed, WEIGHTS, cause)

@@ -173,3 +173,20 @@ def test_two_that_adopt_at_once_damage_nothing(record, tmp_path, monkeypatch):
         list(runs.map(lambda _: claims.adopt(NOTHING), range(8)))
     assert load_records(tmp_path / "evidence") == sorted(records, key=lambda run: run.name)
     assert len(list((tmp_path / "evidence").iterdir())) == 10
+
+
+def test_an_adoption_that_fails_half_way_leaves_the_earlier_record(record, tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path)
+    monkeypatch.setattr(claims, "EVIDENCE", tmp_path / "evidence")
+    record.save(tmp_path / "nothing" / "results")
+    claims.adopt(NOTHING)
+
+    def half(source, target):
+        target.write_text(source.read_text()[:100])
+        raise OSError("gone")
+
+    monkeypatch.setattr(claims.shutil, "copy", half)
+    with pytest.raises(OSError, match="gone"):
+        claims.adopt(NOTHING)
+    assert load_records(tmp_path / "evidence") == [record]
+    assert len(list((tmp_path / "evidence").iterdir())) == 1

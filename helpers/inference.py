@@ -1,18 +1,17 @@
 """Load a saved adapter and predict."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from scipy.special import softmax
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from helpers.adapters import load_adapter
 from helpers.data import clean, text_problem, truncate
 from helpers.evaluation import predict_logits
-from helpers.models import INFERENCE_FILE, load_classifier
 from helpers.profiles import Execution, fastest_execution
 
 
@@ -46,24 +45,14 @@ class SentimentClassifier:
         """The classifier in `folder`, as `models.save_adapter` wrote it, on this machine's fastest execution.
 
         A full-precision adapter is merged into the weights, which are then stored in the execution's compute dtype; a
-        4-bit base keeps it beside them, since merging would round the weights anew. Raises FileNotFoundError when
-        `folder` is not such a folder.
+        4-bit base keeps it beside them, since merging would round the weights anew. Raises FileNotFoundError where
+        `folder` lacks a file and adapters.AdapterError, a ValueError that names file and cause, where one is damaged,
+        altered, or does not fit the others.
         """
-        folder, execution = Path(folder), execution or fastest_execution()
-        for name in (INFERENCE_FILE, "adapter_config.json", "adapter_model.safetensors"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} is no saved adapter: it has no {name}.")
-        settings = json.loads((folder / INFERENCE_FILE).read_text(encoding="utf-8"))
-        base = load_classifier(
-            settings["base_model"],
-            execution,
-            quantization=settings["quantization"],
-            labels=tuple(settings["labels"]),
-        )
-        model = PeftModel.from_pretrained(base, str(folder), config=PeftConfig.from_pretrained(str(folder)))
+        execution = execution or fastest_execution()
+        model, tokenizer, settings = load_adapter(Path(folder), execution)
         if settings["quantization"] is None:
             model = model.merge_and_unload().to(execution.compute_dtype)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
         return cls(model, tokenizer, execution, max_length=settings["max_length"], truncation=settings["truncation"])
 
     def predict(self, texts: str | Sequence[str], tokens_per_batch: int | None = None) -> list[Prediction]:

@@ -1,5 +1,7 @@
 """Classifiers: load a checkpoint in full precision or 4 bits, attach LoRA, count, save."""
 
+import hashlib
+import json
 import os
 from collections import Counter
 from dataclasses import replace
@@ -24,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from helpers.checkpoints import checkpoint_revision, label_maps, resolve_checkpoint
 from helpers.data import LABELS, dataset_revision
 from helpers.efficiency import last_layer_at_cls
-from helpers.hub import checkpoint_options, hub_error
+from helpers.hub import checkpoint_options, file_sha256, hub_error
 from helpers.profiles import Execution, Profile
 from helpers.recipes import Recipe
 from helpers.results import new_folder, write_json
@@ -33,7 +35,8 @@ from helpers.results import new_folder, write_json
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
-INFERENCE_FILE = "inference.json"
+INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS = "inference.json", "adapter_config.json", "adapter_model.safetensors"
+HASHED = (WEIGHTS, ADAPTER_CONFIG, "tokenizer.json", "tokenizer_config.json")  # in inference.json
 # What sits on top of the encoder, by the last part of its name, in BERT, DistilBERT, RoBERTa and ModernBERT.
 HEAD_MODULES = ("classifier", "pre_classifier", "pooler", "head")
 # The projections of attention, by what architectures call them; "Wqkv" and "in_proj" are all three in one matrix.
@@ -101,6 +104,7 @@ def load_classifier(
         # Unset, transformers takes SDPA wherever the architecture has it; asking for it by name fails where it has not.
         attn_implementation=None if execution.attention == "sdpa" else execution.attention,
         ignore_mismatched_sizes=True,
+        use_safetensors=True,  # the other format, a pickle, can run code when it is loaded
         quantization_config=nf4_config(execution.compute_dtype) if quantization else None,
         # By index, since among several processes accelerate asks a 4-bit model whether it lies on this one's GPU.
         device_map={"": torch.cuda.current_device() if execution.device == "cuda" else "cpu"} if quantization else None,
@@ -117,6 +121,7 @@ def load_classifier(
 def _from_hub(load, base_model: str, **options):
     """`load(checkpoint, **options)`, with one clear error when the hub does not have it or cannot be reached."""
     checkpoint = resolve_checkpoint(base_model)
+    options["trust_remote_code"] = False  # unset, transformers asks on the terminal
     if not os.path.isdir(checkpoint):
         options |= checkpoint_options(checkpoint)
     try:
@@ -142,7 +147,12 @@ def check_tokenizer(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTok
             f"The texts are tokenized for {of_tokenizer!r}, and the model is {of_model!r}. Build it for the recipe's "
             "own checkpoint: build_model(recipe, profile.base_model(recipe.base_model), execution)."
         )
-    rows = base.get_input_embeddings().num_embeddings
+    check_vocabulary(base, tokenizer)
+
+
+def check_vocabulary(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError unless all of the tokenizer's ids have an embedding."""
+    rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise ValueError(f"The tokenizer has {len(tokenizer):,} tokens, the model embeddings for {rows:,}.")
 
@@ -184,11 +194,11 @@ def adapt_recipe(recipe: Recipe, base_model: str) -> Recipe:
         base_model=base_model,
         target_modules=("all-linear",) if "all-linear" in targets else tuple(dict.fromkeys(targets)),
         modules_to_save=tuple(sorted(head - {"classifier"})),  # peft adds the classifier itself
-        max_length=min(recipe.max_length, load_tokenizer(base_model).model_max_length, _positions(encoder)),
+        max_length=min(recipe.max_length, load_tokenizer(base_model).model_max_length, positions(encoder)),
     )
 
 
-def _positions(encoder: PreTrainedModel) -> float:
+def positions(encoder: PreTrainedModel) -> float:
     """The most tokens the encoder has positions for; RoBERTa's start behind its padding index."""
     limit = getattr(encoder.config, "max_position_embeddings", -1)
     reserved = [
@@ -289,7 +299,8 @@ def save_adapter(
     """Writes adapter, head and tokenizer to `folder`, replacing what was there only when all is written.
 
     `inference.json` beside them holds what prediction needs and peft does not save: how texts were cut, the labels,
-    whether the base was in 4 bits, and the checkpoint's name, which finds an embedded base on another machine.
+    whether the base was in 4 bits, and the checkpoint's name, which finds an embedded base on another machine. It also
+    holds what tells a damaged folder from a whole one: the version of the base and the sha256 of the files.
     """
     with new_folder(folder) as temporary:
         model.save_pretrained(temporary)
@@ -301,6 +312,19 @@ def save_adapter(
             "max_length": max_length,
             "truncation": truncation,
             "labels": [config.id2label[index] for index in range(config.num_labels)],
+            "base_revision": checkpoint_revision(base_model).get(base_model),
+            "sha256": {name: hash_saved(temporary / name) for name in HASHED if (temporary / name).is_file()},
         }
         write_json(temporary / INFERENCE_FILE, settings)
     return folder
+
+
+def hash_saved(path: Path) -> str:
+    """The sha256 of a saved adapter's file; adapter_config.json is taken without the base's folder, which differs by
+    machine. Raises ValueError for a configuration that is not JSON.
+    """
+    if path.name != ADAPTER_CONFIG:
+        return file_sha256(path)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data.pop("base_model_name_or_path", None)
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

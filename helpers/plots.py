@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from helpers.results import RunRecord
+from helpers.results import RunRecord, new_file
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; one colour a method in every figure.
 COLORS = {
@@ -42,11 +42,14 @@ sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
 
 
 def save_figure(figure: Figure, path: Path, provenance: str) -> Path:
-    """Writes `figure` as PNG with `provenance` and today's date in small print below it; returns `path`."""
+    """Writes `figure` as PNG with `provenance` and today's date in small print below it; returns `path`.
+
+    Whole or not at all, as `results.new_file` does.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.text(0.01, -0.02, f"{provenance} · {date.today()}", fontsize=7.5, color="0.4", va="top")
-    figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
+    with new_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", facecolor="white")
     return path
 
 

@@ -1,6 +1,5 @@
 """A trained adapter made fit for others: its report, its model card, the merged model, the hub."""
 
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -8,10 +7,9 @@ import numpy as np
 import pandas as pd
 from datasets import DatasetDict
 from huggingface_hub import HfApi, ModelCardData, get_token
-from peft import PeftModel
-from transformers import AutoTokenizer
 
 from helpers import plots
+from helpers.adapters import load_adapter
 from helpers.baselines import bag_of_words
 from helpers.data import shortened
 from helpers.evaluation import (
@@ -22,10 +20,9 @@ from helpers.evaluation import (
     most_wrong,
     paired_comparison,
 )
-from helpers.models import INFERENCE_FILE, load_classifier
 from helpers.own_data import SHOWN_CLASSES, SKEW, Findings
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT, Execution
-from helpers.results import RunRecord, new_folder, write_json
+from helpers.results import RunRecord, new_folder, write_json, write_text
 from helpers.training import FineTuned
 
 MOST_PLOTTED = 30  # classes that a confusion matrix shows in a figure
@@ -57,8 +54,8 @@ def write_report(result: FineTuned, splits: DatasetDict, findings: Findings) -> 
     folder = result.adapter / REPORT
     folder.mkdir(exist_ok=True)
     scores = class_scores(result.predictions, np.array(splits["test"]["label"]), labels)
-    scores.to_csv(folder / "class_scores.csv", index_label="class")
-    most_wrong(result.probabilities, splits["test"]).to_csv(folder / "most_wrong.csv")
+    write_text(folder / "class_scores.csv", scores.to_csv(index_label="class"))
+    write_text(folder / "most_wrong.csv", most_wrong(result.probabilities, splits["test"]).to_csv())
     if len(labels) <= MOST_PLOTTED:
         with plt.rc_context({"text.parse_math": False}):  # "$5 to $10" is a label and no formula
             figure = plots.plot_class_confusion(result.record, [shortened(label, 30) for label in labels])
@@ -66,12 +63,12 @@ def write_report(result: FineTuned, splits: DatasetDict, findings: Findings) -> 
         plt.close(figure)  # a notebook would show it a second time
     else:
         matrix = pd.DataFrame(result.record.confusion_matrix, index=labels, columns=labels)
-        matrix.to_csv(folder / "confusion.csv", index_label="true class / predicted class")
+        write_text(folder / "confusion.csv", matrix.to_csv(index_label="true class / predicted class"))
     write_json(folder / "record.json", vars(result.record))
     baseline = compare_with_bag_of_words(result.record, splits)
     for place in filter(Path.is_dir, (result.adapter, result.adapter / MERGED)):
         card = model_card(result.record, splits, findings, scores, baseline, merged=place.name == MERGED)
-        (place / "README.md").write_text(card, encoding="utf-8")
+        write_text(place / "README.md", card)
     return result.adapter / "README.md"
 
 
@@ -212,23 +209,13 @@ def merge_adapter(adapter: str | Path, folder: str | Path) -> Path:
 
     The weights are fp32. A 4-bit base is unpacked first, since the adapter was trained on top of the rounded weights
     and not of the checkpoint's own; the logits then agree with the 4-bit model's up to the precision it computes in.
-    The tokenizer's limit is the one of training. Raises FileNotFoundError when `adapter` is no adapter's folder and
-    FileExistsError when `folder` holds something.
+    The tokenizer's limit is the one of training. Raises FileExistsError when `folder` holds something, and what
+    `adapters.load_adapter` raises for `adapter`.
     """
     adapter, folder = Path(adapter), Path(folder)
-    if not (adapter / INFERENCE_FILE).is_file():
-        raise FileNotFoundError(f"{adapter} is no saved adapter: it has no {INFERENCE_FILE}.")
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; choose another folder or delete it.")
-    settings = json.loads((adapter / INFERENCE_FILE).read_text(encoding="utf-8"))
-    base = load_classifier(
-        settings["base_model"],
-        Execution("cpu", "fp32", "eager"),
-        quantization=settings["quantization"],
-        labels=tuple(settings["labels"]),
-    )
-    model = PeftModel.from_pretrained(base.dequantize() if settings["quantization"] else base, str(adapter))
-    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    model, tokenizer, settings = load_adapter(adapter, Execution("cpu", "fp32", "eager"), dequantize=True)
     tokenizer.model_max_length = settings["max_length"]
     tokenizer.truncation_side = "left" if settings["truncation"] == "tail" else "right"
     with new_folder(folder) as temporary:

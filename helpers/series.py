@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from helpers.profiles import COMMITTED, ROOT, current_profile, fastest_execution, shown
-from helpers.results import StudyRecord, load_records, summary
+from helpers.results import StudyRecord, load_records, summary, write_text
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -47,8 +47,7 @@ def run_notebook(source: Path, target: Path) -> float:
         client.execute()
     finally:
         settle_progress_bars(notebook)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(notebook, target)
+        write_text(target, nbformat.writes(notebook) + "\n")
     seconds = perf_counter() - start
     print(f"{chr(13) if sys.stdout.isatty() else ''}{source.stem:28s} done in {_clock(seconds)}          ", flush=True)
     return seconds
@@ -87,7 +86,7 @@ def write_times(folder: Path = NOTEBOOKS, records: Path = COMMITTED / "evidence"
         notebook = nbformat.read(path, as_version=4)
         head = notebook.cells[0]
         head.source = re.sub(r"Takes: .*", lambda _: takes(path.stem[:2], times, estimate), head.source)  # noqa: B023
-        nbformat.write(notebook, path)
+        write_text(path, nbformat.writes(notebook) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from dotenv import find_dotenv, load_dotenv
 
 PROJECT = "bert-peft-notebooks"
-INIT_TIMEOUT_SECONDS = 20
+# Without a network a run waits no longer than this, at its start or, where the network went away, at its end.
+INIT_TIMEOUT_SECONDS = 8
+FINISH_TIMEOUT_SECONDS = 10  # what is not uploaded by then stays in wandb/, for `wandb sync`
 
 
 @contextmanager
@@ -36,6 +38,8 @@ def _start(name: str, config: dict):
         import wandb
 
         settings = wandb.Settings(init_timeout=INIT_TIMEOUT_SECONDS)
+        if hasattr(settings, "finish_timeout"):  # which older versions lack
+            settings.finish_timeout = FINISH_TIMEOUT_SECONDS
         run = wandb.init(project=os.environ.get("WANDB_PROJECT", PROJECT), name=name, config=config, settings=settings)
     except Exception as error:
         print(f"W&B: not available ({type(error).__name__}); the run goes on without it")

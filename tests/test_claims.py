@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import matplotlib.pyplot as plt
@@ -8,7 +9,7 @@ from helpers import claims
 from helpers.claims import markdown_table, write_readme
 from helpers.plots_claims import plot_claims, plot_few_rows, verdict_kind
 from helpers.profiles import ROOT, Profile
-from helpers.results import StudyRecord
+from helpers.results import StudyRecord, load_records
 from helpers.verdicts import (
     CLAIMS,
     CONFIRMED,
@@ -256,3 +257,33 @@ def test_adopting_copies_runs_and_studies(record, tmp_path, monkeypatch):
     StudyRecord("rank", "x", "nothing", "cpu", {}, []).save(tmp_path / "nothing" / "results" / "studies")
     assert [path.name for path in claims.adopt(NOTHING)] == [f"{record.name}.json", "rank.json"]
     assert json.loads((tmp_path / "evidence" / f"{record.name}.json").read_text()) == asdict(record)
+
+
+def test_two_that_adopt_at_once_damage_nothing(record, tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path)
+    monkeypatch.setattr(claims, "EVIDENCE", tmp_path / "evidence")
+    records = [replace(record, seed=seed) for seed in range(10)]
+    for run in records:
+        run.save(tmp_path / "nothing" / "results")
+    (tmp_path / "nothing" / "results" / ".half.json").write_text("{")  # hidden: a file that is being written
+    with ThreadPoolExecutor(4) as runs:
+        list(runs.map(lambda _: claims.adopt(NOTHING), range(8)))
+    assert load_records(tmp_path / "evidence") == sorted(records, key=lambda run: run.name)
+    assert len(list((tmp_path / "evidence").iterdir())) == 10
+
+
+def test_an_adoption_that_fails_half_way_leaves_the_earlier_record(record, tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path)
+    monkeypatch.setattr(claims, "EVIDENCE", tmp_path / "evidence")
+    record.save(tmp_path / "nothing" / "results")
+    claims.adopt(NOTHING)
+
+    def half(source, target):
+        target.write_text(source.read_text()[:100])
+        raise OSError("gone")
+
+    monkeypatch.setattr(claims.shutil, "copy", half)
+    with pytest.raises(OSError, match="gone"):
+        claims.adopt(NOTHING)
+    assert load_records(tmp_path / "evidence") == [record]
+    assert len(list((tmp_path / "evidence").iterdir())) == 1

@@ -44,8 +44,9 @@ def test_weights_to_download_are_announced_once(monkeypatch, capsys):
     assert options == {"revision": hub.REVISIONS["bert-base-uncased"], "local_files_only": False}
     assert capsys.readouterr().out == "Downloading bert-base-uncased from the Hugging Face Hub: 440.4 MB\n"
     sizes.pop("model.safetensors")
-    assert hub.checkpoint_options("someone/older")["revision"] == "main"
-    assert capsys.readouterr().out == "Downloading someone/older from the Hugging Face Hub: 440.5 MB\n"
+    with pytest.raises(ValueError, match=r"'someone/older' has no model\.safetensors.* a pickle"):
+        hub.checkpoint_options("someone/older")
+    assert not capsys.readouterr().out
     hub.checkpoint_options.cache_clear()
 
 

@@ -1,10 +1,35 @@
 import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 
+import matplotlib.pyplot as plt
 import pytest
 
 from helpers import results
-from helpers.results import RunRecord, git_commit, load_records, versions, write_json
+from helpers.models import build_model, load_tokenizer, save_adapter
+from helpers.plots import save_figure
+from helpers.profiles import ROOT
+from helpers.recipes import RECIPES
+from helpers.results import (
+    NotWritten,
+    RunRecord,
+    StudyRecord,
+    git_commit,
+    load_records,
+    new_folder,
+    put_back,
+    versions,
+    write_json,
+    write_text,
+)
 
 
 def test_a_record_comes_back_as_it_was(record, tmp_path):
@@ -59,3 +84,196 @@ def test_no_git_is_no_error(monkeypatch):
 
     monkeypatch.setattr(results.subprocess, "run", missing)
     assert git_commit() is None
+
+
+def test_the_committed_records_are_of_the_types_they_state():
+    paths = sorted((ROOT / "Data" / "evidence").glob("*.json"))
+    kinds = [RunRecord if "variant" in json.loads(path.read_text()) else StudyRecord for path in paths]
+    assert {type(kind.load(path)) for kind, path in zip(kinds, paths, strict=True)} == {RunRecord, StudyRecord}
+
+
+# -- whole or not at all ---------------------------------------------------------------------------------------------
+
+
+def _fill(folder, tag):
+    for name in ("a", "b"):
+        (folder / name).write_text(tag * 1_000)
+
+
+def _tag(folder):
+    """The tag that all of a folder's files were written with."""
+    (tag,) = {(folder / name).read_text() for name in ("a", "b")}
+    return tag[:1]
+
+
+@pytest.fixture(params=["exchanged", "set aside"])
+def way(request, monkeypatch):
+    """Both ways to replace a folder: in one step, and where the system has none."""
+    if request.param == "set aside":
+        monkeypatch.setattr(results, "_exchange", lambda first, second: False)
+    elif sys.platform != "linux":
+        pytest.skip("only Linux exchanges two names in one step")
+    return request.param
+
+
+def test_a_folder_is_replaced_by_a_whole_one(tmp_path, way):
+    folder = tmp_path / "new" / "adapter"
+    for tag in "xyz":
+        with new_folder(folder) as temporary:
+            _fill(temporary, tag)
+            assert not folder.exists() if tag == "x" else _tag(folder) < tag
+        assert _tag(folder) == tag
+    with pytest.raises(KeyError), new_folder(folder) as temporary:
+        (temporary / "a").write_text("half")
+        raise KeyError
+    assert _tag(folder) == "z"
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path):
+    (tmp_path / "adapter").write_text("a file")
+    with pytest.raises(NotADirectoryError), new_folder(tmp_path / "adapter") as temporary:
+        _fill(temporary, "x")
+    assert (tmp_path / "adapter").read_text() == "a file"
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges two names in one step")
+def test_a_folder_that_is_replaced_is_never_gone(tmp_path, monkeypatch):
+    folder, seen = tmp_path / "adapter", []
+
+    def looking(do, *arguments, **options):
+        do(*arguments, **options)
+        seen.append(folder.exists())
+
+    monkeypatch.setattr(os, "rename", partial(looking, os.rename))
+    monkeypatch.setattr(shutil, "rmtree", partial(looking, shutil.rmtree))
+    for tag in "xyz":
+        with new_folder(folder) as temporary:
+            _fill(temporary, tag)
+        assert _tag(folder) == tag
+    assert all(seen) and len(seen) > 3
+
+
+def test_several_runs_may_write_one_folder_and_one_file_at_once(tmp_path, record, way):
+    def write(tag):
+        for _ in range(10):
+            with new_folder(tmp_path / "adapter") as temporary:
+                _fill(temporary, tag)
+            record.save(tmp_path)
+
+    with ThreadPoolExecutor(4) as runs:
+        list(runs.map(write, "wxyz"))
+    assert _tag(tmp_path / "adapter") in "wxyz"
+    assert RunRecord.load(tmp_path / f"{record.name}.json") == record
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", f"{record.name}.json"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is forked, to be killed")
+@pytest.mark.parametrize("killed_after", ["the earlier was set aside", "the new one was in place"])
+def test_a_process_killed_while_it_replaces_a_folder_loses_nothing(tmp_path, monkeypatch, capsys, killed_after):
+    monkeypatch.setattr(results, "_exchange", lambda first, second: False)
+    folder, rename = tmp_path / "adapter", os.rename
+    with new_folder(folder) as temporary:
+        _fill(temporary, "x")
+    child = os.fork()
+    if child == 0:
+        calls = []
+
+        def renaming(source, target):
+            rename(source, target)
+            calls.append(target)
+            if len(calls) == (1 if "aside" in killed_after else 2):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.rename = renaming
+        with new_folder(folder) as temporary:
+            _fill(temporary, "y")
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    capsys.readouterr()
+    if "aside" in killed_after:
+        assert not folder.exists()
+        put_back(folder)
+        assert _tag(folder) == "x" and capsys.readouterr().out.startswith("Put back")
+    put_back(folder)
+    assert _tag(folder) == ("x" if "aside" in killed_after else "y") and not capsys.readouterr().out
+    with new_folder(folder) as temporary:  # what the killed process left is in nobody's way
+        _fill(temporary, "z")
+    assert _tag(folder) == "z" and not (tmp_path / ".adapter-before").exists()
+
+
+@pytest.fixture(params=["a full disk", "a file too large"])
+def full(request, tmp_path):
+    """(folder, a function that fills its disk up to nothing, one that makes room again)."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if request.param == "a file too large":  # what a quota does to a file; needs no rights
+        resource = pytest.importorskip("resource")
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE)
+        yield folder, lambda: limit((64, hard)), lambda: limit((soft, hard))
+        limit((soft, hard))
+        return
+    size = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(size, capture_output=True, text=True)
+    except OSError as error:
+        pytest.skip(f"no small disk can be mounted here: {error}")
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+
+    def fill():
+        with suppress(OSError), open(folder / ".filler", "wb", buffering=0) as file:
+            while True:
+                file.write(b"0" * 4_096)
+
+    yield folder, fill, lambda: (folder / ".filler").unlink()
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_what_was_there(full, record, tiny_checkpoints, fp32):
+    folder, fill, make_room = full
+    base_model = tiny_checkpoints["bert"]
+    model, tokenizer = build_model(RECIPES["lora_bert_sst2"], base_model, fp32), load_tokenizer(base_model)
+    options = {"base_model": base_model, "quantization": None, "max_length": 16, "truncation": "head"}
+    readme, figure = folder / "README.md", plt.figure(figsize=(1, 1))
+    readme.write_text("what was there")
+    writes = {
+        record.name: lambda: record.save(folder),
+        "figure.png": lambda: save_figure(figure, folder / "figure.png", "made here"),
+        "adapter": lambda: save_adapter(model, tokenizer, folder / "adapter", **options),
+        "README.md": lambda: write_text(readme, "x" * 100_000),
+    }
+    for name, write in writes.items():
+        if name != "README.md":
+            write()
+    before = _contents(folder)
+    fill()
+    for name, write in writes.items():
+        with pytest.raises(NotWritten, match=rf"^There is no room to write .*{re.escape(name)}.*DATA_DIR") as caught:
+            write()
+        assert "\n" not in str(caught.value)
+    make_room()
+    plt.close(figure)
+    assert _contents(folder) == before
+    for write in writes.values():
+        write()
+    assert _contents(folder).keys() == before.keys()
+
+
+def _contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".filler"}
+
+
+def test_a_process_killed_while_it_writes_leaves_the_old_file(record, tmp_path):
+    path = record.save(tmp_path)
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom helpers.results import new_file\n"
+        "with new_file(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    assert load_records(tmp_path) == [record], "what it left is taken for a record"
+    assert len(list(tmp_path.iterdir())) == 2

@@ -143,15 +143,14 @@ QLORA_SIZES = (500, 2_000, None)
 
 def few_rows(rows: Rows) -> Iterator[Run]:
     """For how many sentences is which method worth it: six methods, the rate of each chosen at each size."""
-    recipe = replace(RECIPES["lora_bert_sst2"].improved(), dataset="rotten_tomatoes", n_validation=None)
+    recipe = START
     where = {"base_model": EMBEDDED_BERT, **SENTENCES}
     yield from _curve("few_rows", recipe, CURVE_SIZES, QLORA_SIZES, rows, where)
 
 
 def few_reviews(rows: Rows) -> Iterator[Run]:
     """The same on reviews, at 500 and at 4,000 of them, of 128 tokens."""
-    recipe = replace(RECIPES["lora_bert_sst2"].improved(), dataset="imdb", n_validation=None)
-    recipe = replace(recipe, max_length=128, truncation="head+tail")
+    recipe = replace(START, dataset="imdb", max_length=128, truncation="head+tail")
     where = {"base_model": EMBEDDED_BERT, **REVIEWS}
     yield from _curve("few_reviews", recipe, (500, 4_000), (), rows, where)
 

@@ -70,6 +70,13 @@ def begin(folder: Path, run: dict[str, object], batches: dict[str, int]) -> None
     write_json(folder / RUN_FILE, {"run": run, "batches": batches})
 
 
+def clear_halves(folder: Path) -> None:
+    """Removes checkpoints that are not whole: by its number, one of them may pass for the newest."""
+    for path in folder.glob("checkpoint-*"):
+        if not (path / COMPLETE).is_file():
+            shutil.rmtree(path)
+
+
 class Stopped(KeyboardInterrupt):
     """A training was asked to end, by Ctrl-C or SIGTERM, and has saved what it had. `status` is the exit status."""
 

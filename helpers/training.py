@@ -58,7 +58,7 @@ from helpers.models import (
 from helpers.profiles import Execution, Profile, shown
 from helpers.recipes import Recipe
 from helpers.results import RunRecord
-from helpers.resuming import COMPLETE, Clock, Saver, begin, identity, unfinished
+from helpers.resuming import COMPLETE, Clock, Saver, begin, clear_halves, identity, unfinished
 
 EVAL_BATCH_SIZE = 16  # larger batches fall out of a CPU's caches and are slower
 LOGS_PER_EPOCH = 10
@@ -308,8 +308,8 @@ def fit(
             checkpoint, batches = (None, {}) if restart else unfinished(folder, run)
             recipe = replace(recipe, **batches)
             state.wait_for_everyone()  # until all have read it
-            if checkpoint is None and state.is_main_process:
-                begin(folder, run, _batches(recipe))
+            if state.is_main_process:
+                clear_halves(folder) if checkpoint else begin(folder, run, _batches(recipe))
             state.wait_for_everyone()
         if state.num_processes == 1:  # more of them do not start again by themselves
             _save_trained(model, Path(scratch) / "start.pt")

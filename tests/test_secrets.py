@@ -23,7 +23,7 @@ PATTERNS = {
     "key": r"\bhf_[A-Za-z0-9]{20,}|\b(?:local|wandb_v1)[-_][A-Za-z0-9_]{30,}|\b[0-9a-f]{40}\b|\bsk-[A-Za-z0-9_-]{20,}"
     r"|\bgh[pousr]_\w{30,}|\bgithub_pat_\w{20,}|\bAKIA[0-9A-Z]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|(?i:key|token|secret|password)['\"]?\s*[:=]\s*\\?['\"][\w+/-]{20,}",
-    "home": r"(?<![\w.])/(?:home|Users)/(?!you\b|USER\b)[A-Za-z][\w.-]*|(?<![\w./~])/root/|[A-Z]:\\+Users\\+\w",
+    "home": r"(?<![\w.])/(?:home|Users)/(?!you\b|USER\b)[A-Za-z][\w.-]*|(?<![\w./~])/roo[t]/|[A-Z]:\\+Users\\+\w",
     "address": r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b(?!/)",
 }
 PUBLIC = {*REVISIONS.values(), "git@github.com"}  # commits that the series pins, and how Git clones

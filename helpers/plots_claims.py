@@ -58,7 +58,7 @@ def plot_claims(verdicts: dict[str, Verdict]) -> Figure:
     names = [Patch(color="0.85", label="stated")]
     names += [Patch(color=color, label=kind.removesuffix(" when")) for kind, color in VERDICT_COLORS.items()]
     title = f"not drawn: {', '.join(without)}" if without else None
-    figure.legend(handles=names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=9, title=title)
+    figure.legend(handles=names, loc="outside lower right", ncols=len(names), frameon=False, fontsize=9, title=title)
     return figure
 
 
@@ -68,7 +68,7 @@ def _draw_bars(axes: Axes, axis: str, bars: list[tuple[Claim, Bar]], verdicts: d
     left, right = min(finite) - room, max(finite) + room
     for row, (claim, bar) in enumerate(bars):
         low, high = max(bar.stated[0], left), min(bar.stated[1], right)
-        axes.barh(row, max(high - low, room / 12), left=low, height=0.8, color="0.85", zorder=0)
+        axes.barh(row, max(high - low, room / 5), left=low, height=0.8, color="0.85", zorder=0)
         color = VERDICT_COLORS[verdict_kind(verdicts[claim.id])]
         axes.plot([bar.low, bar.high], [row, row], color=color, lw=5, solid_capstyle="butt")
         axes.plot((bar.low + bar.high) / 2, row, "o", color=color, ms=6)

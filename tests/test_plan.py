@@ -1,6 +1,7 @@
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from math import ceil
 
 import pytest
 
@@ -70,7 +71,7 @@ def test_few_rows_has_the_methods_sizes_and_seeds_that_it_promises():
         recipe = run.recipe
         if recipe.variant in ("improved", "full_finetune", "head_only"):
             n_train = recipe.n_train or 5_530
-            updates = recipe.epochs(n_train) * n_train / recipe.per_device_train_batch_size
+            updates = recipe.epochs(n_train) * ceil(n_train / recipe.per_device_train_batch_size)
             assert updates >= 400 and recipe.epochs(n_train) >= 3
 
 

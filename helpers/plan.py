@@ -14,6 +14,8 @@ The rules were written down before anything was measured:
   the interval says what the measurement leaves open. Where a baseline is better, the series says so.
 - Settings of improved(): the candidate with the best mean validation accuracy over both sizes of `settings` is taken,
   unless "start" lies at most half a point below it; one that takes more updates has to be better by a whole point.
+- All reviews: tokens and truncation are those that `many_rows` finds best on validation rows at 4,000 reviews; more
+  tokens, which take more time, have to be better by 0.3 points. Rates are those that `few_reviews` finds there.
 - Ranks, layers and scaling: each is compared at its own best rate, chosen over three seeds, on the test rows.
 
 Every function here is one study: it gives its runs, in the order in which they are done, from the rows that are there.
@@ -155,6 +157,31 @@ def few_reviews(rows: Rows) -> Iterator[Run]:
     yield from _curve("few_reviews", recipe, (500, 4_000), (), rows, where)
 
 
+def many_rows(rows: Rows) -> Iterator[Run]:
+    """The search for the settings on all reviews: how many tokens and which of them, at 4,000 reviews."""
+    recipe = replace(START, dataset="imdb", n_train=4_000, truncation="head+tail", max_length=256)
+    recipe = replace(recipe, learning_rate=_rate_of_reviews("lora", rows))
+    candidates = {
+        "256 tokens": recipe,
+        "384 tokens": replace(recipe, max_length=384),
+        "512 tokens": replace(recipe, max_length=512),
+        "256 tokens, head": replace(recipe, truncation="head"),
+        "256 tokens, tail": replace(recipe, truncation="tail"),
+        "256 tokens, half the rate": replace(recipe, learning_rate=recipe.learning_rate / 2),
+    }
+    for name, candidate in candidates.items():
+        where = {"base_model": EMBEDDED_BERT, "scored_on": "validation", **REVIEWS}
+        yield Run("many_rows", (("change", name),), candidate, seed=SEARCH_SEEDS[0], **where)
+
+
+def _rate_of_reviews(name: str, rows: Rows) -> float:
+    """The best rate of a method on 4,000 reviews, as far as `few_reviews` has searched it."""
+    where = {"base_model": EMBEDDED_BERT, **REVIEWS}
+    recipe = method(name, replace(START, dataset="imdb", max_length=128, truncation="head+tail", n_train=4_000))
+    labels = {"rows": 4_000, "method": name}
+    return best_rate("few_reviews_search", labels, recipe, RATES[name], rows, SEARCH_SEEDS[:1], **where)[1]
+
+
 def _curve(
     study: str, recipe: Recipe, sizes: Sequence[int | None], qlora_sizes: Sequence[int | None], rows: Rows, where: dict
 ) -> Iterator[Run]:
@@ -260,6 +287,20 @@ def sources(rows: Rows) -> Iterator[Run]:
         yield _at_scale("sources", replace(RECIPES[name], **changes), 42)
 
 
+def improved(rows: Rows) -> Iterator[Run]:
+    """Our version of each source's recipe on the same rows, and full fine-tuning at its own best rate."""
+    for name in ("lora_distilbert_qv", "qlora_bert", "lora_distilbert_q", "lora_bert_cased"):
+        recipe = RECIPES[name].improved()
+        if "n_train" in WRITTEN[name]:
+            recipe = replace(recipe, n_train=WRITTEN[name]["n_train"])
+        for seed in (42, 43) if name == "lora_distilbert_qv" else (42,):
+            yield _at_scale("improved", recipe, seed)
+    for seed in range(42, 47):
+        yield _at_scale("improved", replace(RECIPES["lora_bert_sst2"].improved(), dataset="rotten_tomatoes"), seed)
+    whole = RECIPES["lora_distilbert_qv"].improved().full_finetune()
+    yield _at_scale("improved", replace(whole, learning_rate=_rate_of_reviews("full_finetune", rows)), 42)
+
+
 def baselines(rows: Rows) -> Iterator[Run]:
     """What costs nothing, on the training and test rows of `sources`: bag of words (whole texts, and as cut for the
     encoder), frozen encoder, and the head alone.
@@ -285,5 +326,8 @@ def _at_scale(study: str, recipe: Recipe, seed: int) -> Run:
     return Run(study, labels, recipe, base_model, **where, seed=seed, at_scale=True)
 
 
-_STUDIES = (pooler, settings, few_rows, ranks, layers, scaling, few_reviews, batches, sources, baselines)
+_STUDIES = (
+    *(pooler, settings, few_rows, ranks, layers, scaling, few_reviews),
+    *(many_rows, sources, improved, baselines, batches),
+)
 STUDIES: dict[str, Plan] = {study.__name__: study for study in _STUDIES}

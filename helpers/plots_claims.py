@@ -68,7 +68,8 @@ def _draw_bars(axes: Axes, axis: str, bars: list[tuple[Claim, Bar]], verdicts: d
     left, right = min(finite) - room, max(finite) + room
     for row, (claim, bar) in enumerate(bars):
         low, high = max(bar.stated[0], left), min(bar.stated[1], right)
-        axes.barh(row, max(high - low, room / 5), left=low, height=0.8, color="0.85", zorder=0)
+        width = max(high - low, room / 5)  # or a single number would be no bar
+        axes.barh(row, width, left=(low + high - width) / 2, height=0.8, color="0.85", zorder=0)
         color = VERDICT_COLORS[verdict_kind(verdicts[claim.id])]
         axes.plot([bar.low, bar.high], [row, row], color=color, lw=5, solid_capstyle="butt")
         axes.plot((bar.low + bar.high) / 2, row, "o", color=color, ms=6)

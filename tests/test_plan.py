@@ -52,7 +52,7 @@ def test_a_study_s_runs_are_all_different_and_so_are_their_labels(name):
 @pytest.mark.parametrize("name", STUDIES)
 def test_settings_are_never_chosen_on_rows_or_with_seeds_of_the_result(name):
     runs = list(STUDIES[name]({}))
-    searched = [run for run in runs if run.study.endswith("_search") or name == "settings"]
+    searched = [run for run in runs if run.study.endswith("_search") or name in ("settings", "many_rows")]
     scored = [run for run in runs if run not in searched]
     assert {run.scored_on for run in searched} <= {"validation"} and {run.scored_on for run in scored} <= {"test"}
     assert not {run.seed for run in searched} & {run.seed for run in scored}
@@ -83,6 +83,17 @@ def test_the_sources_are_run_as_they_are_written():
         changed = {field for field in allowed if getattr(run.recipe, field) != getattr(plan.RECIPES[name], field)}
         assert replace(run.recipe, **{f: getattr(plan.RECIPES[name], f) for f in changed}) == plan.RECIPES[name]
     assert Counter(run.recipe.name for run in STUDIES["sources"]({}))["lora_bert_sst2"] == 5
+
+
+def test_all_reviews_are_trained_at_the_rate_that_4_000_of_them_were_searched_at():
+    runs = [run for run in STUDIES["few_reviews"]({}) if run.study == "few_reviews_search"]
+    of_lora = [run for run in runs if dict(run.labels)["method"] == "lora" and dict(run.labels)["rows"] == 4_000]
+    assert len(of_lora) == 3
+    best = {run.id: {"accuracy": 0.9 if run.recipe.learning_rate == 1e-3 else 0.5} for run in of_lora}
+    assert next(STUDIES["many_rows"](best)).recipe.learning_rate == 1e-3
+    most = {run.id: {"accuracy": run.recipe.learning_rate} for run in of_lora}
+    searched = [run for run in STUDIES["few_reviews"](most) if run.recipe.learning_rate == 4e-3]
+    assert searched, "the search is not the one that many_rows reads"
 
 
 def test_seeds_come_before_settings_in_the_settings_search():

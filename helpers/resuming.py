@@ -61,7 +61,7 @@ def unfinished(folder: Path, run: dict[str, object]) -> tuple[Path | None, dict[
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None), batches
 
 
-_AFRESH = "Run that one to its end, or begin anew: --restart, or fine_tune(..., restart=True)."
+_AFRESH = "Run that one to its end, or begin anew: --restart, fine_tune(..., restart=True), or delete the folder."
 
 
 def begin(folder: Path, run: dict[str, object], batches: dict[str, int]) -> None:

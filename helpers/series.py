@@ -16,18 +16,25 @@ from helpers.results import StudyRecord, load_records, summary, write_text
 NOTEBOOKS = ROOT / "notebooks"
 
 
-def run_notebook(source: Path, target: Path) -> float:
-    """Executes `source` in a fresh kernel and writes it with its outputs to `target`, also when a cell fails.
+class NotebookFailed(Exception):
+    """A notebook did not run to its end; the message says in one line where, why, and what to do."""
 
-    Shows the cell in progress on a terminal. Returns the seconds it took; raises CellExecutionError as nbclient does.
+
+def run_notebook(source: Path, target: Path, unfinished: Path | None = None) -> float:
+    """Executes `source` in a fresh kernel and writes it with its outputs to `target`.
+
+    Shows the cell in progress on a terminal. Returns the seconds it took. Where a cell fails or the kernel dies, the
+    outputs so far go to `unfinished` (None: to `target`, too), and NotebookFailed is raised.
     """
     notebook = nbformat.read(source, as_version=4)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
     start = perf_counter()
-    total = sum(cell.cell_type == "code" for cell in notebook.cells)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    done, total = 0, len(code)
 
     def show(cell, cell_index):
+        nonlocal done
         done = sum(other.cell_type == "code" for other in notebook.cells[:cell_index])
         if sys.stdout.isatty():
             print(f"\r{source.stem:28s} cell {done + 1}/{total}  {_clock(perf_counter() - start)}", end="", flush=True)
@@ -45,9 +52,21 @@ def run_notebook(source: Path, target: Path) -> float:
     )
     try:
         client.execute()
-    finally:
+    except (CellExecutionError, DeadKernelError, AssertionError) as error:  # the last: nbclient, of a kernel that died
         settle_progress_bars(notebook)
-        write_text(target, nbformat.writes(notebook) + "\n")
+        written = write_text(unfinished or target, nbformat.writes(notebook) + "\n")
+        first = code[done].source.strip().partition("\n")[0][:60]
+        where = f"{source.name}, cell {done + 1} of {total} ({first})"
+        if isinstance(error, CellExecutionError):
+            raised = f"{error.ename}: {' '.join(error.evalue.split())[:300]}"
+            raise NotebookFailed(f"{where} failed: {raised} [traceback in {shown(written)}]") from error
+        raise NotebookFailed(
+            f"{where}: the kernel died, most likely because memory ran out or something killed it. Close other "
+            f"programs and start it again (python -m helpers.series {source.stem[:2]}): a training goes on where it "
+            f"was. With PROFILE=quick it takes less memory. Its outputs so far: {shown(written)}"
+        ) from error
+    settle_progress_bars(notebook)
+    write_text(target, nbformat.writes(notebook) + "\n")
     seconds = perf_counter() - start
     print(f"{chr(13) if sys.stdout.isatty() else ''}{source.stem:28s} done in {_clock(seconds)}          ", flush=True)
     return seconds
@@ -110,18 +129,16 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"Profile {profile.name}: {len(chosen)} notebooks", flush=True)
     start, seconds = perf_counter(), []
     for path in chosen:
-        target = path if options.store else profile.figures / "notebooks" / path.name
+        copy = profile.figures / "notebooks" / path.name
         try:
-            seconds.append({"notebook": path.stem[:2], "seconds": round(run_notebook(path, target))})
-        except CellExecutionError as error:
-            cells = nbformat.read(target, as_version=4).cells
-            failed = next(cell for cell in cells if any(o.output_type == "error" for o in cell.get("outputs", [])))
-            print(f"\n{path.name} failed in this cell (traceback in {shown(target)}):\n\n{failed.source}\n")
-            print(f"{error.ename}: {error.evalue}")
+            took = run_notebook(path, path if options.store else copy, copy)
+        except NotebookFailed as failed:
+            print(f"\n{failed}", flush=True)
             return 1
-        except DeadKernelError:
-            print(f"\n{path.name} failed: its kernel died, which most often means that memory ran out.")
-            return 1
+        except KeyboardInterrupt:
+            print(f"\nStopped in {path.name}; started again, a training goes on where it was", flush=True)
+            return 130
+        seconds.append({"notebook": path.stem[:2], "seconds": round(took)})
     if not options.notebooks:
         command = f"PROFILE={profile.name} python -m helpers.series"
         times = StudyRecord("notebook_times", command, profile.name, fastest_execution().device_name, {}, seconds)

@@ -34,15 +34,33 @@ def test_notebooks_run_in_order_in_fresh_kernels(notebooks, tmp_path, capsys):
     assert nbformat.read(tmp_path / "notebooks/01_a.ipynb", 4).cells[1].outputs == []
 
 
-def test_a_failing_notebook_stops_the_series_and_shows_its_cell(notebooks, tmp_path, capsys):
+def test_a_failing_notebook_stops_the_series_in_one_line(notebooks, tmp_path, capsys):
     notebooks("01_a", "1", "reviews = []\nreviews[0]")
     notebooks("02_b", "2")
     assert series.main([]) == 1
-    output = capsys.readouterr().out
-    assert "01_a.ipynb failed in this cell" in output
-    assert "reviews = []\nreviews[0]\n\nIndexError: list index out of range\n" in output
-    assert "02_b" not in output
-    assert nbformat.read(tmp_path / "Data/quick/notebooks/01_a.ipynb", 4).cells[0].outputs
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith("01_a.ipynb, cell 2 of 2 (reviews = []) failed: IndexError: list index out of range [")
+    assert last.endswith("01_a.ipynb]")
+    cells = nbformat.read(tmp_path / "Data/quick/notebooks/01_a.ipynb", 4).cells
+    assert cells[0].outputs and "IndexError" in str(cells[1].outputs)
+    assert not (tmp_path / "Data/quick/notebooks/02_b.ipynb").exists()
+
+
+def test_a_kernel_that_dies_ends_the_series_in_one_line_and_keeps_what_it_wrote(notebooks, tmp_path, capsys):
+    (tmp_path / "figure.png").write_text("before")
+    notebooks("01_a", "print('written')", f"open({str(tmp_path / 'record.json')!r}, 'w').write('done')",
+              "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "1")  # fmt: skip
+    stored = (tmp_path / "notebooks/01_a.ipynb").read_text()
+    assert series.main(["--store"]) == 1
+    out, err = capsys.readouterr()
+    last = out.strip().splitlines()[-1]
+    assert last.startswith("01_a.ipynb, cell 3 of 4 (import os, signal): the kernel died, most likely because memory")
+    assert "python -m helpers.series 01" in last and "Traceback" not in out + err
+    assert (tmp_path / "record.json").read_text() == "done"
+    assert nbformat.read(tmp_path / "Data/quick/notebooks/01_a.ipynb", 4).cells[0].outputs[0].text == "written\n"
+    assert (tmp_path / "notebooks/01_a.ipynb").read_text() == stored, (
+        "a stored notebook is replaced by a whole one only"
+    )
 
 
 def test_chosen_notebooks_are_stored_in_place(notebooks, tmp_path):

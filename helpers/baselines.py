@@ -1,14 +1,14 @@
 """The trivial competitors on the same rows: a bag of words, and the frozen encoder read by its mean embedding."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from datasets import Dataset
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel, PreTrainedTokenizerBase
@@ -23,37 +23,45 @@ ENCODER_C = (0.001, 0.01, 0.1, 1.0)
 DEFAULT_C = 10.0  # of a bag of words without validation rows
 
 
-def bag_of_words(train: Dataset, validation: Dataset | None = None) -> Pipeline:
+def bag_of_words(train: Dataset, validation: Dataset | None = None, class_weights: str | None = None) -> Pipeline:
     """TF-IDF over words and word pairs with logistic regression, fitted on `train`: the baseline to beat.
 
     Its C is the one of `BAG_C` that is most accurate on `validation`, by log loss where several are; None: `DEFAULT_C`.
+    With `class_weights="balanced"` each class counts the same, and the best balanced accuracy decides.
     `.predict(texts)` gives labels, `.predict_proba(texts)` probabilities of shape (n, classes).
     """
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     features = vectorizer.fit_transform(list(train["text"]))
     if validation is None:
-        classifier = _logistic(DEFAULT_C).fit(features, train["label"])
+        classifier = _logistic(DEFAULT_C, class_weights).fit(features, train["label"])
     else:
         scored = vectorizer.transform(list(validation["text"])), validation["label"]
-        classifier = _best(_logistic, BAG_C, (features, train["label"]), scored)
+        fitted = [_logistic(c, class_weights).fit(features, train["label"]) for c in BAG_C]
+        classifier = _best(fitted, *scored, class_weights)
     return make_pipeline(vectorizer, classifier)
 
 
-def frozen_encoder(train: tuple[np.ndarray, Sequence[int]], validation: tuple[np.ndarray, Sequence[int]]) -> Pipeline:
-    """Logistic regression on standardized `mean_embeddings`, (rows, width), with labels; C as in `bag_of_words`."""
-    return _best(lambda c: make_pipeline(StandardScaler(), _logistic(c)), ENCODER_C, train, validation)
+def frozen_encoder(
+    train: tuple[np.ndarray, Sequence[int]],
+    validation: tuple[np.ndarray, Sequence[int]],
+    class_weights: str | None = None,
+) -> Pipeline:
+    """Logistic regression on standardized `mean_embeddings`, (rows, width), with labels; C and `class_weights` as in
+    `bag_of_words`."""
+    fitted = [make_pipeline(StandardScaler(), _logistic(c, class_weights)).fit(*train) for c in ENCODER_C]
+    return _best(fitted, *validation, class_weights)
 
 
-def _logistic(c: float) -> LogisticRegression:
-    return LogisticRegression(C=c, max_iter=2_000)
+def _logistic(c: float, class_weights: str | None) -> LogisticRegression:
+    return LogisticRegression(C=c, max_iter=2_000, class_weight=class_weights)
 
 
-def _best(make: Callable, strengths: Sequence[float], train: tuple, validation: tuple):
-    fitted = [make(c).fit(*train) for c in strengths]
-    texts, labels = validation
+def _best(fitted: list, rows, labels: Sequence[int], class_weights: str | None):
+    score = balanced_accuracy_score if class_weights else accuracy_score
 
     def quality(model) -> tuple[float, float]:
-        return model.score(texts, labels), -log_loss(labels, model.predict_proba(texts), labels=model.classes_)
+        loss = log_loss(labels, model.predict_proba(rows), labels=model.classes_)
+        return score(labels, model.predict(rows)), -loss
 
     return max(fitted, key=quality)
 

@@ -6,7 +6,7 @@ part, `python -m helpers.full --list` says what is left.
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta, timezone
 from time import perf_counter
 
@@ -58,15 +58,17 @@ class Ledger:
         """Whether `run` is done."""
         return record_of(run) is not None if run.at_scale else run.id in self.rows
 
-    def add(self, run: Run, row: dict, execution: Execution, current: Iterable[str]) -> None:
-        """Writes `row` to its study's record, from which rows of runs that are not among `current` names go."""
+    def add(self, run: Run, row: dict, execution: Execution, current: Sequence[Run]) -> None:
+        """Writes `row` to its study's record, from which rows of runs that are not among the `current` ones go."""
         kept = self.records[run.study].rows if run.study in self.records else []
         self.rows[run.id] = row
-        rows = [other for other in kept if other["run"] in current and other["run"] != run.id]
-        recipe = run.recipe
-        settings = {"base_model": run.base_model, "dataset": recipe.dataset, "scored_on": run.scored_on}
-        settings |= {"n_validation": run.n_validation, "n_test": run.n_test, "max_length": recipe.max_length}
-        settings["precision"] = execution.precision
+        study = {other.id: other for other in current if other.study == run.study}
+        rows = [other for other in kept if other["run"] in study and other["run"] != run.id]
+        settings = {"precision": execution.precision}
+        for name in ("base_model", "scored_on", "n_validation", "n_test"):
+            settings[name] = _all_of(getattr(other, name) for other in study.values())
+        for name in ("dataset", "max_length"):
+            settings[name] = _all_of(getattr(other.recipe, name) for other in study.values())
         command = f"make full ONLY={run.study.removesuffix('_search')}"
         record = StudyRecord(run.study, command, "full", execution.device_name, settings, [*rows, row])
         record.save(FULL.results / "studies")
@@ -98,7 +100,7 @@ def _do(chosen: list[str], ledger: Ledger, minutes: float | None) -> int:
             else:
                 row = row_of(run, execution)
                 row["at"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-                ledger.add(run, row, execution, {other.id for other in runs})
+                ledger.add(run, row, execution, runs)
                 accuracy = row["accuracy"]
             seconds = perf_counter() - start
             if run.recipe.variant not in ("bag_of_words", "frozen_encoder"):
@@ -125,6 +127,12 @@ def _tokens(run: Run) -> float:
     dropout = 1.0 if recipe.model_dropout == 0 else 1.3
     scored = run.n_test if run.scored_on == "test" else run.n_validation
     return length * (weight * dropout * n_train * recipe.epochs(n_train) + 0.3 * scored)
+
+
+def _all_of(values: Iterable[object]) -> object:
+    """The value, or "a and b" where the runs of a study differ in it."""
+    different = list(dict.fromkeys(values))
+    return different[0] if len(different) == 1 else " and ".join(map(str, different))
 
 
 def _clock(seconds: float) -> str:

@@ -1,49 +1,106 @@
 """A trained adapter made fit for others: its report, its model card, the merged model, the hub."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from datasets import DatasetDict
 from huggingface_hub import HfApi, ModelCardData, get_token
+from sklearn.metrics import balanced_accuracy_score
 
 from helpers import plots
 from helpers.adapters import load_adapter
-from helpers.baselines import bag_of_words
-from helpers.data import shortened
+from helpers.baselines import bag_of_words, frozen_encoder, mean_embeddings
+from helpers.data import shortened, tokenize
 from helpers.evaluation import (
     PairedComparison,
     balanced_accuracy,
     class_scores,
     correct_rows,
+    holm,
     most_wrong,
     paired_comparison,
 )
+from helpers.models import load_tokenizer
 from helpers.own_data import SHOWN_CLASSES, SKEW, Findings
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT, Execution
 from helpers.results import RunRecord, new_folder, write_json, write_text
 from helpers.training import FineTuned
 
 MOST_PLOTTED = 30  # classes that a confusion matrix shows in a figure
+DESCRIBED = {
+    "bag of words": "TF-IDF with logistic regression",
+    "frozen encoder": "Logistic regression on the frozen encoder's mean embedding",
+}
 REPORT, MERGED = "report", "merged"  # folders inside an adapter's; the report quotes rows and stays off the hub
 
 
-def compare_with_bag_of_words(record: RunRecord, splits: DatasetDict) -> tuple[float, PairedComparison] | None:
-    """Test accuracy of TF-IDF with logistic regression on the run's own rows, and what the run gains over it.
+class Baseline(NamedTuple):
+    """What a baseline scores on the test rows of a run, and how much more often the run is right than it."""
 
-    None where the training texts share no words, as in languages that are written without spaces.
+    name: str
+    accuracy: float
+    balanced_accuracy: float
+    gain: PairedComparison
+
+
+def compare_with_baselines(record: RunRecord, splits: DatasetDict, execution: Execution) -> list[Baseline]:
+    """The bag of words and the frozen encoder, each trained on the run's own rows and weighting classes as it does.
+
+    The p-values are corrected for their number (Holm 1979). There is no bag of words where the training texts share no
+    words, as in languages that are written without spaces.
     """
-    references = np.array(splits["test"]["label"])
-    try:
-        predictions = bag_of_words(splits["train"], splits["validation"]).predict(list(splits["test"]["text"]))
-    except ValueError:
-        return None
-    right = correct_rows(predictions, references)
-    return float((predictions == references).mean()), paired_comparison(record.correct, right)
+    class_weights, labels = record.settings.get("class_weights"), {n: rows["label"] for n, rows in splits.items()}
+    models, inputs = {}, {}
+    with suppress(ValueError):
+        models["bag of words"] = bag_of_words(splits["train"], splits["validation"], class_weights)
+        inputs["bag of words"] = list(splits["test"]["text"])
+    tokenizer = load_tokenizer(record.base_model)
+    of_record = record.max_length, record.settings["truncation"]
+    ids = [tokenize(rows, tokenizer, *of_record)["input_ids"] for rows in splits.values()]
+    vectors = mean_embeddings(record.base_model, tokenizer, [row for part in ids for row in part], execution)
+    parts = dict(zip(splits, np.split(vectors, np.cumsum([len(part) for part in ids])[:-1]), strict=True))
+    fitted_on = ((parts[name], labels[name]) for name in ("train", "validation"))
+    models["frozen encoder"], inputs["frozen encoder"] = frozen_encoder(*fitted_on, class_weights), parts["test"]
+    found = []
+    for name, model in models.items():
+        predictions, right = model.predict(inputs[name]), np.array(labels["test"])
+        gain = paired_comparison(record.correct, correct_rows(predictions, right))
+        found.append(Baseline(name, (predictions == right).mean(), balanced_accuracy_score(right, predictions), gain))
+    corrected = holm([baseline.gain.p_value for baseline in found])
+    return [one._replace(gain=one.gain._replace(p_value=p)) for one, p in zip(found, corrected, strict=True)]
 
 
-def write_report(result: FineTuned, splits: DatasetDict, findings: Findings) -> Path:
+def scores_table(record: RunRecord, baselines: Sequence[Baseline], skewed: bool) -> pd.DataFrame:
+    """The run's accuracy (balanced where `skewed`) above the baselines', and what it gains over each, in points."""
+    column = "balanced accuracy" if skewed else "accuracy"
+    run = balanced_accuracy(record.confusion_matrix)[0] if skewed else record.metrics["accuracy"]
+    rows = {"this model": (f"{run:.1%}", "", "")}
+    for name, accuracy, balanced, gain in baselines:
+        interval = f"{100 * gain.difference:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+        rows[name] = f"{balanced if skewed else accuracy:.1%}", interval, f"{gain.p_value:.2g}"
+    return pd.DataFrame.from_dict(rows, orient="index", columns=[column, "gain in accuracy [95 %]", "p, corrected"])
+
+
+def advice(record: RunRecord, baselines: Sequence[Baseline], skewed: bool) -> str:
+    """One line on whether this model is worth having on these rows, beside `baselines`."""
+    run = balanced_accuracy(record.confusion_matrix)[0] if skewed else record.metrics["accuracy"]
+    score = {one.name: one.balanced_accuracy if skewed else one.accuracy for one in baselines}
+    best = max(baselines, key=lambda one: score[one.name])
+    if score[best.name] > run:
+        return (
+            f"The {best.name} is ahead of this model: it trains in seconds (helpers.baselines); take it, or more rows."
+        )
+    if not skewed and best.gain.p_value >= 0.05:
+        return f"These test rows do not show that this model is better than the {best.name}, which trains in seconds."
+    return f"This model is ahead of the {best.name}, the better of what trains in seconds."
+
+
+def write_report(result: FineTuned, splits: DatasetDict, findings: Findings, baselines: Sequence[Baseline]) -> Path:
     """Writes model card and report into the adapter's folder, and returns the card's path.
 
     `README.md` is the card; `report/` holds scores and confusion matrix (a table where the classes are more than
@@ -65,9 +122,9 @@ def write_report(result: FineTuned, splits: DatasetDict, findings: Findings) -> 
         matrix = pd.DataFrame(result.record.confusion_matrix, index=labels, columns=labels)
         write_text(folder / "confusion.csv", matrix.to_csv(index_label="true class / predicted class"))
     write_json(folder / "record.json", vars(result.record))
-    baseline = compare_with_bag_of_words(result.record, splits)
+    write_text(folder / "baselines.csv", scores_table(result.record, baselines, findings.skewed).to_csv())
     for place in filter(Path.is_dir, (result.adapter, result.adapter / MERGED)):
-        card = model_card(result.record, splits, findings, scores, baseline, merged=place.name == MERGED)
+        card = model_card(result.record, splits, findings, scores, baselines, merged=place.name == MERGED)
         write_text(place / "README.md", card)
     return result.adapter / "README.md"
 
@@ -77,13 +134,13 @@ def model_card(
     splits: DatasetDict,
     findings: Findings,
     scores: pd.DataFrame,
-    baseline: tuple[float, PairedComparison] | None,
+    baselines: Sequence[Baseline],
     merged: bool = False,
 ) -> str:
     """The README.md of an adapter's folder, or of the `merged` model's: data, scores, base model, how to load it.
 
-    Names the data file without its folder. `scores` are `evaluation.class_scores` of the test rows, `baseline` is what
-    `compare_with_bag_of_words` gives.
+    Names the data file without its folder. `scores` are `evaluation.class_scores` of the test rows, `baselines` is what
+    `compare_with_baselines` gives.
     """
     embedded = record.base_model in (EMBEDDED_BERT, EMBEDDED_DISTILBERT)
     local = Path(record.base_model).is_dir()
@@ -95,14 +152,13 @@ def model_card(
         base_model=None if embedded or local else base,
         tags=[method.lower(), "text-classification"],
     )
-    compared = ""
-    if baseline:
-        bag, gain = baseline
-        compared = (
-            f"TF-IDF with logistic regression reaches {bag:.1%} on the same rows; the difference is "
-            f"{100 * gain.difference:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}], "
-            f"p = {gain.p_value:.2g} (exact McNemar test)."
-        )
+    compared = [
+        f"{DESCRIBED[name]} reaches {accuracy:.1%} on the same rows; the difference is "
+        f"{100 * gain.difference:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}], p = {gain.p_value:.2g}."
+        for name, accuracy, _, gain in baselines
+    ]
+    if compared:
+        compared.append("(p by exact McNemar tests, corrected for their number.)")
     names = [shortened(label) for label in scores.index]
     titles = ", ".join(names[:SHOWN_CLASSES]) + (", ..." if len(names) > SHOWN_CLASSES else "")
     sizes = pd.DataFrame({name: np.bincount(rows["label"], minlength=len(scores)) for name, rows in splits.items()})
@@ -116,7 +172,7 @@ def model_card(
     scored = (
         f"Accuracy on {record.n_test:,} test rows: **{record.metrics['accuracy']:.1%}**, 95 % interval [{low:.1%}, "
         f"{high:.1%}] (bootstrap over the test rows). They were scored once, after the epoch had been chosen on "
-        f"validation rows. {compared}"
+        f"validation rows. {' '.join(compared)}"
     )
     parts = [scored, f"{_markdown(shown, 'class')}\n\nRecall has its 95 % Wilson interval."]
     if findings.skewed:

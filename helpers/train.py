@@ -25,7 +25,16 @@ from helpers.data import load_splits
 from helpers.evaluation import balanced_accuracy, class_scores
 from helpers.models import INFERENCE_FILE, adapt_recipe, build_model, load_tokenizer
 from helpers.profiles import Execution, Profile, current_profile, fastest_execution, shown
-from helpers.publish import MERGED, merge_adapter, push_to_hub, write_report
+from helpers.publish import (
+    MERGED,
+    Baseline,
+    advice,
+    compare_with_baselines,
+    merge_adapter,
+    push_to_hub,
+    scores_table,
+    write_report,
+)
 from helpers.recipes import RECIPES, Recipe
 from helpers.results import NotWritten, RunRecord, new_folder, summary
 from helpers.resuming import Stopped
@@ -141,9 +150,10 @@ def _run(options: argparse.Namespace, state: PartialState) -> int:
         if result and job.findings:
             if options.merge:
                 merge_adapter(folder, folder / MERGED)
-            write_report(result, job.splits, job.findings)
+            baselines = compare_with_baselines(result.record, job.splits, job.execution)
+            write_report(result, job.splits, job.findings, baselines)
     if result and job.findings:
-        _say_how_the_file_went(options, job, result)
+        _say_how_the_file_went(options, job, result, baselines)
     elif result:
         _say_how_the_recipe_went(options, job, result, bag)
     return 0
@@ -209,7 +219,9 @@ def _say_how_the_recipe_went(options: argparse.Namespace, job: _Job, result: Fin
     print(f"\n{summary([result.record, bag], job.profile)}\nAdapter: {options.output or shown(result.adapter)}")
 
 
-def _say_how_the_file_went(options: argparse.Namespace, job: _Job, result: FineTuned) -> None:
+def _say_how_the_file_went(
+    options: argparse.Namespace, job: _Job, result: FineTuned, baselines: Sequence[Baseline]
+) -> None:
     record, test = result.record, job.splits["test"]
     low, high = record.accuracy_ci95
     accuracy = f"Accuracy {record.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}] on {record.n_test:,} test rows"
@@ -220,7 +232,9 @@ def _say_how_the_file_went(options: argparse.Namespace, job: _Job, result: FineT
     if job.findings.skewed:
         value, low, high = balanced_accuracy(record.confusion_matrix)
         print(f"\nBalanced accuracy {value:.1%} [{low:.1%}, {high:.1%}], which leads where classes are skewed")
-    print(f"\n{table}\n{accuracy}")
+    print(f"\n{table}\n{accuracy}\n")
+    print(f"{scores_table(record, baselines, job.findings.skewed).to_string()}")
+    print(f"{advice(record, baselines, job.findings.skewed)}\n")
     print(f"Adapter and model card: {options.output}   Report: {options.output / 'report'}")
     print(push_to_hub(options.output / MERGED if options.merge else options.output, options.push_to))
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from sklearn.metrics import accuracy_score
 from transformers import AutoModel
 
@@ -64,3 +64,19 @@ def test_texts_without_common_words_cannot_be_counted():
     rows = Dataset.from_dict({"text": ["alpha", "beta", "gamma"], "label": [0, 1, 0]})
     with pytest.raises(ValueError, match=r"no terms remain|empty vocabulary"):
         bag_of_words(rows)
+
+
+def test_balanced_weights_find_more_of_a_rare_class(toy_reviews):
+    good, bad = (toy_reviews.filter(lambda row, label=label: row["label"] == label) for label in (1, 0))
+    noise = np.random.default_rng(0)
+    skewed = concatenate_datasets([bad.select(range(60)), good.select(range(6))])
+    texts = [text if noise.random() < 0.3 else "the movie" for text in skewed["text"]]
+    skewed = Dataset.from_dict({"text": texts, "label": skewed["label"]})
+    rest = concatenate_datasets([bad.select(range(60, 70)), good.select(range(60, 70))])
+    found = [bag_of_words(skewed, None, weights).predict(list(rest["text"])).sum() for weights in (None, "balanced")]
+    assert found[0] < found[1]
+
+    vectors = noise.normal(size=(66, 4)) + np.array(skewed["label"])[:, None]
+    train = vectors, skewed["label"]
+    found = [frozen_encoder(train, train, weights).predict(vectors).sum() for weights in (None, "balanced")]
+    assert found[0] < found[1]

@@ -58,6 +58,26 @@ def test_settings_are_never_chosen_on_rows_or_with_seeds_of_the_result(name):
     assert not {run.seed for run in searched} & {run.seed for run in scored}
 
 
+def _settings_search(gains):
+    """The changes tried in the second round, and those chosen, where each change gains `gains` (else nothing)."""
+    rows, tried = {}, set()
+    while left := [run for run in STUDIES["settings"](rows) if run.id not in rows]:
+        for run in left:
+            names = tuple(dict(run.labels)["change"].split(" and ")) if dict(run.labels)["change"] != "start" else ()
+            rows[run.id] = {"accuracy": 0.7 + sum(gains.get(name, -0.01) for name in names)}
+            tried |= {names} if len(names) == 2 else set()
+    return tried, plan.chosen_changes(rows)
+
+
+def test_the_best_change_is_taken_and_what_was_ahead_is_tried_on_top_of_it():
+    ahead = {"rank 4": 0.03, "dropout 0.1": 0.02, "batches of 8": 0.008}
+    tried, chosen = _settings_search(ahead)
+    assert tried == {("rank 4", "dropout 0.1"), ("rank 4", "batches of 8")} and chosen == ("rank 4", "dropout 0.1")
+    assert _settings_search({"rank 4": 0.03, "batches of 8": 0.008})[1] == ("rank 4",), "twice the updates for little"
+    assert _settings_search({"rank 4": 0.03, "batches of 8": 0.02})[1] == ("rank 4", "batches of 8")
+    assert _settings_search({"rank 4": 0.004}) == (set(), ())
+
+
 def test_few_rows_has_the_methods_sizes_and_seeds_that_it_promises():
     scored = [run for run in STUDIES["few_rows"]({}) if run.study == "few_rows"]
     seeds = Counter((dict(run.labels)["rows"], dict(run.labels)["method"]) for run in scored)

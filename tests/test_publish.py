@@ -10,10 +10,19 @@ from huggingface_hub import ModelCard
 from sklearn.metrics import balanced_accuracy_score
 
 from helpers import publish
-from helpers.evaluation import balanced_accuracy, class_scores
+from helpers.evaluation import PairedComparison, balanced_accuracy, class_scores
 from helpers.own_data import Findings
 from helpers.profiles import EMBEDDED_BERT
-from helpers.publish import compare_with_bag_of_words, merge_adapter, model_card, push_to_hub, write_report
+from helpers.publish import (
+    Baseline,
+    advice,
+    compare_with_baselines,
+    merge_adapter,
+    model_card,
+    push_to_hub,
+    scores_table,
+    write_report,
+)
 from helpers.training import FineTuned
 
 FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes | maybe"])})
@@ -37,21 +46,24 @@ def card(record, splits):
     findings = Findings(50, [3, 9], [4], [5], [6, 7], {"no": 20, "yes | maybe": 20}, np.array([5] * 40), 16)
     scores = class_scores(np.array([0, 1, 0, 0]), np.array([0, 1, 0, 1]), ["no", "yes | maybe"])
 
-    def render(base_model="roberta-base", merged=False, baseline=True):
+    def render(base_model="roberta-base", merged=False, baselines=()):
         run = replace(record, base_model=base_model, dataset="mine.csv", settings=settings)
-        return model_card(
-            run, splits, findings, scores, compare_with_bag_of_words(run, splits) if baseline else None, merged
-        )
+        return model_card(run, splits, findings, scores, baselines, merged)
 
     return render
 
 
 def test_the_card_states_data_scores_and_how_to_load(card):
-    text = card()
+    baselines = [
+        Baseline("bag of words", 1.0, 1.0, PairedComparison(-0.25, -0.75, 0.0, 1.0)),
+        Baseline("frozen encoder", 0.5, 0.5, PairedComparison(0.25, -0.5, 0.75, 1.0)),
+    ]
+    text = card(baselines=baselines)
     assert "`mine.csv`, 50 rows. Left out: 2 without text, 1 without label, 1 duplicates, 2 whose" in text
     assert "| no | 16 | 2 | 2 |\n| yes \\| maybe | 16 | 2 | 2 |" in text
     assert "**75.0%**, 95 % interval [50.0%, 100.0%]" in text
-    assert "reaches 100.0% on the same rows; the difference is -25.0 points" in text
+    assert "TF-IDF with logistic regression reaches 100.0% on the same rows; the difference is -25.0 points" in text
+    assert "the frozen encoder's mean embedding reaches 50.0% on the same rows; the difference is +25.0" in text
     assert "| yes \\| maybe | 100.0% | 50.0% [9.5%, 90.5%] | 66.7% | 2 |" in text  # Wilson's interval of 1 in 2
     assert "SentimentClassifier.from_pretrained" in text and "comes from the Hugging Face Hub" in text
     metadata = ModelCard(text).data
@@ -72,12 +84,12 @@ def test_a_skewed_file_s_card_leads_with_balanced_accuracy_and_class_scores(reco
     run = replace(record, settings=settings | {"class_weights": "balanced"}, confusion_matrix=[[3, 0], [1, 0]])
     findings = Findings(50, [], [], [], [], {"no": 40, "yes | maybe": 10}, np.array([5] * 40), 16)
     scores = class_scores(np.array([0, 0, 0, 0]), np.array([0, 0, 0, 1]), ["no", "yes | maybe"])
-    text = model_card(run, splits, findings, scores, None)
+    text = model_card(run, splits, findings, scores, [])
     order = [text.index(part) for part in ("Balanced accuracy,", "**50.0%**", "| class |", "Accuracy on 4 test rows")]
     assert order == sorted(order)
     assert "more than 3 times the rows of the smallest" in text
     assert "an accuracy of 75.0% and a balanced one of 50.0%" in text and "class_weights balanced" in text
-    even = model_card(run, splits, replace(findings, classes={"no": 30, "yes | maybe": 20}), scores, None)
+    even = model_card(run, splits, replace(findings, classes={"no": 30, "yes | maybe": 20}), scores, [])
     assert "Balanced" not in even and even.index("Accuracy on 4") < even.index("| class |")
 
 
@@ -96,7 +108,7 @@ def test_a_report_on_500_classes_and_on_labels_like_formulas(record, tmp_path):
         run = replace(record, confusion_matrix=matrix, settings=settings, correct="0" * count, n_test=count)
         result = FineTuned(None, None, run, np.roll(np.eye(count), 1, axis=1), folder)
         findings = Findings(count, [], [], [], [], dict.fromkeys(names[:count], 1), np.array([3]), 16)
-        card = write_report(result, DatasetDict(train=rows, validation=rows, test=rows), findings).read_text()
+        card = write_report(result, DatasetDict(train=rows, validation=rows, test=rows), findings, []).read_text()
         assert (folder / "report" / written).is_file()
         assert len(card.split("# A LoRA adapter")[1].splitlines()[0]) < 400
         assert f"one of {count} classes" in card
@@ -113,15 +125,63 @@ def test_the_card_says_what_does_not_travel(card, tmp_path):
 
 
 def test_the_merged_model_s_card_is_for_plain_transformers(card):
-    text = card(EMBEDDED_BERT, merged=True, baseline=False)
+    text = card(EMBEDDED_BERT, merged=True)
     assert 'pipeline("text-classification"' in text and "helpers" not in text and "TF-IDF" not in text
     assert "longer than 128 tokens are cut (head+tail, where plain transformers keeps the first" in text
     assert ModelCard(text).data.library_name == "transformers"
 
 
-def test_texts_without_common_words_have_no_bag_of_words(record, splits):
+@pytest.fixture
+def own_run(record, tiny_checkpoints):
+    """A run on `splits` that is right on the first of its four test rows, and a second record that weights classes."""
+    run = replace(record, base_model=tiny_checkpoints["bert"], settings={"truncation": "head"}, correct="1000")
+    return run, replace(run, settings={"truncation": "head", "class_weights": "balanced"})
+
+
+def test_both_baselines_are_trained_on_the_run_s_own_rows(own_run, splits, fp32):
+    bag, frozen = compare_with_baselines(own_run[0], splits, fp32)
+    assert (bag.name, bag.accuracy, bag.gain.difference) == ("bag of words", 1.0, -0.75)
+    assert frozen.name == "frozen encoder" and frozen.accuracy == frozen.balanced_accuracy
+    assert frozen.gain.difference == pytest.approx(0.25 - frozen.accuracy)
+    shuffled = splits["train"].remove_columns("label").add_column("label", [0, 0, 1, 1] * 8).cast(FEATURES)
+    assert compare_with_baselines(own_run[0], DatasetDict({**splits, "train": shuffled}), fp32)[0].accuracy < 1.0
+
+
+def test_baselines_weight_classes_where_the_run_does(own_run, splits, fp32, monkeypatch):
+    seen = []
+    for name in ("bag_of_words", "frozen_encoder"):
+        original = getattr(publish, name)
+        spy = lambda *rows, original=original: (seen.append(rows[-1]), original(*rows))[1]  # noqa: E731
+        monkeypatch.setattr(publish, name, spy)
+    for run in own_run:
+        compare_with_baselines(run, splits, fp32)
+    assert seen == [None, None, "balanced", "balanced"]
+
+
+def test_texts_without_common_words_have_no_bag_of_words(own_run, splits, fp32):
     rows = Dataset.from_dict({"text": [f"w{index}" for index in range(32)], "label": [0, 1] * 16}, features=FEATURES)
-    assert compare_with_bag_of_words(record, DatasetDict({**splits, "train": rows})) is None
+    names = [one.name for one in compare_with_baselines(own_run[0], DatasetDict({**splits, "train": rows}), fp32)]
+    assert names == ["frozen encoder"]
+
+
+@pytest.mark.parametrize(
+    ("bag", "frozen", "p_value", "skewed", "said"),
+    [
+        (0.70, 0.80, 0.3, False, "The frozen encoder is ahead of this model"),
+        (0.70, 0.60, 0.3, False, "do not show that this model is better than the bag of words"),
+        (0.70, 0.60, 0.01, False, "This model is ahead of the bag of words"),
+        (0.70, 0.80, 0.3, True, "This model is ahead of the bag of words"),
+    ],
+)
+def test_the_advice_follows_the_best_baseline(record, bag, frozen, p_value, skewed, said):
+    gain = PairedComparison(0.05, -0.1, 0.2, p_value)
+    run = replace(record, confusion_matrix=[[1, 0], [1, 2]])  # 75 % and, balanced, 83 %
+    baselines = [Baseline("bag of words", bag, 0.80, gain), Baseline("frozen encoder", frozen, 0.5, gain)]
+    assert said in advice(run, baselines, skewed)
+    table = scores_table(run, baselines, skewed)
+    assert list(table.iloc[:, 0]) == (
+        ["83.3%", "80.0%", "50.0%"] if skewed else ["75.0%", f"{bag:.1%}", f"{frozen:.1%}"]
+    )
 
 
 def test_merging_asks_for_an_adapter_and_an_empty_folder(tmp_path):

@@ -167,6 +167,14 @@ def test_rows_of_runs_that_are_no_longer_asked_for_go(study, monkeypatch, tiny):
     assert [row["seed"] for row in _toy().rows] == [0, 1] and len(study) == 5
 
 
+def test_a_study_s_record_names_the_checkpoints_of_all_its_runs(study, monkeypatch, tiny):
+    both = [replace(tiny, seed=0), replace(tiny, seed=1, base_model=f"{tiny.base_model}/.")]
+    monkeypatch.setattr(full, "STUDIES", {"toy": lambda rows: iter(both)})
+    full.main([])
+    assert _toy().settings["base_model"] == f"{tiny.base_model} and {tiny.base_model}/."
+    assert _toy().settings["n_test"] == tiny.n_test
+
+
 def test_two_sittings_at_once_do_not_write_over_each_other(study, capsys):
     with FileLock(runs.FULL.results / ".lock"):
         assert full.main([]) == 1

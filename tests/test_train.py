@@ -169,6 +169,10 @@ def test_a_file_becomes_an_adapter_a_card_a_report_and_a_model(terminal, verdict
     assert (record.n_train, record.n_validation, record.n_test) == (182, 26, 52)
     assert record.max_length == 64  # what the tiny checkpoint has positions for
     assert record.metrics["accuracy"] > 0.6  # the largest class is 38 %
+    table = pd.read_csv(folder / "report" / "baselines.csv", index_col=0)
+    assert list(table.index) == ["this model", "bag of words", "frozen encoder"]
+    assert table.loc["this model", "accuracy"] == f"{record.metrics['accuracy']:.1%}"
+    assert re.search(r"frozen encoder +\d+\.\d% +[+-]\d", output) and "bag of words" in output.split("p, corrected")[1]
     scores = pd.read_csv(folder / "report" / "class_scores.csv", index_col="class")
     assert list(scores.index) == ["no verdict", "thumbs down", "thumbs up"]
     matrix = np.array(record.confusion_matrix)

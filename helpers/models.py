@@ -167,8 +167,8 @@ def adapt_recipe(recipe: Recipe, base_model: str) -> Recipe:
     """`recipe` for another checkpoint: its LoRA targets, head and token limit follow from the architecture.
 
     Query, key and value go by the checkpoint's own names (in ModernBERT one matrix holds them all); a target that it
-    has no counterpart of becomes every linear layer. The pooler and all that sits outside the encoder are trained
-    whole, as they are new or feed what is new. `max_length` is cut to the checkpoint's limit. Reads config and
+    has no counterpart of becomes every linear layer. What sits outside the encoder is new and trained whole, beside
+    what the recipe names and the checkpoint has. `max_length` is cut to the checkpoint's limit. Reads config and
     tokenizer, no weights. Raises ValueError for a checkpoint that transformers has no sequence classifier for, and
     ConnectionError as `load_classifier` does.
     """
@@ -182,12 +182,14 @@ def adapt_recipe(recipe: Recipe, base_model: str) -> Recipe:
             "Choose an encoder such as BERT, DistilBERT, RoBERTa or ModernBERT."
         ) from error
     encoder = model.base_model
-    linears = {name.split(".")[-1] for name, module in encoder.named_modules() if isinstance(module, torch.nn.Linear)}
+    layers = [name for name, module in encoder.named_modules() if isinstance(module, torch.nn.Linear)]
+    linears = {name.split(".")[-1] for name in layers}
     targets = []
     for target in recipe.target_modules:
         same = next((names for names in ATTENTION_LINEARS.values() if target in names), ())
-        targets.append(target if target in linears else next((name for name in same if name in linears), "all-linear"))
-    head = {name.split(".")[-1] for name, _ in encoder.named_modules()} & set(HEAD_MODULES)
+        found = any(f".{name}".endswith(f".{target}") for name in layers)
+        targets.append(target if found else next((name for name in same if name in linears), "all-linear"))
+    head = {name.split(".")[-1] for name, _ in encoder.named_modules()} & set(recipe.modules_to_save)
     head |= {name for name, child in model.named_children() if child is not encoder and list(child.parameters())}
     return replace(
         recipe,

@@ -13,60 +13,62 @@ from helpers.plots import COLORS, VARIANT_NAMES
 from helpers.results import RunRecord
 
 STUDY_COLORS = {
-    "alpha = 2r": COLORS["improved"],
-    "alpha fixed": "#CC79A7",
-    "rsLoRA": COLORS["train"],
     "as shipped": COLORS["as_written"],
     "identity": COLORS["improved"],
 }
 
 
 def plot_rank_study(
+    search: Sequence[dict[str, Any]],
     ranks: Sequence[dict[str, Any]],
     parameters: Mapping[int, int],
-    modules: Sequence[dict[str, Any]],
-    schemes: Mapping[str, Sequence[dict[str, Any]]],
+    layers: Sequence[dict[str, Any]],
+    schemes: Sequence[dict[str, Any]],
     bag: float,
     titles: Sequence[str],
 ) -> Figure:
-    """Accuracy over rank, over the adapted layers at one parameter budget, and over rank by `lora_alpha` scheme.
+    """Validation accuracy over the learning rate, a line a rank; and, each at its best rate, test accuracy over the
+    rank, over the adapted layers at one parameter budget, and over the ways to scale.
 
-    Points are those of `studies.summarize`: `ranks` and `schemes` with label `r`, `modules` with `modules` and `r`.
-    `parameters` maps a rank to what LoRA trains in the real checkpoint, `bag` is the bag of words' accuracy on the
-    same rows, and `titles` holds one finding a panel.
+    Points are those of `studies.summarize`: `search` with labels `r` and `learning_rate`, `ranks` with `r`, `layers`
+    and `schemes` with `name`. `parameters` maps a rank to what LoRA trains in the real checkpoint, `bag` is the
+    bag of words' test accuracy, and `titles` holds one finding a panel.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.9), layout="constrained")
-    values = [point["r"] for point in ranks]
-    draw_line(axes[0], ranks, "r", STUDY_COLORS["alpha = 2r"])
-    for column, (name, points) in enumerate(schemes.items()):  # side by side: some of them are the same run
-        draw_line(axes[2], points, "r", STUDY_COLORS[name], shift=1.09 ** (column - (len(schemes) - 1) / 2))
-    for panel in (axes[0], axes[2]):
-        panel.set_xscale("log", base=2)
-        panel.set_xticks(values, [str(value) for value in values])
-        panel.set(xlabel="rank r", ylabel="validation accuracy")
-    axes[2].set_xlim(values[0] / 1.3, values[-1] * 4.5)
-    counts = axes[0].secondary_xaxis("top")
+    figure, ((over_rate, over_rank), (of_layers, of_schemes)) = plt.subplots(
+        2, 2, figsize=(13, 9.2), layout="constrained", height_ratios=[1.15, 1]
+    )
+    values = sorted({point["r"] for point in search})
+    shades = plt.get_cmap("viridis")([0.9 - 0.85 * place / max(len(values) - 1, 1) for place in range(len(values))])
+    ends = []
+    for value, color in zip(values, shades, strict=True):
+        points = sorted((p for p in search if p["r"] == value), key=lambda p: p["learning_rate"])
+        rates, means = [p["learning_rate"] for p in points], [p["accuracy"] for p in points]
+        over_rate.plot(rates, means, "o-", color=color, lw=1.8, ms=5)
+        best = means.index(max(means))
+        over_rate.plot(rates[best], means[best], "o", ms=13, mfc="none", mec=color, mew=2)
+        ends.append((rates[-1], means[-1], f"r = {value}", color))
+    rates = sorted({point["learning_rate"] for point in search})
+    over_rate.set_xscale("log")
+    over_rate.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    over_rate.minorticks_off()
+    over_rate.set_xlim(rates[0] / 1.2, rates[-1] * 1.7)
+    _percent(over_rate.yaxis)
+    _label_ends(over_rate, ends, gap=0.06)
+    over_rate.set(xlabel="peak learning rate (the best of each rank is ringed)", ylabel="validation accuracy")
+    draw_line(over_rank, ranks, "r", COLORS["improved"])
+    over_rank.set_xscale("log", base=2)
+    over_rank.set_xticks(values, [str(value) for value in values])
+    over_rank.set(xlabel="rank r, each at its best rate", ylabel="test accuracy")
+    counts = over_rank.secondary_xaxis("top")
     counts.set_xticks(values, [_short(parameters[value]) for value in values], fontsize=8.5)
     counts.minorticks_off()
     counts.set_xlabel("parameters that LoRA trains in bert-base at this rank", fontsize=9)
-    names = [f"{point['modules']}\nr = {point['r']}" for point in modules]
-    draw_intervals(axes[1], names, modules, [STUDY_COLORS["alpha = 2r"]] * len(modules))
-    axes[1].set_xlabel("validation accuracy")
-    for panel, title in zip(axes, titles, strict=True):
+    draw_reference(over_rank, bag, f"bag of words {bag:.1%}", COLORS["bag_of_words"])
+    for panel, points in ((of_layers, layers), (of_schemes, schemes)):
+        draw_intervals(panel, [p["name"] for p in points], points, [COLORS["improved"]] * len(points))
+        panel.set_xlabel("test accuracy, each at its best rate")
+    for panel, title in zip((over_rate, over_rank, of_layers, of_schemes), titles, strict=True):
         panel.set_title(title, fontsize=11)
-    lowest = min(p["low"] for points in (ranks, modules, *schemes.values()) for p in points)
-    highest = max(p["high"] for points in (ranks, modules, *schemes.values()) for p in points)
-    limits = min(lowest, bag) - 0.015, max(highest, bag) + 0.015
-    axes[0].set_ylim(limits)
-    axes[2].set_ylim(limits)
-    axes[1].set_xlim(limits[0], limits[1] + 0.02)
-    ends = [
-        (points[-1]["r"] * 1.1, points[-1]["accuracy"], name, STUDY_COLORS[name]) for name, points in schemes.items()
-    ]
-    _label_ends(axes[2], ends, gap=0.05)
-    draw_reference(axes[0], bag, f"bag of words {bag:.1%}", COLORS["bag_of_words"])
-    draw_reference(axes[2], bag, f"bag of words {bag:.1%}", COLORS["bag_of_words"])
-    axes[1].axvline(bag, color=COLORS["bag_of_words"], ls="--", lw=1.2)
     return figure
 
 
@@ -131,9 +133,9 @@ def draw_epochs(axes: Axes, runs: Sequence[RunRecord], stated: tuple[str, Sequen
     _percent(axes.yaxis)
 
 
-def draw_line(axes: Axes, points: Sequence[dict[str, Any]], x: str, color: str, shift: float = 1.0) -> None:
-    """Mean accuracy with its interval over label `x`, times `shift`; each seed as a small dot."""
-    values = [point[x] * shift for point in points]
+def draw_line(axes: Axes, points: Sequence[dict[str, Any]], x: str, color: str) -> None:
+    """Mean accuracy with its interval over label `x`; each seed as a small dot."""
+    values = [point[x] for point in points]
     axes.plot(values, [point["accuracy"] for point in points], "o-", color=color, lw=1.8, ms=7)
     for value, point in zip(values, points, strict=True):
         axes.plot([value] * 2, [point["low"], point["high"]], color=color, lw=2, alpha=0.45, solid_capstyle="butt")

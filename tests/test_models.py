@@ -206,7 +206,7 @@ def test_an_interrupted_save_leaves_the_old_adapter(fp32, tiny_checkpoints, tmp_
 @pytest.mark.parametrize(
     ("name", "targets", "whole", "max_length"),
     [
-        ("bert", ("query", "value"), ("pooler",), 64),
+        ("bert", ("query", "value"), (), 64),
         ("distilbert", ("q_lin", "v_lin"), ("pre_classifier",), 64),
         ("roberta", ("query", "value"), (), 62),  # whose positions start behind its padding index
         ("modernbert", ("Wqkv",), ("head",), 64),
@@ -214,9 +214,22 @@ def test_an_interrupted_save_leaves_the_old_adapter(fp32, tiny_checkpoints, tmp_
 )
 def test_a_recipe_follows_the_architecture(tiny_encoders, name, targets, whole, max_length):
     for recipe in ("lora_distilbert_qv", "qlora_bert"):
-        adapted = adapt_recipe(RECIPES[recipe].improved(), tiny_encoders[name])
+        adapted = adapt_recipe(RECIPES[recipe], tiny_encoders[name])
         assert (adapted.target_modules, adapted.modules_to_save) == (targets, whole)
         assert (adapted.base_model, adapted.max_length) == (tiny_encoders[name], max_length)
+
+
+def test_a_pooler_is_trained_where_the_recipe_says_so_and_there_is_one(tiny_encoders):
+    recipe = replace(RECIPES["qlora_bert"], modules_to_save=("pooler",))
+    trained = {name: adapt_recipe(recipe, tiny_encoders[name]).modules_to_save for name in ("bert", "distilbert")}
+    assert trained == {"bert": ("pooler",), "distilbert": ("pre_classifier",)}
+
+
+def test_targets_of_several_names_are_found_or_become_every_linear_layer(tiny_encoders):
+    targets = ("query", "key", "value", "intermediate.dense", "output.dense")
+    recipe = replace(RECIPES["lora_bert_sst2"], target_modules=targets)
+    assert adapt_recipe(recipe, tiny_encoders["bert"]).target_modules == targets
+    assert adapt_recipe(recipe, tiny_encoders["distilbert"]).target_modules == ("all-linear",)
 
 
 def test_a_target_without_counterpart_becomes_every_linear_layer(tiny_encoders, fp32):

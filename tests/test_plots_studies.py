@@ -31,21 +31,26 @@ def runs(record):
     return [replace(record, variant="as_written"), record]
 
 
-def test_the_rank_study_shows_means_intervals_seeds_and_counts():
+def test_the_rank_study_shows_rates_means_intervals_seeds_and_counts():
+    search = [_point(0.6 + 10 * rate - 0.001 * r, r=r, learning_rate=rate) for r in (64, 1, 8) for rate in (1e-2, 1e-3)]
     ranks = [_point(0.70, r=1), _point(0.74, r=8), _point(0.73, r=64)]
-    modules = [_point(0.71, modules="query", r=18), _point(0.75, modules="every linear layer", r=2)]
-    schemes = {"alpha = 2r": ranks, "rsLoRA": ranks[:2]}
-    counts = {1: 36_864, 8: 294_912, 64: 2_359_296}
-    figure = plots_studies.plot_rank_study(ranks, counts, modules, schemes, 0.65, ["one", "two", "three"])
-    assert [axes.get_title() for axes in figure.axes] == ["one", "two", "three"]
-    over_rank = figure.axes[0]
+    layers = [_point(0.71, name="query, r = 18"), _point(0.75, name="every linear layer, r = 2")]
+    counts, titles = {1: 36_864, 8: 294_912, 64: 2_359_296}, ["one", "two", "three", "four"]
+    figure = plots_studies.plot_rank_study(search, ranks, counts, layers, layers[:1], 0.65, titles)
+    assert [axes.get_title() for axes in figure.axes] == titles
+    over_rate, over_rank, of_layers, of_schemes = figure.axes
+    lines = [line for line in over_rate.lines if len(line.get_xdata()) == 2]
+    assert len(lines) == 3 and all(list(line.get_xdata()) == [1e-3, 1e-2] for line in lines)
+    ringed = [line.get_xdata()[0] for line in over_rate.lines if line.get_markersize() > 10]
+    assert ringed == [1e-2] * 3 and {"r = 1", "r = 8", "r = 64"} == {text.get_text() for text in over_rate.texts}
     assert list(over_rank.lines[0].get_xdata()) == [1, 8, 64] and list(over_rank.lines[0].get_ydata())[1] == 0.74
     assert list(over_rank.lines[1].get_ydata()) == [pytest.approx(0.67), pytest.approx(0.73)], "the interval"
     assert list(over_rank.lines[2].get_ydata()) == [pytest.approx(0.69), pytest.approx(0.71)], "the seeds"
     top = over_rank.child_axes[0]
     assert [label.get_text() for label in top.get_xticklabels()] == ["37 k", "295 k", "2.4 M"]
-    assert [label.get_text() for label in figure.axes[1].get_yticklabels()][1] == "every linear layer\nr = 2"
-    assert "rsLoRA" in _texts(figure.axes[2]) and "bag of words 65.0%" in _texts(figure.axes[2])
+    assert "bag of words 65.0%" in _texts(over_rank)
+    assert [label.get_text() for label in of_layers.get_yticklabels()] == [point["name"] for point in layers]
+    assert len(of_schemes.get_yticklabels()) == 1
 
 
 def test_epochs_ring_the_best_and_stand_beside_what_was_stated(runs, record):
@@ -77,8 +82,6 @@ def test_labels_that_would_overlap_are_moved_apart(runs, record):
     assert heights[1] - heights[0] >= 0.1 * (high - low)
 
 
-def test_schemes_have_colours_of_their_own():
-    for names in (("alpha = 2r", "alpha fixed", "rsLoRA"), ("as shipped", "identity")):
-        colors = {plots_studies.STUDY_COLORS[name] for name in names}
-        assert len(colors) == len(names)
-        assert not colors & {plots.COLORS["untrained"], plots.COLORS["bag_of_words"]}
+def test_poolers_have_colours_of_their_own():
+    colors = {plots_studies.STUDY_COLORS[name] for name in ("as shipped", "identity")}
+    assert len(colors) == 2 and not colors & {plots.COLORS["untrained"], plots.COLORS["bag_of_words"]}

@@ -1,6 +1,8 @@
 """The five sources' recipes as data: what each write-up states, what it leaves open, and what we change."""
 
 import os
+from ast import literal_eval
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from math import ceil, isfinite
 from typing import Any, NamedTuple
@@ -119,6 +121,25 @@ class Recipe:
         per_epoch = ceil(n_train / (self.per_device_train_batch_size * self.gradient_accumulation_steps))
         return max(self.num_train_epochs, ceil((self.min_updates or 0) / per_epoch))
 
+    def with_settings(self, settings: Sequence[str]) -> "Recipe":
+        """This recipe with settings given as text, such as "r=32"; its name, and so that of its record, says which.
+
+        Several values are separated by commas. Raises ValueError for what is no setting, and as the recipe does.
+        """
+        changes: dict[str, Any] = {}
+        for setting in settings:
+            name, _, text = (part.strip() for part in setting.partition("="))
+            if name not in SETTINGS or not text:
+                raise ValueError(f"{setting!r} sets nothing; it must be FIELD=VALUE, with a FIELD of {list(SETTINGS)}.")
+            try:
+                value = literal_eval(text)
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                value = text
+            if isinstance(getattr(self, name), tuple) and isinstance(value, str):
+                value = tuple(part.strip() for part in value.split(","))
+            changes[name] = value
+        return replace(self, **changes, name=",".join([self.name, *(setting.strip() for setting in settings)]))
+
     def improved(self) -> "Recipe":
         """This recipe with every entry of `overrides` applied (each carries its reason)."""
         return replace(self, variant="improved", **{override.field: override.value for override in self.overrides})
@@ -145,6 +166,12 @@ class Recipe:
             modules_to_save=list(self.modules_to_save) or None,
             bias="none",
         )
+
+
+# What can be changed from a terminal: all but what identifies a recipe, and tells why it is as it is.
+SETTINGS = tuple(
+    field.name for field in fields(Recipe) if field.name not in ("name", "source", "variant", "assumed", "overrides")
+)
 
 
 def _is_number(value: Any) -> bool:

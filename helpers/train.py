@@ -40,7 +40,8 @@ from helpers.results import NotWritten, RunRecord, new_folder, summary
 from helpers.resuming import Stopped
 from helpers.training import FineTuned, fine_tune, process_state, score_bag_of_words
 
-OWN_DATA_RECIPE = "lora_distilbert_qv"
+OWN_DATA_RECIPE = "lora_bert_sst2"
+OWN_DATA_TOKENS = 512  # what an encoder reads at most; short texts cost no more for it
 
 
 @dataclass
@@ -95,6 +96,8 @@ def _options(arguments: Sequence[str] | None, state: PartialState) -> argparse.N
                         "the recipe's batch; updates stay as large")  # fmt: skip
     parser.add_argument("--class-weights", choices=("balanced",), help="each class counts the same in the loss, "
                         "however few its rows, and the epoch with the best balanced accuracy is kept")  # fmt: skip
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE",
+                        help="another value for a setting of the recipe, such as r=32; may be repeated")  # fmt: skip
     own = parser.add_argument_group("your own data (every row of the file is used; the recipe is our version of it)")
     own.add_argument("--data", type=Path, metavar="FILE", help=f"a file that ends in {', '.join(own_data.READERS)}; "
                      "--output then takes model card and report, too")  # fmt: skip
@@ -162,6 +165,7 @@ def _run(options: argparse.Namespace, state: PartialState) -> int:
 def _job(options: argparse.Namespace) -> _Job:
     profile, execution = current_profile(), fastest_execution()
     recipe = RECIPES[options.recipe].improved() if options.improved else RECIPES[options.recipe]
+    recipe = recipe.with_settings(options.settings)
     recipe = replace(_in_batches_of(options.batch_size, recipe), class_weights=options.class_weights)
     splits = load_splits(recipe, profile)
     print(f"Profile {profile.name}: {recipe.name}, {recipe.variant}, {len(splits['train']):,} reviews", flush=True)
@@ -175,6 +179,7 @@ def _job_on_file(options: argparse.Namespace) -> _Job:
     execution = fastest_execution()
     rows = own_data.read_rows(options.data, options.text_column, options.label_column)
     recipe, profile = own_recipe(options.own_recipe, options.data, current_profile(), options.base_model)
+    recipe = recipe.with_settings(options.settings)
     recipe = replace(_in_batches_of(options.batch_size, recipe), class_weights=options.class_weights)
     findings = own_data.examine(rows, load_tokenizer(recipe.base_model), profile.tokens(recipe.max_length))
     print(f"{options.data.name}\n{findings.table().to_string(header=False, index_names=False)}\n", flush=True)
@@ -202,14 +207,16 @@ def _in_batches_of(rows: int | None, recipe: Recipe) -> Recipe:
 def own_recipe(name: str, file: str | Path, profile: Profile, base_model: str | None = None) -> tuple[Recipe, Profile]:
     """Our version of recipe `name` and the profile to train it under, on every row of `file`.
 
-    `base_model` is a hub name or a folder; None is the profile's own checkpoint. The profile still caps the token
-    limit, but neither rows nor epochs. Raises what `models.adapt_recipe` raises.
+    `base_model` is a hub name or a folder; None is the profile's own checkpoint. Texts have up to `OWN_DATA_TOKENS`
+    tokens, fewer where checkpoint or profile allow fewer, and lose their middle beyond; neither rows nor epochs are
+    capped. Raises what `models.adapt_recipe` raises.
     """
     recipe = RECIPES[name].improved()
     base_model = base_model or profile.base_model(recipe.base_model)
     if os.path.isdir(base_model):
         base_model = os.path.abspath(base_model)  # the adapter must find it from anywhere
-    recipe = adapt_recipe(replace(recipe, dataset=Path(file).name, n_train=None, n_validation=None), base_model)
+    recipe = replace(recipe, dataset=Path(file).name, n_train=None, n_validation=None)
+    recipe = adapt_recipe(replace(recipe, max_length=OWN_DATA_TOKENS, truncation="head+tail"), base_model)
     return recipe, replace(profile, embedded=False, n_train=None, n_validation=None, n_test=None, max_epochs=None)
 
 

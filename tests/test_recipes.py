@@ -168,3 +168,34 @@ def test_a_target_can_be_the_end_of_a_layer_s_name(tiny_checkpoints, fp32):
         model = build_model(recipe, recipe.base_model, fp32)
         assert sum("lora_A" in name for name, _ in model.named_parameters()) == layers
     assert replace(BERT, target_modules=tuple(targets)).target_modules == tuple(targets)
+
+
+def test_settings_given_as_text_change_a_recipe_and_its_name():
+    recipe = RECIPES["lora_bert_sst2"].with_settings(
+        ["r=32", "learning_rate=1e-3", "target_modules=query, key", "model_dropout=None", "use_rslora=True"]
+    )
+    assert (recipe.r, recipe.learning_rate, recipe.target_modules) == (32, 1e-3, ("query", "key"))
+    assert (recipe.model_dropout, recipe.use_rslora, recipe.lora_alpha) == (None, True, 32)
+    assert recipe.name.startswith("lora_bert_sst2,r=32,learning_rate=1e-3,")
+    assert RECIPES["lora_bert_sst2"].with_settings([]) == RECIPES["lora_bert_sst2"]
+    assert RECIPES["lora_bert_sst2"].with_settings(["truncation=tail"]).truncation == "tail"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("rank=32", "'rank=32' sets nothing; it must be FIELD=VALUE, with a FIELD of .*'r', 'lora_alpha'"),
+        ("r", "sets nothing"),
+        ("r=", "sets nothing"),
+        ("name=other", "sets nothing"),
+        ("r=0.2", r"Recipe.r is 0.2; it must be a whole number"),
+        ("r=two", r"Recipe.r is 'two'"),
+        ("learning_rate=2", "Recipe.learning_rate is 2"),
+        ("target_modules=q_lin", "Recipe.target_modules"),
+        ("truncation=middle", "Recipe.truncation is 'middle'"),
+        (f"target_modules={'(' * 500}", "Recipe"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(setting, message):
+    with pytest.raises(ValueError, match=message):
+        RECIPES["lora_bert_sst2"].with_settings([setting])

@@ -70,6 +70,16 @@ def test_a_recipe_s_adapter_goes_where_it_is_asked_for(small_quick, tmp_path, ca
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["one"]
 
 
+def test_a_recipe_can_be_played_with_and_its_record_says_so(small_quick, capsys):
+    assert train.main(["lora_bert_sst2", "--set", "r=3", "--set", "learning_rate=2e-3"]) == 0
+    record, _ = load_records(small_quick.results)
+    assert record.name == "lora_bert_sst2,r=3,learning_rate=2e-3-as_written-seed42"
+    assert (record.settings["r"], record.settings["learning_rate"]) == (3, 2e-3)
+    assert (small_quick.checkpoints / record.name / "adapter_model.safetensors").is_file()
+    assert train.main(["lora_bert_sst2", "--set", "r=0.2"]) == 2
+    assert capsys.readouterr().err.endswith("error: Recipe.r is 0.2; it must be a whole number of at least 1.\n")
+
+
 @pytest.mark.parametrize(
     ("profile", "options", "message"),
     [

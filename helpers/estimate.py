@@ -18,6 +18,7 @@ from helpers.budget import REAL_CONFIGS
 from helpers.data import drop_duplicates, load_reviews, token_lengths
 from helpers.ladder import training_flops
 from helpers.models import load_tokenizer
+from helpers.plan import RANKS, RATES
 from helpers.profiles import COMMITTED, EMBEDDED_BERT, PROFILES
 from helpers.recipes import RECIPES, Recipe
 from helpers.results import StudyRecord
@@ -45,18 +46,21 @@ def hub_runs() -> dict[str, list[Run]]:
 
     def both(recipe: Recipe, rows: int, validation: int, test: int, **changes) -> Iterator[Run]:
         for one in (recipe, recipe.improved()):
-            epochs = one.num_train_epochs
+            epochs = one.epochs(rows)
             yield Run(one, rows, epochs, epochs * validation + test, **changes)
 
-    study = replace(sst2.improved(), max_length=256)
+    study, seeds = sst2.improved(), 3
+    tried = len(RANKS) * len(RATES["lora"])
     return {
         "02": [*both(qv, 22_500, 2_500, 25_000), Run(q, 22_500, 1, 2_500 + 25_000), Run(qv, 0, 0, 25_000)],
         "03": [*both(qlora, 16_000, 2_000, 2_000), Run(qlora, 0, 0, 2_000)],
-        "05": [Run(study, 4_000, 2, 2_000)] * 28,
+        "05": [
+            *[Run(study, 2_000, 3, 1_000, SENTENCES)] * (2 * tried),
+            *[Run(study, 2_000, 3, 872, SENTENCES)] * (len(RANKS) * seeds),
+        ],
         "06": [
             *both(cased, 2_500, 1_000, 2_000),
             *both(sst2, 2_000, 500, 872, texts=SENTENCES),
-            *[Run(sst2.improved(), 2_000, 3, 872, SENTENCES)] * 8,
         ],
     }
 

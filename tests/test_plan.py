@@ -8,6 +8,9 @@ import pytest
 from helpers import plan
 from helpers.plan import STUDIES, best_rate
 from helpers.profiles import EMBEDDED_BERT
+from helpers.recipes import RECIPES
+from helpers.results import StudyRecord
+from helpers.verdicts import AT_SCALE
 
 WHERE = {"base_model": EMBEDDED_BERT, **plan.SENTENCES}
 
@@ -76,6 +79,14 @@ def test_the_best_change_is_taken_and_what_was_ahead_is_tried_on_top_of_it():
     assert _settings_search({"rank 4": 0.03, "batches of 8": 0.008})[1] == ("rank 4",), "twice the updates for little"
     assert _settings_search({"rank 4": 0.03, "batches of 8": 0.02})[1] == ("rank 4", "batches of 8")
     assert _settings_search({"rank 4": 0.004}) == (set(), ())
+
+
+def test_our_version_of_source_004_is_what_the_search_chose():
+    rows = {row["run"]: row for row in StudyRecord.load(AT_SCALE / "studies" / "settings.json").rows}
+    chosen = plan._candidates([plan.chosen_changes(rows)])
+    improved = replace(RECIPES["lora_bert_sst2"].improved(), dataset="rotten_tomatoes", n_validation=None)
+    for run in chosen:
+        assert replace(run, recipe=replace(improved, n_train=run.recipe.n_train)).id == run.id
 
 
 def test_few_rows_has_the_methods_sizes_and_seeds_that_it_promises():

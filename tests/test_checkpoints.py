@@ -82,8 +82,14 @@ def test_the_checkpoint_is_made_once(tmp_path, monkeypatch):
     assert [path.name for path in Path(folder).parent.iterdir()] == [EMBEDDED_DISTILBERT]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json"])
-@pytest.mark.parametrize("left", ["altered", "cut", "nothing", "no hashes", "a hash of the weights"])
+@pytest.mark.parametrize(
+    ("left", "name"),
+    [
+        *((left, "model.safetensors") for left in ("altered", "cut", "nothing", "no hashes", "a hash of the weights")),
+        *(("altered", name) for name in ("config.json", "tokenizer.json", "tokenizer_config.json")),
+        ("nothing", "tokenizer.json"),
+    ],
+)
 def test_a_made_checkpoint_that_is_damaged_is_made_again(tmp_path, monkeypatch, left, name):
     monkeypatch.setattr(checkpoints, "HF_HOME", str(tmp_path))
     file = Path(resolve_checkpoint(EMBEDDED_BERT)) / name

@@ -80,7 +80,7 @@ def test_another_process_gives_the_same_record_and_the_same_bytes(folders, name)
     assert not [file for file in files if (adapter / file).read_bytes() != (copy / file).read_bytes()]
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2)])
+@pytest.mark.parametrize(("name", "tolerance"), [("fp32", 1e-4), ("bf16", 5e-3)])
 def test_another_number_of_threads_gives_the_same_but_for_rounding(folders, name, tolerance):
     """Weights and losses to `tolerance`: updates move weights by up to 8e-3. Sums may be taken in another order."""
     (record, adapter), (other, copy) = (_run(folders[place], name) for place in ("here", "one thread"))

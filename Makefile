@@ -4,12 +4,14 @@
 # make full       every run that Data/full and the README rest on, hours, in any number of sittings; ONLY="few_rows ranks"
 # make platforms  the packages of Colab and Kaggle: what a notebook's first cell installs there, then 02, 03 and 07
 # make newest     the newest versions that the ranges allow, and the unit tests with them
+# make audit      which of the packages that make installs have a known vulnerability, by osv.dev
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest
+AUDIT := .venv-audit
 
-.PHONY: run test store full platforms newest
+.PHONY: run test store full platforms newest audit
 
 run: $(VENV)/.installed
 	$(BIN)/python -m helpers.series
@@ -34,6 +36,11 @@ newest:
 	$(NEWEST)/bin/python -m pip install -q -r requirements-dev.txt -e .
 	$(NEWEST)/bin/python -m pip list
 	PROFILE=quick $(NEWEST)/bin/pytest tests
+
+audit: $(VENV)/.installed
+	$(PYTHON) -m venv --clear $(AUDIT)
+	$(AUDIT)/bin/python -m pip install -q pip-audit
+	$(AUDIT)/bin/pip-audit -s osv --skip-editable --path $(VENV)/lib/python*/site-packages
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'

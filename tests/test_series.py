@@ -63,6 +63,16 @@ def test_a_kernel_that_dies_ends_the_series_in_one_line_and_keeps_what_it_wrote(
     )
 
 
+def test_a_kernel_that_does_not_start_is_one_line(notebooks, monkeypatch, capsys):
+    def execute(self):
+        raise RuntimeError("Kernel didn't respond in 60 seconds")
+
+    notebooks("01_a", "1")
+    monkeypatch.setattr(series.NotebookClient, "execute", execute)
+    assert series.main([]) == 1
+    assert "01_a.ipynb: its kernel did not start (Kernel didn't respond in 60 seconds). Jup" in capsys.readouterr().out
+
+
 def test_chosen_notebooks_are_stored_in_place(notebooks, tmp_path):
     notebooks("01_a", "1 / 0")
     notebooks("02_b", "40 + 2")

@@ -30,8 +30,8 @@ def run_cycles(checkpoint: str, rows: str, held: str) -> None:
     """What the process below does. It writes (KB of memory, open files, threads, children) every few cycles."""
     splits = split_reviews(Dataset.from_json(rows, features=FEATURES, cache_dir=f"{rows}-cache"), 16, 8, 8)
     recipe = replace(
-        RECIPES["lora_bert_sst2"].improved(), base_model=checkpoint, num_train_epochs=1, per_device_train_batch_size=8,
-        max_length=16,
+        RECIPES["lora_bert_sst2"].improved(), base_model=checkpoint, num_train_epochs=1, min_updates=None,
+        per_device_train_batch_size=8, max_length=16,
     )  # fmt: skip
     profile, execution, process = Profile("tiny", False, 16, 8, 8, 16), fastest_execution(), psutil.Process()
     for cycle in range(1, CYCLES + 1):

@@ -33,6 +33,8 @@ def recipe(tiny_checkpoints):
         base_model=tiny_checkpoints["bert"],
         learning_rate=2e-2,
         num_train_epochs=5,
+        min_updates=None,
+        modules_to_save=("pooler",),
         per_device_train_batch_size=8,
         max_length=16,
         warmup_ratio=0.1,
@@ -94,6 +96,7 @@ def test_gradient_checkpointing_recomputes_and_learns_the_same(splits, tiny_prof
         quantization=quantization,
         per_device_train_batch_size=8,
         num_train_epochs=1,
+        min_updates=None,
         warmup_ratio=0.0,
     )
     losses = []

@@ -28,7 +28,7 @@ from helpers.profiles import Execution, Profile, current_profile, fastest_execut
 from helpers.publish import MERGED, merge_adapter, push_to_hub, write_report
 from helpers.recipes import RECIPES, Recipe
 from helpers.results import NotWritten, RunRecord, new_folder, summary
-from helpers.resuming import Stopped
+from helpers.resuming import Occupied, Stopped
 from helpers.training import FineTuned, fine_tune, process_state, score_bag_of_words
 
 OWN_DATA_RECIPE = "lora_distilbert_qv"
@@ -50,8 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Trains a recipe on its own dataset, or on a file with `--data`; returns the exit status.
 
     On its dataset: as the notebooks do, beside the bag of words on the same rows; writes records and adapter. On a
-    file: writes adapter, card and report to `--output`, or nothing at all. Bad input is one line on stderr, status 2;
-    memory or a disk that runs out, too, status 1. Under `torchrun` all processes train, the first writes and prints.
+    file: writes adapter, card and report to `--output`, or nothing at all. Bad input is one line on stderr, status 2,
+    and so is a run that another process does now; memory or a disk that runs out, too, status 1. Under `torchrun` all
+    processes train, the first writes and prints.
     """
     state = process_state("cuda" if torch.cuda.is_available() else "cpu")
     with ExitStack() as stack:
@@ -63,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (MemoryError, NotWritten) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             return 1
+        except Occupied as error:
+            if state.is_main_process:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            state.wait_for_everyone()  # as in _options
+            return 2
         except Stopped as stopped:
             print(stopped, file=sys.stderr, flush=True)
             return stopped.status

@@ -57,8 +57,8 @@ from helpers.models import (
 )
 from helpers.profiles import Execution, Profile, shown
 from helpers.recipes import Recipe
-from helpers.results import RunRecord
-from helpers.resuming import COMPLETE, Clock, Saver, begin, clear_halves, identity, unfinished
+from helpers.results import NotWritten, RunRecord, saying_no_room
+from helpers.resuming import COMPLETE, Clock, Saver, alone, begin, clear_halves, identity, unfinished
 
 EVAL_BATCH_SIZE = 16  # larger batches fall out of a CPU's caches and are slower
 LOGS_PER_EPOCH = 10
@@ -226,6 +226,15 @@ class _Trainer(Trainer):
         sampler = super()._get_train_sampler(train_dataset)
         return _LengthGroups(sampler, self) if isinstance(sampler, LengthGroupedSampler) else sampler
 
+    def _save_checkpoint(self, *arguments, **options) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            with saying_no_room(folder, "TMPDIR" if self.args.save_only_model else "DATA_DIR"):
+                super()._save_checkpoint(*arguments, **options)
+        except NotWritten:
+            shutil.rmtree(folder, ignore_errors=True)  # a half of no use
+            raise
+
 
 def _mean_loss(
     outputs: dict[str, torch.Tensor],
@@ -291,8 +300,9 @@ def fit(
 
     With `checkpoints`, a folder, and `validation` the run can be taken up again: called with the same arguments, it
     goes on at the last whole checkpoint there, which are made every minute and at the end of an epoch, and are gone
-    when it has ended. `restart` begins anew. Raises ValueError where the folder holds another run's, and Stopped, with
-    all saved, after Ctrl-C or SIGTERM.
+    when it has ended. `restart` begins anew. Raises Occupied where the folder holds another run's or another process
+    trains there, NotWritten where the disk is full, the earlier checkpoints being as they were, and Stopped, with all
+    saved, after Ctrl-C or SIGTERM.
 
     Where memory runs out it starts again from the same weights and the same seed, with smaller batches and as many more
     of them to an update. Raises MemoryError when that cannot help.
@@ -300,7 +310,7 @@ def fit(
     check_tokenizer(model, tokenizer)
     keep_4bit_layout(model)
     state, resumable = process_state(execution.device), checkpoints is not None and validation is not None
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, alone(checkpoints, state) if resumable else nullcontext():
         folder = checkpoints if resumable else Path(scratch)
         checkpoint = None
         if resumable:
@@ -322,7 +332,7 @@ def fit(
             try:
                 fitted = _train(trainer, recipe, execution, checkpoint)
                 break
-            except RuntimeError as error:
+            except (RuntimeError, NotWritten) as error:
                 if not should_reduce_batch_size(error):
                     if any(folder.glob(f"checkpoint-*/{COMPLETE}")):
                         print(f"Training stopped; started again, it goes on from {shown(folder)}")
@@ -338,8 +348,8 @@ def fit(
                 begin(folder, run, _batches(recipe))
             for old in folder.glob("checkpoint-*"):
                 shutil.rmtree(old)
-    if resumable and state.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
+        if resumable and state.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)
     return fitted
 
 
@@ -381,6 +391,9 @@ def _train(trainer: Trainer, recipe: Recipe, execution: Execution, checkpoint: P
         with fast_dropout(execution), saver.listening() if saver else nullcontext():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
+        for callback in trainer.callback_handler.callbacks:
+            if bar := getattr(callback, "training_bar", None):  # after an error, whose message would end its line
+                bar.close()
         # Or every later forward pass stays under autocast, and a training that starts again is not put under it.
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         trainer.model._is_accelerate_prepared = False
@@ -398,7 +411,8 @@ def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _save_trained(model: torch.nn.Module, path: Path) -> None:
-    torch.save(_trained(model), path)  # on disk: a copy in memory would count in what training takes
+    with saying_no_room(path, "TMPDIR"):
+        torch.save(_trained(model), path)  # on disk: a copy in memory would count in what training takes
 
 
 def _restore_trained(model: torch.nn.Module, path: Path) -> None:

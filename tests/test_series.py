@@ -1,11 +1,19 @@
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+from datasets import Dataset
 
 from helpers import profiles, series
-from helpers.profiles import PROFILES
+from helpers.data import FEATURES, split_reviews
+from helpers.models import build_model
+from helpers.profiles import PROFILES, ROOT, Execution, Profile
+from helpers.recipes import RECIPES
 from helpers.results import summary
+from helpers.training import fine_tune
 
 
 @pytest.fixture
@@ -61,6 +69,55 @@ def test_a_kernel_that_dies_ends_the_series_in_one_line_and_keeps_what_it_wrote(
     assert (tmp_path / "notebooks/01_a.ipynb").read_text() == stored, (
         "a stored notebook is replaced by a whole one only"
     )
+
+
+def train_a_little(checkpoint, rows, seed):
+    """Fine-tunes a tiny BERT with dropout for 48 updates."""
+    recipe = replace(
+        RECIPES["lora_bert_sst2"], base_model=checkpoint, learning_rate=1e-2, max_length=16, num_train_epochs=4,
+        per_device_train_batch_size=4,
+    )  # fmt: skip
+    fp32, profile = Execution("cpu", "fp32", "eager"), Profile("tiny", False, 48, 32, 64, max_length=16, seed=seed)
+    splits = split_reviews(Dataset.from_json(str(rows), features=FEATURES), 48, 32, 64)
+    return fine_tune(build_model(recipe, checkpoint, fp32, seed), recipe, splits, profile, fp32)
+
+
+CELL = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import signal, test_resuming, test_series, torch
+from helpers import resuming
+torch.set_num_threads({threads})
+step = Path("step.txt")
+if step.exists():
+    resuming.SECONDS_BETWEEN_SAVES = 0
+    resuming.Saver.on_step_end = test_resuming.signal_at(int(step.read_text()), signal.SIGKILL)
+    step.unlink()
+test_series.train_a_little({checkpoint!r}, "rows.jsonl", 1).adapter.name
+"""
+
+
+def test_a_notebook_whose_kernel_is_killed_goes_on_to_the_same_weights(
+    notebooks, tmp_path, monkeypatch, capsys, tiny_checkpoints, toy_reviews
+):
+    toy_reviews.to_json(tmp_path / "rows.jsonl")
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "Data"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path / "notebooks")
+    (tmp_path / "notebooks" / "rows.jsonl").write_bytes((tmp_path / "rows.jsonl").read_bytes())
+    (tmp_path / "notebooks" / "step.txt").write_text(str(13 + os.getpid() % 30))  # a random one
+    tests, checkpoint = str(Path(__file__).parent), tiny_checkpoints["bert"]
+    notebooks("01_a", CELL.format(tests=tests, threads=torch.get_num_threads(), checkpoint=checkpoint))
+    assert series.main([]) == 1
+    assert "the kernel died" in capsys.readouterr().out
+    assert series.main([]) == 0
+    assert "Resuming after" in (tmp_path / "Data/quick/notebooks/01_a.ipynb").read_text()
+    resumed = next((tmp_path / "Data/tiny/checkpoints").glob("*/adapter_model.safetensors")).read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(profiles, "DATA_DIR", tmp_path / "another")
+        whole = train_a_little(checkpoint, tmp_path / "rows.jsonl", 1).adapter / "adapter_model.safetensors"
+    assert resumed == whole.read_bytes()
 
 
 def test_chosen_notebooks_are_stored_in_place(notebooks, tmp_path):

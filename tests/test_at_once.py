@@ -1,0 +1,38 @@
+"""Two processes at one place: `test_resuming.py` has two trainings, this file what only writes."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+from helpers.profiles import ROOT
+from helpers.results import RunRecord
+
+
+def test_two_adoptions_at_once_damage_nothing(record, tmp_path):
+    """In a copy of the repository, as they write its README and its evidence."""
+    for name in ("helpers", "Data/evidence"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "README.md", tmp_path)
+    results = tmp_path / "Data" / "quick" / "results"
+    ours = [replace(record, recipe="own", seed=seed) for seed in range(40)]
+    for run in ours:
+        run.save(results)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "DATA_DIR": ""}
+    command = [sys.executable, "-m", "helpers.claims", "--adopt", "quick"]
+    both = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(2)
+    ]
+    for process in both:
+        said, _ = process.communicate()
+        assert process.returncode == 0 and b"40 records copied to Data/evidence" in said, said.decode()
+    evidence = tmp_path / "Data" / "evidence"
+    before = {path.name: path.read_bytes() for path in (ROOT / "Data" / "evidence").iterdir()}
+    assert {path.name for path in evidence.iterdir()} == before.keys() | {f"{run.name}.json" for run in ours}
+    assert all((evidence / name).read_bytes() == data for name, data in before.items())
+    assert [RunRecord.load(evidence / f"{run.name}.json") for run in ours] == ours
+    readme, plain = ((folder / "README.md").read_text(encoding="utf-8") for folder in (tmp_path, ROOT))
+    assert readme.splitlines()[0] == plain.splitlines()[0] and readme.splitlines()[-1] == plain.splitlines()[-1]
+    assert not list(tmp_path.glob(".README*"))

@@ -113,7 +113,7 @@ def test_an_unknown_recipe_lists_the_known(capsys):
 
 def test_a_terminal_that_cannot_show_a_label_gets_escapes(tiny_checkpoints, tmp_path):
     rows = "".join(f"text {index},\N{THUMBS UP SIGN}\n" for index in range(40))
-    (tmp_path / "own.csv").write_text(f"text,label\nbad,\N{PERSON SHRUGGING}\n{rows}", encoding="utf-8")
+    (tmp_path / "own.csv").write_text(f"text,label\nbad,\N{SHRUG}\n{rows}", encoding="utf-8")
     columns = ["--text-column", "text", "--label-column", "label", "--base-model", tiny_checkpoints["bert"]]
     done = subprocess.run(
         [sys.executable, "-m", "helpers.train", "--data", "own.csv", *columns, "--output", "model"], cwd=tmp_path,

@@ -16,7 +16,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
 from datasets import Dataset
 from filelock import FileLock, Timeout
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from helpers.profiles import shown
@@ -102,6 +103,15 @@ def begin(folder: Path, run: dict[str, object], batches: dict[str, int]) -> None
     """Empties `folder` of checkpoints and writes down which run begins there, and with which batches."""
     shutil.rmtree(folder, ignore_errors=True)
     write_json(folder / RUN_FILE, {"run": run, "batches": batches})
+
+
+def ended_after(checkpoint: Path) -> int | None:
+    """The epochs after which training had ended with `checkpoint`, and only its result was not written; else None.
+
+    Left to itself, Trainer would go on where early stopping had ended it.
+    """
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    return round(state.epoch) if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"] else None
 
 
 def clear_halves(folder: Path) -> None:

@@ -6,6 +6,7 @@ On two GPUs: `torchrun --standalone --nproc_per_node=2 -m helpers.train ...`.
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext, redirect_stderr, redirect_stdout
@@ -142,12 +143,14 @@ def _run(options: argparse.Namespace, state: PartialState) -> int:
     with new_folder(output) if output and state.is_main_process else nullcontext() as folder:
         result = fine_tune(
             job.model, job.recipe, job.splits, job.profile, job.execution,
-            track=options.track, output=folder, checkpoints=checkpoints, restart=options.restart,
+            track=options.track, output=folder, checkpoints=checkpoints, restart=options.restart, keep=bool(checkpoints),
         )  # fmt: skip
         if result and job.findings:
             if options.merge:
                 merge_adapter(folder, folder / MERGED)
             write_report(result, job.splits, job.findings)
+    if result and checkpoints:  # now that all is in its place
+        shutil.rmtree(checkpoints, ignore_errors=True)
     if result and job.findings:
         _say_how_the_file_went(options, job, result)
     elif result:

@@ -58,7 +58,7 @@ from helpers.models import (
 from helpers.profiles import Execution, Profile, shown
 from helpers.recipes import Recipe
 from helpers.results import NotWritten, RunRecord, saying_no_room
-from helpers.resuming import COMPLETE, Clock, Saver, alone, begin, clear_halves, identity, unfinished
+from helpers.resuming import COMPLETE, Clock, Saver, alone, begin, clear_halves, ended_after, identity, unfinished
 
 EVAL_BATCH_SIZE = 16  # larger batches fall out of a CPU's caches and are slower
 LOGS_PER_EPOCH = 10
@@ -295,14 +295,15 @@ def fit(
     report_to: str = "none",
     checkpoints: Path | None = None,
     restart: bool = False,
+    keep: bool = False,
 ) -> Fit:
     """Trains `model` in place on tokenized rows and restores its best epoch on `validation` (None: keeps the last).
 
     With `checkpoints`, a folder, and `validation` the run can be taken up again: called with the same arguments, it
     goes on at the last whole checkpoint there, which are made every minute and at the end of an epoch, and are gone
-    when it has ended. `restart` begins anew. Raises Occupied where the folder holds another run's or another process
-    trains there, NotWritten where the disk is full, the earlier checkpoints being as they were, and Stopped, with all
-    saved, after Ctrl-C or SIGTERM.
+    when it has ended; with `keep` the caller removes them, once the result is written. `restart` begins anew. Raises
+    Occupied where the folder holds another run's or another process trains there, NotWritten where the disk is full,
+    the earlier checkpoints being as they were, and Stopped, with all saved, after Ctrl-C or SIGTERM.
 
     Where memory runs out it starts again from the same weights and the same seed, with smaller batches and as many more
     of them to an update. Raises MemoryError when that cannot help.
@@ -329,6 +330,8 @@ def fit(
                 model, tokenizer, recipe, train, validation, execution, str(folder), seed, report_to, resumable
             )
             trainer.args.per_device_eval_batch_size = eval_batch_size
+            if checkpoint and (epochs := ended_after(checkpoint)):
+                trainer.args.num_train_epochs = epochs  # nothing is left to train
             try:
                 fitted = _train(trainer, recipe, execution, checkpoint)
                 break
@@ -348,7 +351,7 @@ def fit(
                 begin(folder, run, _batches(recipe))
             for old in folder.glob("checkpoint-*"):
                 shutil.rmtree(old)
-        if resumable and state.is_main_process:
+        if resumable and state.is_main_process and not keep:
             shutil.rmtree(folder, ignore_errors=True)
     return fitted
 
@@ -452,6 +455,7 @@ def fine_tune(
     output: Path | None = None,
     checkpoints: Path | None = None,
     restart: bool = False,
+    keep: bool = False,
 ) -> FineTuned | None:
     """Trains `model` in place by the recipe (at most the profile's epochs), restores its best epoch, scores it on the
     test rows once.
@@ -460,6 +464,7 @@ def fine_tune(
     adapter to that folder and no record. `splits` holds reviews as text (data.load_splits). `track` logs to W&B where
     that is set up. While it trains, its checkpoints lie in `checkpoints` (None: a hidden folder, named after the run,
     beside the adapter's). A run that was stopped or killed goes on from there, `restart` begins it anew (see `fit`).
+    They are gone when the results are written; with `keep` the caller removes them.
 
     Among several processes (torchrun) each trains on its share of every update, the batch of `recipe` being that of
     one process; the first alone scores, writes and prints, and all others get None.
@@ -470,6 +475,7 @@ def fine_tune(
     held = sum(weight_bytes(model).values())
     labels = splits["test"].features["label"].names
     track = track and state.is_main_process
+    checkpoints = checkpoints or profile.checkpoints / f".{recipe.name}-{recipe.variant}-seed{profile.seed}"
     tracked = tracking.wandb_run(f"{recipe.name}-{recipe.variant}", asdict(recipe)) if track else nullcontext()
     with tracked as run:
         fitted = fit(
@@ -481,8 +487,9 @@ def fine_tune(
             execution,
             profile.seed,
             report_to="wandb" if run else "none",
-            checkpoints=checkpoints or profile.checkpoints / f".{recipe.name}-{recipe.variant}-seed{profile.seed}",
+            checkpoints=checkpoints,
             restart=restart,
+            keep=True,  # scoring takes its time, too
         )
         if not state.is_main_process:
             return None
@@ -516,6 +523,8 @@ def fine_tune(
         record.adapter_bytes = (adapter / "adapter_model.safetensors").stat().st_size
     if output is None:
         record.save(profile.results)
+    if not keep:
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return FineTuned(model, tokenizer, record, probabilities, adapter)
 
 

@@ -162,4 +162,4 @@ def full(request, tmp_path):
                 file.write(b"0" * 4_096)
 
     yield folder, fill, lambda: (folder / ".filler").unlink()
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # whatever a failed test holds open

@@ -11,7 +11,7 @@ from helpers.results import RunRecord
 
 
 def test_two_adoptions_at_once_damage_nothing(record, tmp_path):
-    """In a copy of the repository, as they write its README and its evidence."""
+    """In a copy of the repository, as they write its README and its evidence, and both from the same moment on."""
     for name in ("helpers", "Data/evidence"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "README.md", tmp_path)
@@ -20,14 +20,18 @@ def test_two_adoptions_at_once_damage_nothing(record, tmp_path):
     for run in ours:
         run.save(results)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "DATA_DIR": ""}
-    command = [sys.executable, "-m", "helpers.claims", "--adopt", "quick"]
-    both = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for _ in range(2)
-    ]
+    script = "from helpers import claims; print(flush=True); input(); claims.main(['--adopt', 'quick'])"
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-c", script]
+    both = [subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **pipes) for _ in range(2)]
     for process in both:
-        said, _ = process.communicate()
-        assert process.returncode == 0 and b"40 records copied to Data/evidence" in said, said.decode()
+        process.stdout.readline()
+    for process in both:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in both:
+        said, errors = process.communicate()
+        assert process.returncode == 0 and "40 records copied to Data/evidence" in said, errors
     evidence = tmp_path / "Data" / "evidence"
     before = {path.name: path.read_bytes() for path in (ROOT / "Data" / "evidence").iterdir()}
     assert {path.name for path in evidence.iterdir()} == before.keys() | {f"{run.name}.json" for run in ours}

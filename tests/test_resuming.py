@@ -34,13 +34,13 @@ class Job:
         tokenizer, splits = load_tokenizer(checkpoint), split_reviews(reviews, 48, 32, 64)
         self.rows = {name: tokenize(part, tokenizer, 16) for name, part in splits.items()}
 
-    def run(self, folder=None, seed=1, restart=False, **changes):
+    def run(self, folder=None, seed=1, restart=False, keep=False, **changes):
         """Trains, from where a run in the folder stopped; returns the trained weights and what `fit` gave."""
         recipe = replace(self.recipe, **changes)
         model = build_model(recipe, self.checkpoint, self.execution, seed)
         fitted = fit(
             model, load_tokenizer(self.checkpoint), recipe, self.rows["train"], self.rows["validation"],
-            self.execution, seed, checkpoints=folder or self.folder, restart=restart,
+            self.execution, seed, checkpoints=folder or self.folder, restart=restart, keep=keep,
         )  # fmt: skip
         return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}, fitted
 
@@ -198,6 +198,17 @@ def test_a_full_disk_for_temporary_files_is_told_before_training(full, job, monk
     make_room()
     assert [path.name for path in folder.iterdir()] in ([], [".filler"])
     assert len(job.run()[1].history["train"]) > 4
+
+
+def test_a_run_whose_result_was_not_written_is_not_trained_again(job, whole, capsys):
+    job.run(keep=True)
+    weights, fitted = job.run()
+    assert f"Resuming after {STEPS} updates" in capsys.readouterr().out
+    assert _same(weights, whole[0]) and fitted.history == whole[1].history and not job.folder.exists()
+    early = {"early_stopping_patience": 1, "learning_rate": 1e-9}  # nothing is learned: it stops after two epochs
+    weights, fitted = job.run(keep=True, **early)
+    again, more = job.run(**early)
+    assert _same(again, weights) and more.history == fitted.history and len(more.history["validation"]) == 2
 
 
 def test_checkpoints_that_are_not_whole_are_passed_over(job, monkeypatch):

@@ -374,32 +374,37 @@ def one_epoch(terminal, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("full", ["a file too large"], indirect=True)
+@pytest.mark.parametrize(
+    ("when", "what", "updates"), [("on_step_end", "checkpoint-12", 8), ("on_train_end", "model", 23)]
+)
 @pytest.mark.usefixtures("one_epoch")
-def test_a_disk_that_fills_up_is_one_line_and_keeps_the_earlier_folder(terminal, verdicts, full, capsys, monkeypatch):
+def test_a_disk_that_fills_up_is_one_line_and_loses_neither_the_run_nor_the_earlier_folder(
+    terminal, verdicts, full, capsys, monkeypatch, when, what, updates
+):
     disk, fill, make_room = full
     monkeypatch.setattr("helpers.profiles.DATA_DIR", disk)
-    earlier, plain = disk / "out" / "model" / INFERENCE_FILE, Saver.on_step_end
+    earlier, plain = disk / "out" / "model" / INFERENCE_FILE, getattr(Saver, when)
     earlier.parent.mkdir(parents=True)
     earlier.write_text("what was there")
 
-    def on_step_end(self, args, state, control, **rest):
+    def filling(self, args, state, control, **rest):
         if state.global_step in (8, 12):
             self.saved -= 100  # seconds: the next checkpoint is due
-        if state.global_step == 12:
+        if state.global_step in (12, 23):
             fill()
         return plain(self, args, state, control, **rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Saver, "on_step_end", on_step_end)
+        patched.setattr(Saver, when, filling)
         assert terminal(verdicts, "--overwrite", output=str(earlier.parent)) == 1
     make_room()
     out, err = capsys.readouterr()
     last = err.strip().splitlines()[-1]
-    assert last.startswith("error: There is no room to write ") and "checkpoint-12" in last
+    assert last.startswith("error: There is no room to write ") and what in last.replace(".model-", "")
     assert err.count("error:") == 1 and "Traceback" not in out + err
     assert [path.name for path in disk.rglob("out/*")] == ["model"] and earlier.read_text() == "what was there"
     assert terminal(verdicts, "--overwrite", output=str(earlier.parent)) == 0
-    assert "Resuming after 8 updates" in capsys.readouterr().out
+    assert f"Resuming after {updates} updates" in capsys.readouterr().out
     assert [path.name for path in disk.rglob("out/*")] == ["model"] and earlier.read_text() != "what was there"
     assert not list((disk / "quick" / "checkpoints").iterdir())
 

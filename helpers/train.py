@@ -143,7 +143,8 @@ def _run(options: argparse.Namespace, state: PartialState) -> int:
     with new_folder(output) if output and state.is_main_process else nullcontext() as folder:
         result = fine_tune(
             job.model, job.recipe, job.splits, job.profile, job.execution,
-            track=options.track, output=folder, checkpoints=checkpoints, restart=options.restart, keep=bool(checkpoints),
+            track=options.track, output=folder, checkpoints=checkpoints, restart=options.restart,
+            keep=checkpoints is not None,
         )  # fmt: skip
         if result and job.findings:
             if options.merge:

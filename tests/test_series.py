@@ -83,18 +83,18 @@ def train_a_little(checkpoint, rows, seed):
 
 
 CELL = """
-import sys
+import signal, sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import signal, test_resuming, test_series, torch
+import test_resuming, test_series
 from helpers import resuming
 torch.set_num_threads({threads})
-step = Path("step.txt")
-if step.exists():
+folder = Path({folder!r})
+if (folder / "step.txt").exists():
     resuming.SECONDS_BETWEEN_SAVES = 0
-    resuming.Saver.on_step_end = test_resuming.signal_at(int(step.read_text()), signal.SIGKILL)
-    step.unlink()
-test_series.train_a_little({checkpoint!r}, "rows.jsonl", 1).adapter.name
+    resuming.Saver.on_step_end = test_resuming.signal_at(int((folder / "step.txt").read_text()), signal.SIGKILL)
+    (folder / "step.txt").unlink()
+test_series.train_a_little({checkpoint!r}, folder / "rows.jsonl", 1)
 """
 
 
@@ -102,22 +102,19 @@ def test_a_notebook_whose_kernel_is_killed_goes_on_to_the_same_weights(
     notebooks, tmp_path, monkeypatch, capsys, tiny_checkpoints, toy_reviews
 ):
     toy_reviews.to_json(tmp_path / "rows.jsonl")
+    (tmp_path / "step.txt").write_text(str(13 + os.getpid() % 30))  # a random one, of 48
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "Data"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-    monkeypatch.chdir(tmp_path / "notebooks")
-    (tmp_path / "notebooks" / "rows.jsonl").write_bytes((tmp_path / "rows.jsonl").read_bytes())
-    (tmp_path / "notebooks" / "step.txt").write_text(str(13 + os.getpid() % 30))  # a random one
-    tests, checkpoint = str(Path(__file__).parent), tiny_checkpoints["bert"]
-    notebooks("01_a", CELL.format(tests=tests, threads=torch.get_num_threads(), checkpoint=checkpoint))
+    values = {"tests": str(Path(__file__).parent), "folder": str(tmp_path), "threads": torch.get_num_threads()}
+    notebooks("01_a", CELL.format(checkpoint=tiny_checkpoints["bert"], **values))
     assert series.main([]) == 1
-    assert "the kernel died" in capsys.readouterr().out
+    assert "the kernel died" in capsys.readouterr().out and not (tmp_path / "step.txt").exists()
     assert series.main([]) == 0
     assert "Resuming after" in (tmp_path / "Data/quick/notebooks/01_a.ipynb").read_text()
     resumed = next((tmp_path / "Data/tiny/checkpoints").glob("*/adapter_model.safetensors")).read_bytes()
-    with monkeypatch.context() as patched:
-        patched.setattr(profiles, "DATA_DIR", tmp_path / "another")
-        whole = train_a_little(checkpoint, tmp_path / "rows.jsonl", 1).adapter / "adapter_model.safetensors"
-    assert resumed == whole.read_bytes()
+    monkeypatch.setattr(profiles, "DATA_DIR", tmp_path / "another")
+    whole = train_a_little(tiny_checkpoints["bert"], tmp_path / "rows.jsonl", 1)
+    assert (whole.adapter / "adapter_model.safetensors").read_bytes() == resumed
 
 
 def test_chosen_notebooks_are_stored_in_place(notebooks, tmp_path):

@@ -149,7 +149,7 @@ def training_arguments(
         eval_strategy="epoch" if validate else "no",
         save_strategy="epoch" if validate else "no",
         save_only_model=not resumable,
-        save_total_limit=2 if resumable else 1,  # two, as the newest may be half written
+        save_total_limit=3 if resumable else 1,  # the best, the newest, which may be half written, and the one before
         restore_callback_states_from_checkpoint=True,  # or early stopping would forget how long it has waited
         load_best_model_at_end=validate,
         metric_for_best_model="balanced_accuracy" if recipe.class_weights else "accuracy",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import two_processes
+from filelock import FileLock
 
 from helpers.inference import SentimentClassifier
 from helpers.results import load_records
@@ -83,6 +84,16 @@ def test_bad_input_is_said_once_and_ends_both(torchrun, tmp_path):
     assert done.stderr.count("error: bad.csv has no column 'label'") == 1
     assert done.stderr.count("exitcode  : 2") == 2
     assert not (tmp_path / "model").exists()
+
+
+def test_a_run_that_is_under_way_is_said_once_and_ends_both(torchrun, tmp_path):
+    checkpoints = tmp_path / "Data" / "quick" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    with FileLock(checkpoints / ".lora_bert_sst2-as_written-seed42.lock"):
+        done = torchrun("train", "lora_bert_sst2")
+    assert done.stderr.count("error: Another process is training now") == 1
+    assert done.stderr.count("exitcode  : 2") == 2, done.stderr
+    assert [path.name for path in checkpoints.iterdir()] == [".lora_bert_sst2-as_written-seed42.lock"]
 
 
 def test_a_killed_process_ends_the_other_and_is_named(torchrun, tmp_path):

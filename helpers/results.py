@@ -4,6 +4,7 @@ import ctypes
 import errno
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -14,10 +15,12 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from platform import python_version
 from types import UnionType
 from typing import get_args, get_origin
 from uuid import uuid4
+from zlib import crc32
+
+import psutil
 
 from helpers.profiles import Profile, shown
 
@@ -27,7 +30,7 @@ LATER_FIELDS = {"revisions", "run"}  # that earlier records do not have
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
-    return {"python": python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
 
 
 def git_commit() -> str | None:
@@ -224,14 +227,15 @@ def new_file(path: Path) -> Iterator[Path]:
     """A file to write that becomes `path`, in place of what was there, when the block ends without an error.
 
     After an error nothing is left of it, and `path` is as it was. It has a name of its own, so that several runs may
-    write one `path` at once: the last counts. A process that is killed leaves it behind, hidden, beside `path`.
-    Raises NotWritten where the disk is full.
+    write one `path` at once: the last counts. A process that is killed leaves it behind, hidden, beside `path`, until
+    this machine writes `path` again. Raises NotWritten where the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     temporary = _beside(path)
     try:
-        with _saying_no_room(path):
+        with saying_no_room(path):
             yield temporary
             _sync(temporary)
             os.replace(temporary, path)
@@ -245,15 +249,17 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     After an error nothing is left of it, and `folder` is as it was. On Linux the two exchange their names in one step.
     Elsewhere the earlier one is set aside first, to `.<name>-before`: a process that is killed right then leaves it
-    there, and `put_back` gives it its name again, which this function and whatever loads an adapter begin with.
-    Several runs may write one `folder` at once: the last counts. Raises NotWritten where the disk is full.
+    there, and `put_back` gives it its name again, which this function and whatever loads an adapter begin with. What
+    else it leaves goes when this machine writes `folder` again. Several runs may write one `folder` at once: the last
+    counts. Raises NotWritten where the disk is full.
     """
     folder = Path(folder)
     put_back(folder)
+    _remove_leftovers(folder)
     created = [parent for parent in folder.parents if not parent.exists()]
     temporary = _beside(folder)
     try:
-        with _saying_no_room(folder):
+        with saying_no_room(folder):
             temporary.mkdir(parents=True)
             yield temporary
             for path in filter(Path.is_file, temporary.rglob("*")):
@@ -278,7 +284,26 @@ def put_back(folder: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}-{uuid4().hex[:12]}")
+    """A new name beside `path`, which says who writes there: machine and process."""
+    return path.with_name(f".{path.name}-{_machine()}-{os.getpid()}-{uuid4().hex[:8]}")
+
+
+def _machine() -> str:
+    """A name for this machine, or container: process numbers are its own, and folders may be shared."""
+    return f"{crc32(platform.node().encode()):08x}"
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what processes of this machine that are gone had begun to write in place of `path`."""
+    if not path.parent.is_dir():
+        return
+    name = re.compile(rf"\.{re.escape(path.name)}-{_machine()}-(\d+)-[0-9a-f]{{8}}")
+    for left in list(path.parent.iterdir()):
+        if (found := name.fullmatch(left.name)) and not psutil.pid_exists(int(found[1])):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def _aside(folder: Path) -> Path:
@@ -325,18 +350,19 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 @contextmanager
-def _saying_no_room(path: Path) -> Iterator[None]:
-    """Turns whatever a library raises on a full disk into NotWritten."""
+def saying_no_room(path: Path, setting: str = "DATA_DIR") -> Iterator[None]:
+    """Turns whatever a library raises on a full disk into NotWritten; `setting` says where `path` lies."""
     try:
         yield
     except NotWritten:
         raise
     except Exception as error:
         in_rust = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors and tokenizers put it
-        code = int(in_rust[1]) if in_rust else getattr(error, "errno", None)
+        in_torch = re.search(r"inline_container\.cc|basic_ios::clear", str(error))  # which does not say why
+        code = int(in_rust[1]) if in_rust else errno.ENOSPC if in_torch else getattr(error, "errno", None)
         if code not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise NotWritten(
             f"There is no room to write {shown(Path(path))} ({os.strerror(code)}). What was there before is as it was. "
-            "Free some space, or let DATA_DIR name a folder on another disk."
+            f"Free some space, or let {setting} name a folder on another disk."
         ) from error

@@ -5,16 +5,19 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
-from accelerate.utils import reduce
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, reduce
 from datasets import Dataset
-from transformers import TrainerCallback
+from filelock import FileLock, Timeout
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from helpers.profiles import shown
@@ -24,6 +27,38 @@ RUN_FILE = "run.json"  # in a folder of checkpoints: which run they belong to
 COMPLETE = "complete"  # in a checkpoint: all its files are written. transformers takes one that is not for the newest
 SECONDS_BETWEEN_SAVES = 60
 STEPS_BETWEEN_QUESTIONS = 10  # of several processes
+
+
+class Occupied(ValueError):
+    """A folder of checkpoints cannot take a run: a process trains there, or it holds another run, or a damaged one."""
+
+
+@contextmanager
+def alone(folder: Path, state: PartialState) -> Iterator[None]:
+    """Keeps other runs out of `folder` for as long as the block lasts; among several processes the first does it.
+
+    Raises Occupied, in each of them, where another run is there. The lock, beside the folder, is the system's: it ends
+    with the process that holds it, however that ends.
+    """
+    lock, taken = FileLock(folder.with_name(f"{folder.name}.lock"), timeout=0), False
+    if state.is_main_process:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            taken = True
+    if broadcast_object_list([taken])[0]:
+        raise Occupied(
+            f"Another process is training now, with its checkpoints in {shown(folder)}. Wait until it has ended, or "
+            "stop it and run this again: it goes on from there."
+        )
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):  # Windows removes no file that is open, but removes this one with the lock
+                Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
 
 def identity(settings: dict, train: Dataset, validation: Dataset | None, **loaded: object) -> dict[str, object]:
@@ -43,7 +78,7 @@ def _digest(rows: Dataset) -> str:
 def unfinished(folder: Path, run: dict[str, object]) -> tuple[Path | None, dict[str, int]]:
     """The newest whole checkpoint in `folder` of an earlier, unfinished `run`, and the batches it trained with.
 
-    (None, {}) where there is nothing to go on with. Raises ValueError, naming what differs, where the folder holds
+    (None, {}) where there is nothing to go on with. Raises Occupied, naming what differs, where the folder holds
     another run than `run` (see `identity`).
     """
     path = folder / RUN_FILE
@@ -53,10 +88,10 @@ def unfinished(folder: Path, run: dict[str, object]) -> tuple[Path | None, dict[
         before = json.loads(path.read_text(encoding="utf-8"))
         earlier, batches = before["run"], before["batches"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{shown(path)} is damaged: {error}. {_AFRESH}") from error
+        raise Occupied(f"{shown(path)} is damaged: {error}. {_AFRESH}") from error
     if differing := [name for name in {**earlier, **run} if earlier.get(name) != run.get(name)]:
         said = "; ".join(f"{name} {earlier.get(name)!r} there, {run.get(name)!r} now" for name in differing[:4])
-        raise ValueError(f"{shown(folder)} holds an unfinished run that is another one: {said}. {_AFRESH}")
+        raise Occupied(f"{shown(folder)} holds an unfinished run that is another one: {said}. {_AFRESH}")
     whole = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None), batches
 
@@ -68,6 +103,15 @@ def begin(folder: Path, run: dict[str, object], batches: dict[str, int]) -> None
     """Empties `folder` of checkpoints and writes down which run begins there, and with which batches."""
     shutil.rmtree(folder, ignore_errors=True)
     write_json(folder / RUN_FILE, {"run": run, "batches": batches})
+
+
+def ended_after(checkpoint: Path) -> int | None:
+    """The epochs after which training had ended with `checkpoint`, and only its result was not written; else None.
+
+    Left to itself, Trainer would go on where early stopping had ended it.
+    """
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    return round(state.epoch) if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"] else None
 
 
 def clear_halves(folder: Path) -> None:
@@ -132,12 +176,12 @@ class Saver(TrainerCallback):
         control.should_save |= due > 0
 
     def on_save(self, args, state, control, **_) -> None:
+        stop = float(bool(self.asked))
+        if args.world_size > 1:  # which waits, too, until all have written their part
+            stop = reduce(torch.tensor(stop, device=args.device), "sum").item()
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
         self.saved = perf_counter()
-        stop = float(bool(self.asked))
-        if args.world_size > 1:
-            stop = reduce(torch.tensor(stop, device=args.device), "sum").item()
         if stop:  # control.should_training_stop would validate and save once more, in the middle of an epoch
             raise Stopped(self.asked or signal.SIGTERM, state.global_step, state.max_steps)
 

@@ -6,6 +6,7 @@ On two GPUs: `torchrun --standalone --nproc_per_node=2 -m helpers.train ...`.
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext, redirect_stderr, redirect_stdout
@@ -37,7 +38,7 @@ from helpers.publish import (
 )
 from helpers.recipes import RECIPES, Recipe
 from helpers.results import NotWritten, RunRecord, new_folder, summary
-from helpers.resuming import Stopped
+from helpers.resuming import Occupied, Stopped
 from helpers.training import FineTuned, fine_tune, process_state, score_bag_of_words
 
 OWN_DATA_RECIPE = "lora_bert_sst2"
@@ -60,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Trains a recipe on its own dataset, or on a file with `--data`; returns the exit status.
 
     On its dataset: as the notebooks do, beside the bag of words on the same rows; writes records and adapter. On a
-    file: writes adapter, card and report to `--output`, or nothing at all. Bad input is one line on stderr, status 2;
-    memory or a disk that runs out, too, status 1. Under `torchrun` all processes train, the first writes and prints.
+    file: writes adapter, card and report to `--output`, or nothing at all. Bad input is one line on stderr, status 2,
+    and so is a run that another process does now; memory or a disk that runs out, too, status 1. Under `torchrun` all
+    processes train, the first writes and prints.
     """
     state = process_state("cuda" if torch.cuda.is_available() else "cpu")
     with ExitStack() as stack:
@@ -73,6 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (MemoryError, NotWritten) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             return 1
+        except Occupied as error:
+            if state.is_main_process:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            state.wait_for_everyone()  # as in _options
+            return 2
         except Stopped as stopped:
             print(stopped, file=sys.stderr, flush=True)
             return stopped.status
@@ -149,12 +156,15 @@ def _run(options: argparse.Namespace, state: PartialState) -> int:
         result = fine_tune(
             job.model, job.recipe, job.splits, job.profile, job.execution,
             track=options.track, output=folder, checkpoints=checkpoints, restart=options.restart,
+            keep=checkpoints is not None,
         )  # fmt: skip
         if result and job.findings:
             if options.merge:
                 merge_adapter(folder, folder / MERGED)
             baselines = compare_with_baselines(result.record, job.splits, job.execution)
             write_report(result, job.splits, job.findings, baselines)
+    if result and checkpoints:  # now that all is in its place
+        shutil.rmtree(checkpoints, ignore_errors=True)
     if result and job.findings:
         _say_how_the_file_went(options, job, result, baselines)
     elif result:

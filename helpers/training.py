@@ -57,8 +57,8 @@ from helpers.models import (
 )
 from helpers.profiles import Execution, Profile, shown
 from helpers.recipes import Recipe
-from helpers.results import RunRecord
-from helpers.resuming import COMPLETE, Clock, Saver, begin, clear_halves, identity, unfinished
+from helpers.results import NotWritten, RunRecord, saying_no_room
+from helpers.resuming import COMPLETE, Clock, Saver, alone, begin, clear_halves, ended_after, identity, unfinished
 
 EVAL_BATCH_SIZE = 16  # larger batches fall out of a CPU's caches and are slower
 LOGS_PER_EPOCH = 10
@@ -149,7 +149,7 @@ def training_arguments(
         eval_strategy="epoch" if validate else "no",
         save_strategy="epoch" if validate else "no",
         save_only_model=not resumable,
-        save_total_limit=2 if resumable else 1,  # two, as the newest may be half written
+        save_total_limit=3 if resumable else 1,  # the best, the newest, which may be half written, and the one before
         restore_callback_states_from_checkpoint=True,  # or early stopping would forget how long it has waited
         load_best_model_at_end=validate,
         metric_for_best_model="balanced_accuracy" if recipe.class_weights else "accuracy",
@@ -226,6 +226,15 @@ class _Trainer(Trainer):
         sampler = super()._get_train_sampler(train_dataset)
         return _LengthGroups(sampler, self) if isinstance(sampler, LengthGroupedSampler) else sampler
 
+    def _save_checkpoint(self, *arguments, **options) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            with saying_no_room(folder, "TMPDIR" if self.args.save_only_model else "DATA_DIR"):
+                super()._save_checkpoint(*arguments, **options)
+        except NotWritten:
+            shutil.rmtree(folder, ignore_errors=True)  # a half of no use
+            raise
+
 
 def _mean_loss(
     outputs: dict[str, torch.Tensor],
@@ -286,13 +295,15 @@ def fit(
     report_to: str = "none",
     checkpoints: Path | None = None,
     restart: bool = False,
+    keep: bool = False,
 ) -> Fit:
     """Trains `model` in place on tokenized rows and restores its best epoch on `validation` (None: keeps the last).
 
     With `checkpoints`, a folder, and `validation` the run can be taken up again: called with the same arguments, it
     goes on at the last whole checkpoint there, which are made every minute and at the end of an epoch, and are gone
-    when it has ended. `restart` begins anew. Raises ValueError where the folder holds another run's, and Stopped, with
-    all saved, after Ctrl-C or SIGTERM.
+    when it has ended; with `keep` the caller removes them, once the result is written. `restart` begins anew. Raises
+    Occupied where the folder holds another run's or another process trains there, NotWritten where the disk is full,
+    the earlier checkpoints being as they were, and Stopped, with all saved, after Ctrl-C or SIGTERM.
 
     Where memory runs out it starts again from the same weights and the same seed, with smaller batches and as many more
     of them to an update. Raises MemoryError when that cannot help.
@@ -300,7 +311,7 @@ def fit(
     check_tokenizer(model, tokenizer)
     keep_4bit_layout(model)
     state, resumable = process_state(execution.device), checkpoints is not None and validation is not None
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, alone(checkpoints, state) if resumable else nullcontext():
         folder = checkpoints if resumable else Path(scratch)
         checkpoint = None
         if resumable:
@@ -319,10 +330,12 @@ def fit(
                 model, tokenizer, recipe, train, validation, execution, str(folder), seed, report_to, resumable
             )
             trainer.args.per_device_eval_batch_size = eval_batch_size
+            if checkpoint and (epochs := ended_after(checkpoint)):
+                trainer.args.num_train_epochs = epochs  # nothing is left to train
             try:
                 fitted = _train(trainer, recipe, execution, checkpoint)
                 break
-            except RuntimeError as error:
+            except (RuntimeError, NotWritten) as error:
                 if not should_reduce_batch_size(error):
                     if any(folder.glob(f"checkpoint-*/{COMPLETE}")):
                         print(f"Training stopped; started again, it goes on from {shown(folder)}")
@@ -338,8 +351,8 @@ def fit(
                 begin(folder, run, _batches(recipe))
             for old in folder.glob("checkpoint-*"):
                 shutil.rmtree(old)
-    if resumable and state.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
+        if resumable and state.is_main_process and not keep:
+            shutil.rmtree(folder, ignore_errors=True)
     return fitted
 
 
@@ -381,6 +394,9 @@ def _train(trainer: Trainer, recipe: Recipe, execution: Execution, checkpoint: P
         with fast_dropout(execution), saver.listening() if saver else nullcontext():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
+        for callback in trainer.callback_handler.callbacks:
+            if bar := getattr(callback, "training_bar", None):  # after an error, whose message would end its line
+                bar.close()
         # Or every later forward pass stays under autocast, and a training that starts again is not put under it.
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         trainer.model._is_accelerate_prepared = False
@@ -398,7 +414,8 @@ def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _save_trained(model: torch.nn.Module, path: Path) -> None:
-    torch.save(_trained(model), path)  # on disk: a copy in memory would count in what training takes
+    with saying_no_room(path, "TMPDIR"):
+        torch.save(_trained(model), path)  # on disk: a copy in memory would count in what training takes
 
 
 def _restore_trained(model: torch.nn.Module, path: Path) -> None:
@@ -438,6 +455,7 @@ def fine_tune(
     output: Path | None = None,
     checkpoints: Path | None = None,
     restart: bool = False,
+    keep: bool = False,
 ) -> FineTuned | None:
     """Trains `model` in place by the recipe (at most the profile's epochs), restores its best epoch, scores it on the
     test rows once.
@@ -446,6 +464,7 @@ def fine_tune(
     adapter to that folder and no record. `splits` holds reviews as text (data.load_splits). `track` logs to W&B where
     that is set up. While it trains, its checkpoints lie in `checkpoints` (None: a hidden folder, named after the run,
     beside the adapter's). A run that was stopped or killed goes on from there, `restart` begins it anew (see `fit`).
+    They are gone when the results are written; with `keep` the caller removes them.
 
     Among several processes (torchrun) each trains on its share of every update, the batch of `recipe` being that of
     one process; the first alone scores, writes and prints, and all others get None.
@@ -456,6 +475,7 @@ def fine_tune(
     held = sum(weight_bytes(model).values())
     labels = splits["test"].features["label"].names
     track = track and state.is_main_process
+    checkpoints = checkpoints or profile.checkpoints / f".{recipe.name}-{recipe.variant}-seed{profile.seed}"
     tracked = tracking.wandb_run(f"{recipe.name}-{recipe.variant}", asdict(recipe)) if track else nullcontext()
     with tracked as run:
         fitted = fit(
@@ -467,8 +487,9 @@ def fine_tune(
             execution,
             profile.seed,
             report_to="wandb" if run else "none",
-            checkpoints=checkpoints or profile.checkpoints / f".{recipe.name}-{recipe.variant}-seed{profile.seed}",
+            checkpoints=checkpoints,
             restart=restart,
+            keep=True,  # scoring takes its time, too
         )
         if not state.is_main_process:
             return None
@@ -502,6 +523,8 @@ def fine_tune(
         record.adapter_bytes = (adapter / "adapter_model.safetensors").stat().st_size
     if output is None:
         record.save(profile.results)
+    if not keep:
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return FineTuned(model, tokenizer, record, probabilities, adapter)
 
 

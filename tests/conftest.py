@@ -1,6 +1,9 @@
 """Small checkpoints made here stand for the hub; everything else is the real thing, on CPU."""
 
 import os
+import subprocess
+from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
@@ -131,3 +134,32 @@ def record() -> RunRecord:
         accuracy_ci95=[0.5, 1.0], confusion_matrix=[[2, 0], [1, 1]], correct="1101",
         history={"train": [{"step": 1, "loss": 0.7}]},
     )  # fmt: skip
+
+
+@pytest.fixture(params=["a full disk", "a file too large"])
+def full(request, tmp_path):
+    """(folder, a function that fills its disk up to nothing, one that makes room again)."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if request.param == "a file too large":  # what a quota does to a file; needs no rights
+        resource = pytest.importorskip("resource")
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE)
+        yield folder, lambda: limit((64, hard)), lambda: limit((soft, hard))
+        limit((soft, hard))
+        return
+    size = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(size, capture_output=True, text=True)
+    except OSError as error:
+        pytest.skip(f"no small disk can be mounted here: {error}")
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+
+    def fill():
+        with suppress(OSError), open(folder / ".filler", "wb", buffering=0) as file:
+            while True:
+                file.write(b"0" * 4_096)
+
+    yield folder, fill, lambda: (folder / ".filler").unlink()
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # whatever a failed test holds open

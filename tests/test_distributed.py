@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import two_processes
+from filelock import FileLock
 
 from helpers.inference import SentimentClassifier
 from helpers.results import load_records
@@ -85,6 +86,16 @@ def test_bad_input_is_said_once_and_ends_both(torchrun, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+def test_a_run_that_is_under_way_is_said_once_and_ends_both(torchrun, tmp_path):
+    checkpoints = tmp_path / "Data" / "quick" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    with FileLock(checkpoints / ".lora_bert_sst2-as_written-seed42.lock"):
+        done = torchrun("train", "lora_bert_sst2")
+    assert done.stderr.count("error: Another process is training now") == 1
+    assert done.stderr.count("exitcode  : 2") == 2, done.stderr
+    assert [path.name for path in checkpoints.iterdir()] == [".lora_bert_sst2-as_written-seed42.lock"]
+
+
 def test_a_killed_process_ends_the_other_and_is_named(torchrun, tmp_path):
     done = torchrun("killed", tmp_path / "note", "lora_bert_sst2", "--batch-size", 4, "--output", "model")
     assert time.time() - float((tmp_path / "note").read_text()) < 30, "the other process went on or hung"
@@ -93,3 +104,19 @@ def test_a_killed_process_ends_the_other_and_is_named(torchrun, tmp_path):
     assert "Adapter:" not in done.stdout and not (tmp_path / "model").exists()
     results = tmp_path / "Data" / "quick" / "results"
     assert [json.loads(path.read_text())["variant"] for path in results.iterdir()] == ["bag_of_words"]
+
+
+def test_two_processes_of_which_one_was_killed_go_on_to_the_same_weights(torchrun, tmp_path, tiny_checkpoints):
+    """Bit for bit: of two summands the order does not matter, and each process goes on with its own dropout."""
+    step = 3 + os.getpid() % 9  # a random one, of twelve
+    killed = torchrun("resumed", tiny_checkpoints["bert"], tmp_path, step)
+    assert killed.returncode != 0 and "Signal 9 (SIGKILL)" in killed.stderr and "rank      : 1" in killed.stderr
+    assert not (tmp_path / "rank0.pt").exists(), "the other went on alone"
+    done = torchrun("resumed", tiny_checkpoints["bert"], tmp_path, 0)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"Resuming after {step - 1} updates") == 1, "a half checkpoint, or an old one"
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert len(first["whole"]) == 12
+    for name, weight in first["whole"].items():
+        assert torch.equal(first["resumed"][name], weight) and torch.equal(second["resumed"][name], weight), name
+    assert not (tmp_path / "run").exists() and not (tmp_path / "run.lock").exists()

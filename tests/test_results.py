@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 
@@ -22,8 +21,10 @@ from helpers.results import (
     NotWritten,
     RunRecord,
     StudyRecord,
+    _machine,
     git_commit,
     load_records,
+    new_file,
     new_folder,
     put_back,
     versions,
@@ -203,35 +204,6 @@ def test_a_process_killed_while_it_replaces_a_folder_loses_nothing(tmp_path, mon
     assert _tag(folder) == "z" and not (tmp_path / ".adapter-before").exists()
 
 
-@pytest.fixture(params=["a full disk", "a file too large"])
-def full(request, tmp_path):
-    """(folder, a function that fills its disk up to nothing, one that makes room again)."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if request.param == "a file too large":  # what a quota does to a file; needs no rights
-        resource = pytest.importorskip("resource")
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE)
-        yield folder, lambda: limit((64, hard)), lambda: limit((soft, hard))
-        limit((soft, hard))
-        return
-    size = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(size, capture_output=True, text=True)
-    except OSError as error:
-        pytest.skip(f"no small disk can be mounted here: {error}")
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-
-    def fill():
-        with suppress(OSError), open(folder / ".filler", "wb", buffering=0) as file:
-            while True:
-                file.write(b"0" * 4_096)
-
-    yield folder, fill, lambda: (folder / ".filler").unlink()
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_is_one_clear_error_and_leaves_what_was_there(full, record, tiny_checkpoints, fp32):
     folder, fill, make_room = full
     base_model = tiny_checkpoints["bert"]
@@ -266,14 +238,28 @@ def _contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".filler"}
 
 
-def test_a_process_killed_while_it_writes_leaves_the_old_file(record, tmp_path):
-    path = record.save(tmp_path)
+def test_what_a_killed_process_had_half_written_goes_with_the_next_write(record, tmp_path):
+    path, folder = record.save(tmp_path), tmp_path / "adapter"
+    with new_folder(folder) as temporary:
+        _fill(temporary, "x")
     program = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom helpers.results import new_file\n"
-        "with new_file(Path(sys.argv[1])) as temporary:\n"
-        "    temporary.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom helpers.results import new_file, new_folder\n"
+        "with new_folder(Path(sys.argv[2])) as half, new_file(Path(sys.argv[1])) as temporary:\n"
+        "    (half / 'a').write_text('half')\n    temporary.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", program, str(path), str(folder)], cwd=ROOT)
     assert done.returncode == -signal.SIGKILL
-    assert load_records(tmp_path) == [record], "what it left is taken for a record"
-    assert len(list(tmp_path.iterdir())) == 2
+    assert load_records(tmp_path) == [record] and _tag(folder) == "x", "what it left is taken for what was there"
+    left = {entry.name for entry in tmp_path.iterdir()} - {path.name, "adapter"}
+    assert len(left) == 2
+    elsewhere = tmp_path / next(name for name in left if name.startswith(f".{path.name}-")).replace(_machine(), "0" * 8)
+    elsewhere.write_text("half")  # of another machine, whose processes are not known here
+    with new_file(path) as ours, new_folder(folder) as temporary:
+        ours.write_text("half")
+        record.save(tmp_path)
+        assert ours.exists(), "what a process that is alive writes is removed"
+        _fill(temporary, "y")
+        ours.write_bytes(path.read_bytes())
+    assert {entry.name for entry in tmp_path.iterdir()} == {path.name, "adapter", elsewhere.name}
+    assert load_records(tmp_path) == [record] and _tag(folder) == "y"

@@ -13,9 +13,10 @@ from datasets import Dataset
 from helpers import resuming
 from helpers.data import FEATURES, split_reviews, tokenize
 from helpers.models import build_model, load_tokenizer
-from helpers.profiles import Execution
+from helpers.profiles import ROOT, Execution
 from helpers.recipes import RECIPES
-from helpers.resuming import COMPLETE, Saver, Stopped
+from helpers.results import NotWritten
+from helpers.resuming import COMPLETE, Occupied, Saver, Stopped
 from helpers.training import fit
 
 STEPS = 4 * 12  # four epochs of twelve updates
@@ -33,13 +34,13 @@ class Job:
         tokenizer, splits = load_tokenizer(checkpoint), split_reviews(reviews, 48, 32, 64)
         self.rows = {name: tokenize(part, tokenizer, 16) for name, part in splits.items()}
 
-    def run(self, folder=None, seed=1, restart=False, **changes):
+    def run(self, folder=None, seed=1, restart=False, keep=False, **changes):
         """Trains, from where a run in the folder stopped; returns the trained weights and what `fit` gave."""
         recipe = replace(self.recipe, **changes)
         model = build_model(recipe, self.checkpoint, self.execution, seed)
         fitted = fit(
             model, load_tokenizer(self.checkpoint), recipe, self.rows["train"], self.rows["validation"],
-            self.execution, seed, checkpoints=folder or self.folder, restart=restart,
+            self.execution, seed, checkpoints=folder or self.folder, restart=restart, keep=keep,
         )  # fmt: skip
         return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}, fitted
 
@@ -95,25 +96,43 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_weights(
     assert not job.folder.exists(), "a run that has ended leaves no checkpoints"
 
 
-def run_to_be_killed(checkpoint, folder, rows, step):
-    """What the process below does: trains until it is killed after update `step`."""
+def run_that_gets(number, step, checkpoint, folder, rows):
+    """What the process below does: trains, gets signal `number` after update `step`, and writes what it learned."""
     torch.set_num_threads(1)
     resuming.SECONDS_BETWEEN_SAVES = 0
-    Saver.on_step_end = signal_at(int(step), signal.SIGKILL)
+    Saver.on_step_end = signal_at(int(step), int(number))
     reviews = Dataset.from_json(rows, features=FEATURES)
-    Job(checkpoint, reviews, Execution("cpu", "fp32", "eager"), Path(folder)).run()
+    weights, _ = Job(checkpoint, reviews, Execution("cpu", "fp32", "eager"), Path(folder)).run()
+    torch.save(weights, f"{folder}.pt")
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(job, whole, toy_reviews, tmp_path, capsys):
-    toy_reviews.to_json(tmp_path / "rows.jsonl")
+@pytest.fixture
+def process_that_gets(job, toy_reviews, tmp_path):
+    """`process_that_gets(number, step)` starts one that does `job` and gets signal `number` after update `step`."""
+    started = []
+
+    def start(number, step):
+        toy_reviews.to_json(tmp_path / "rows.jsonl")
+        script = "import sys; from test_resuming import run_that_gets; run_that_gets(*sys.argv[1:])"
+        arguments = [int(number), step, job.checkpoint, job.folder, tmp_path / "rows.jsonl"]
+        with open(tmp_path / "said.txt", "w") as said:
+            process = subprocess.Popen(
+                [sys.executable, "-c", script, *map(str, arguments)], stdout=said, stderr=said,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), str(ROOT)))},
+            )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(job, whole, process_that_gets, tmp_path, capsys):
     step = 13 + os.getpid() % 30  # a random one
-    arguments = [job.checkpoint, str(job.folder), str(tmp_path / "rows.jsonl"), str(step)]
-    script = "import sys; from test_resuming import run_to_be_killed; run_to_be_killed(*sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert process_that_gets(signal.SIGKILL, step).wait() == -signal.SIGKILL, (tmp_path / "said.txt").read_text()
+    assert (tmp_path / "run.lock").is_file(), "it kept no other run out"
     steps = [int(path.name.split("-")[1]) for path in job.folder.glob("checkpoint-*")]
     assert max(steps) >= step - 2, "more than a step is lost"
     (job.folder / f"checkpoint-{STEPS}").mkdir()  # half written: the newest by its number, and no more
@@ -121,6 +140,75 @@ def test_a_killed_run_goes_on_to_the_same_weights(job, whole, toy_reviews, tmp_p
     weights, fitted = job.run()
     assert "Resuming after" in capsys.readouterr().out
     assert _same(weights, whole[0]) and fitted.history == whole[1].history
+    assert not (tmp_path / "run.lock").exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="a process is halted in the middle of its training")
+def test_a_second_run_at_once_is_told_so_and_touches_nothing(job, whole, process_that_gets, tmp_path):
+    first = process_that_gets(signal.SIGSTOP, 20)
+    _, status = os.waitpid(first.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), (tmp_path / "said.txt").read_text()
+    before = _files(job.folder)
+    assert before
+    for restart in (False, True):
+        with pytest.raises(Occupied, match=r"^Another process is training now.*Wait until it has ended"):
+            job.run(restart=restart)
+    assert _files(job.folder) == before
+    os.kill(first.pid, signal.SIGCONT)
+    assert first.wait() == 0, (tmp_path / "said.txt").read_text()
+    assert _same(torch.load(tmp_path / "run.pt"), whole[0]), "the second run disturbed the first"
+    assert not job.folder.exists() and not (tmp_path / "run.lock").exists()
+
+
+def _files(folder):
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_disk_that_fills_up_ends_a_run_in_one_line_and_it_goes_on_once_there_is_room(
+    full, job, whole, monkeypatch, capsys
+):
+    folder, fill, make_room = full
+    job.folder, before, plain = folder / "run", {}, Saver.on_step_end
+
+    def on_step_end(self, args, state, control, **rest):
+        if state.global_step == 20:
+            before.update(_files(job.folder))
+            fill()
+        return plain(self, args, state, control, **rest)
+
+    said = r"^There is no room to write .*checkpoint-20 \(.*What was there before is as it was\..*DATA_DIR"
+    with monkeypatch.context() as patched, pytest.raises(NotWritten, match=said) as caught:
+        patched.setattr(Saver, "on_step_end", on_step_end)
+        job.run()
+    make_room()
+    assert "\n" not in str(caught.value) and "Training stopped; started again, it goes on" in capsys.readouterr().out
+    assert _files(job.folder) == before, "an earlier checkpoint is damaged, or a half one was left"
+    weights, fitted = job.run()
+    assert "Resuming after 19 updates" in capsys.readouterr().out
+    assert _same(weights, whole[0]) and fitted.history == whole[1].history
+
+
+def test_a_full_disk_for_temporary_files_is_told_before_training(full, job, monkeypatch, capsys):
+    folder, fill, make_room = full
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    job.rows["validation"] = None  # such a run has no folder of its own
+    fill()
+    with pytest.raises(NotWritten, match=r"^There is no room to write .*start\.pt.*TMPDIR"):
+        job.run()
+    make_room()
+    assert [path.name for path in folder.iterdir()] in ([], [".filler"])
+    assert len(job.run()[1].history["train"]) > 4
+
+
+def test_a_run_whose_result_was_not_written_is_not_trained_again(job, whole, capsys):
+    job.run(keep=True)
+    weights, fitted = job.run()
+    assert f"Resuming after {STEPS} updates" in capsys.readouterr().out
+    assert _same(weights, whole[0]) and fitted.history == whole[1].history and not job.folder.exists()
+    early = {"early_stopping_patience": 1, "learning_rate": 1e-9}  # nothing is learned: it stops after two epochs
+    weights, fitted = job.run(keep=True, **early)
+    again, more = job.run(**early)
+    assert _same(again, weights) and more.history == fitted.history and len(more.history["validation"]) == 2
 
 
 def test_checkpoints_that_are_not_whole_are_passed_over(job, monkeypatch):

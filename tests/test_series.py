@@ -1,11 +1,19 @@
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+from datasets import Dataset
 
 from helpers import profiles, series
-from helpers.profiles import PROFILES
+from helpers.data import FEATURES, split_reviews
+from helpers.models import build_model
+from helpers.profiles import PROFILES, ROOT, Execution, Profile
+from helpers.recipes import RECIPES
 from helpers.results import summary
+from helpers.training import fine_tune
 
 
 @pytest.fixture
@@ -71,6 +79,52 @@ def test_a_kernel_that_does_not_start_is_one_line(notebooks, monkeypatch, capsys
     monkeypatch.setattr(series.NotebookClient, "execute", execute)
     assert series.main([]) == 1
     assert "01_a.ipynb: its kernel did not start (Kernel didn't respond in 60 seconds). Jup" in capsys.readouterr().out
+
+
+def train_a_little(checkpoint, rows, seed):
+    """Fine-tunes a tiny BERT with dropout for 48 updates."""
+    recipe = replace(
+        RECIPES["lora_bert_sst2"], base_model=checkpoint, learning_rate=1e-2, max_length=16, num_train_epochs=4,
+        per_device_train_batch_size=4,
+    )  # fmt: skip
+    fp32, profile = Execution("cpu", "fp32", "eager"), Profile("tiny", False, 48, 32, 64, max_length=16, seed=seed)
+    splits = split_reviews(Dataset.from_json(str(rows), features=FEATURES), 48, 32, 64)
+    return fine_tune(build_model(recipe, checkpoint, fp32, seed), recipe, splits, profile, fp32)
+
+
+CELL = """
+import signal, sys, torch
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_resuming, test_series
+from helpers import resuming
+torch.set_num_threads({threads})
+folder = Path({folder!r})
+if (folder / "step.txt").exists():
+    resuming.SECONDS_BETWEEN_SAVES = 0
+    resuming.Saver.on_step_end = test_resuming.signal_at(int((folder / "step.txt").read_text()), signal.SIGKILL)
+    (folder / "step.txt").unlink()
+test_series.train_a_little({checkpoint!r}, folder / "rows.jsonl", 1)
+"""
+
+
+def test_a_notebook_whose_kernel_is_killed_goes_on_to_the_same_weights(
+    notebooks, tmp_path, monkeypatch, capsys, tiny_checkpoints, toy_reviews
+):
+    toy_reviews.to_json(tmp_path / "rows.jsonl")
+    (tmp_path / "step.txt").write_text(str(13 + os.getpid() % 30))  # a random one, of 48
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "Data"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    values = {"tests": str(Path(__file__).parent), "folder": str(tmp_path), "threads": torch.get_num_threads()}
+    notebooks("01_a", CELL.format(checkpoint=tiny_checkpoints["bert"], **values))
+    assert series.main([]) == 1
+    assert "the kernel died" in capsys.readouterr().out and not (tmp_path / "step.txt").exists()
+    assert series.main([]) == 0
+    assert "Resuming after" in (tmp_path / "Data/quick/notebooks/01_a.ipynb").read_text()
+    resumed = next((tmp_path / "Data/tiny/checkpoints").glob("*/adapter_model.safetensors")).read_bytes()
+    monkeypatch.setattr(profiles, "DATA_DIR", tmp_path / "another")
+    whole = train_a_little(tiny_checkpoints["bert"], tmp_path / "rows.jsonl", 1)
+    assert (whole.adapter / "adapter_model.safetensors").read_bytes() == resumed
 
 
 def test_chosen_notebooks_are_stored_in_place(notebooks, tmp_path):

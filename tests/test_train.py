@@ -1,6 +1,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +24,11 @@ from helpers import train
 from helpers.data import truncate
 from helpers.evaluation import predict_logits
 from helpers.inference import SentimentClassifier
-from helpers.models import count_4bit_modules
-from helpers.profiles import PROFILES
+from helpers.models import INFERENCE_FILE, count_4bit_modules
+from helpers.profiles import PROFILES, ROOT
 from helpers.recipes import Recipe
 from helpers.results import RunRecord, load_records
+from helpers.resuming import Saver
 from helpers.training import _mean_loss, class_weights
 
 HEADER = b"what they wrote,the verdict\n"
@@ -116,6 +119,19 @@ def test_an_unknown_recipe_lists_the_known(capsys):
     with pytest.raises(SystemExit):
         train.main(["lora_gpt"])
     assert "lora_distilbert_qv" in capsys.readouterr().err
+
+
+def test_a_terminal_that_cannot_show_a_label_gets_escapes(tiny_checkpoints, tmp_path):
+    rows = "".join(f"text {index},\N{THUMBS UP SIGN}\n" for index in range(40))
+    (tmp_path / "own.csv").write_text(f"text,label\nbad,\N{SHRUG}\n{rows}", encoding="utf-8")
+    columns = ["--text-column", "text", "--label-column", "label", "--base-model", tiny_checkpoints["bert"]]
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.train", "--data", "own.csv", *columns, "--output", "model"], cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "class \\U0001f44d" in done.stdout, done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("error: 1 of 2 classes have fewer than"), done.stderr
+    assert "'\\U0001f937' (1)" in done.stderr
 
 
 # -- your own file ---------------------------------------------------------------------------------------------------
@@ -362,6 +378,71 @@ def test_an_earlier_run_is_replaced_only_on_request_and_only_by_a_whole_one(
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "verdicts.csv"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
+
+
+@pytest.fixture
+def one_epoch(terminal, monkeypatch, tmp_path):
+    """The `terminal`'s recipe for 23 updates, with its checkpoints below `tmp_path`."""
+    monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path / "Data")
+    monkeypatch.setitem(train.RECIPES, "tiny", replace(train.RECIPES["tiny"], num_train_epochs=1))
+
+
+@pytest.mark.parametrize("full", ["a file too large"], indirect=True)
+@pytest.mark.parametrize(
+    ("when", "what", "updates"), [("on_step_end", "/checkpoint-12", 8), ("on_train_end", "/out/", 23)]
+)
+@pytest.mark.usefixtures("one_epoch")
+def test_a_disk_that_fills_up_is_one_line_and_loses_neither_the_run_nor_the_earlier_folder(
+    terminal, verdicts, full, capsys, monkeypatch, when, what, updates
+):
+    disk, fill, make_room = full
+    monkeypatch.setattr("helpers.profiles.DATA_DIR", disk)
+    earlier, plain = disk / "out" / "model" / INFERENCE_FILE, getattr(Saver, when)
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("what was there")
+
+    def filling(self, args, state, control, **rest):
+        if state.global_step in (8, 12):
+            self.saved -= 100  # seconds: the next checkpoint is due
+        if state.global_step in (12, 23):
+            fill()
+        return plain(self, args, state, control, **rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Saver, when, filling)
+        assert terminal(verdicts, "--overwrite", output=str(earlier.parent)) == 1
+    make_room()
+    out, err = capsys.readouterr()
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: There is no room to write ") and what in last
+    assert err.count("error:") == 1 and "Traceback" not in out + err
+    assert [path.name for path in disk.rglob("out/*")] == ["model"] and earlier.read_text() == "what was there"
+    assert terminal(verdicts, "--overwrite", output=str(earlier.parent)) == 0
+    assert f"Resuming after {updates} updates" in capsys.readouterr().out
+    assert [path.name for path in disk.rglob("out/*")] == ["model"] and earlier.read_text() != "what was there"
+    assert not list((disk / "quick" / "checkpoints").iterdir())
+
+
+@pytest.mark.usefixtures("one_epoch")
+def test_the_same_run_twice_at_once_and_other_settings_are_one_line(terminal, verdicts, capsys, monkeypatch):
+    plain, begun, statuses = Saver.on_step_end, [], []
+
+    def second(self, args, state, control, **rest):
+        if state.global_step == 3 and not begun:
+            begun.append(True)
+            statuses.append(terminal(verdicts))
+            raise KeyboardInterrupt  # which ends the first, too
+        return plain(self, args, state, control, **rest)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Saver, "on_step_end", second)
+        terminal(verdicts)
+    err = capsys.readouterr().err
+    assert statuses == [2] and err.count("error: Another process is training now") == err.count("error:") == 1
+    assert terminal(verdicts, "--class-weights", "balanced") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "class_weights None there, 'balanced' now" in err
+    assert terminal(verdicts) == 0
 
 
 def test_options_that_do_not_go_together(capsys, tmp_path):

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from helpers import profiles, train, training
+from helpers import profiles, resuming, train, training
 from helpers.device_records import device_folder, device_label
 from helpers.models import build_model
 from helpers.profiles import PROFILES, Execution, fastest_execution
@@ -66,6 +66,31 @@ def train_tiny(checkpoint: str, folder: Path, batch_size: int) -> dict:
         training.training_arguments = shuffled
     weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
     return {"weights": weights, "history": fitted.history}
+
+
+def train_as_it_is(checkpoint: str, folder: Path) -> dict[str, torch.Tensor]:
+    """Three epochs of 64 rows on a tiny checkpoint, shuffled, with dropout, saved at every step; what was learned."""
+    resuming.SECONDS_BETWEEN_SAVES, resuming.STEPS_BETWEEN_QUESTIONS = 0, 1
+    fp32 = Execution("cpu", "fp32", "eager")
+    recipe = replace(
+        RECIPES["lora_bert_sst2"].improved(), base_model=checkpoint, learning_rate=1e-2, num_train_epochs=3,
+        per_device_train_batch_size=8, gradient_accumulation_steps=1, model_dropout=0.1, lora_dropout=0.1,
+    )  # fmt: skip
+    model, tokenizer = build_model(recipe, checkpoint, fp32, seed=0), AutoTokenizer.from_pretrained(checkpoint)
+    training.fit(model, tokenizer, recipe, rows(64, 0), rows(33, 1), fp32, 0, checkpoints=folder)
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def killed_while_it_saves(rank: str, step: int) -> None:
+    """Makes the process of this rank kill itself in the checkpoint of update `step`, before it has written its part."""
+    plain = training.Trainer._save_rng_state
+
+    def save(self, folder: str) -> None:
+        if os.environ["RANK"] == rank and self.state.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        plain(self, folder)
+
+    training.Trainer._save_rng_state = save
 
 
 def killed_in_the_middle(rank: str, note: Path) -> None:
@@ -137,6 +162,14 @@ def main(what: str = "ratio", *arguments: str) -> None:
         checkpoint, folder = arguments
         training.process_state("cpu")
         torch.save(train_tiny(checkpoint, Path(folder) / "run", 8), Path(folder) / f"rank{os.environ['RANK']}.pt")
+    elif what == "resumed":
+        checkpoint, folder, step = arguments
+        training.process_state("cpu")
+        if int(step):
+            killed_while_it_saves("1", int(step))
+        resumed = train_as_it_is(checkpoint, Path(folder) / "run")
+        whole = train_as_it_is(checkpoint, Path(folder) / "another")
+        torch.save({"resumed": resumed, "whole": whole}, Path(folder) / f"rank{os.environ['RANK']}.pt")
     elif what == "measure":
         measure(int(arguments[0]))
     else:

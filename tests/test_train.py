@@ -65,7 +65,7 @@ def test_a_recipe_s_adapter_goes_where_it_is_asked_for(small_quick, tmp_path, ca
     assert not list(small_quick.checkpoints.iterdir())
     _, record = load_records(small_quick.results)
     batches = ("per_device_train_batch_size", "gradient_accumulation_steps", "effective_batch_size")
-    assert record.variant == "improved" and [record.settings[name] for name in batches] == [8, 4, 32]
+    assert record.variant == "improved" and [record.settings[name] for name in batches] == [8, 2, 16]
     assert record.adapter_bytes == (tmp_path / "models" / "one" / "adapter_model.safetensors").stat().st_size
     assert train.main(recipe) == 2
     assert "holds an earlier run; choose a new folder, or --overwrite it" in capsys.readouterr().err

@@ -175,8 +175,7 @@ def _run(options: argparse.Namespace, state: PartialState) -> int:
 def _job(options: argparse.Namespace) -> _Job:
     profile, execution = current_profile(), fastest_execution()
     recipe = RECIPES[options.recipe].improved() if options.improved else RECIPES[options.recipe]
-    recipe = recipe.with_settings(options.settings)
-    recipe = replace(_in_batches_of(options.batch_size, recipe), class_weights=options.class_weights)
+    recipe = _as_asked(options, recipe)
     splits = load_splits(recipe, profile)
     print(f"Profile {profile.name}: {recipe.name}, {recipe.variant}, {len(splits['train']):,} reviews", flush=True)
     model = build_model(recipe, profile.base_model(recipe.base_model), execution, profile.seed)
@@ -189,8 +188,7 @@ def _job_on_file(options: argparse.Namespace) -> _Job:
     execution = fastest_execution()
     rows = own_data.read_rows(options.data, options.text_column, options.label_column)
     recipe, profile = own_recipe(options.own_recipe, options.data, current_profile(), options.base_model)
-    recipe = recipe.with_settings(options.settings)
-    recipe = replace(_in_batches_of(options.batch_size, recipe), class_weights=options.class_weights)
+    recipe = _as_asked(options, recipe)
     findings = own_data.examine(rows, load_tokenizer(recipe.base_model), profile.tokens(recipe.max_length))
     print(f"{options.data.name}\n{findings.table().to_string(header=False, index_names=False)}\n", flush=True)
     splits = own_data.split_rows(rows, profile.seed, options.drop_incomplete)
@@ -199,6 +197,11 @@ def _job_on_file(options: argparse.Namespace) -> _Job:
     sizes = ", ".join(f"{name} {len(part):,}" for name, part in splits.items())
     print(f"{recipe.name} on {recipe.base_model}: {sizes} rows", flush=True)
     return _Job(recipe, profile, execution, splits, model, findings)
+
+
+def _as_asked(options: argparse.Namespace, recipe: Recipe) -> Recipe:
+    recipe = _in_batches_of(options.batch_size, recipe.with_settings(options.settings))
+    return replace(recipe, class_weights=options.class_weights or recipe.class_weights)
 
 
 def _in_batches_of(rows: int | None, recipe: Recipe) -> Recipe:

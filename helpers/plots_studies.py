@@ -28,15 +28,19 @@ def plot_rank_study(
     titles: Sequence[str],
 ) -> Figure:
     """Validation accuracy over the learning rate, a line a rank; and, each at its best rate, test accuracy over the
-    rank, over the adapted layers at one parameter budget, and over the ways to scale.
+    rank, over the adapted layers at one parameter budget, and over the ways to scale, where these have points.
 
     Points are those of `studies.summarize`: `search` with labels `r` and `learning_rate`, `ranks` with `r`, `layers`
     and `schemes` with `name`. `parameters` maps a rank to what LoRA trains in the real checkpoint, `bag` is the
     bag of words' test accuracy, and `titles` holds one finding a panel.
     """
-    figure, ((over_rate, over_rank), (of_layers, of_schemes)) = plt.subplots(
-        2, 2, figsize=(13, 9.2), layout="constrained", height_ratios=[1.15, 1]
+    lower = [points for points in (layers, schemes) if points]
+    figure, axes = plt.subplots(
+        1 + bool(lower), 2, figsize=(13, 9.2 if lower else 4.9), layout="constrained", squeeze=False
     )
+    (over_rate, over_rank), panels = axes[0], axes.ravel()[: 2 + len(lower)]
+    for unused in axes.ravel()[2 + len(lower) :]:
+        unused.remove()
     values = sorted({point["r"] for point in search})
     shades = plt.get_cmap("viridis")([0.9 - 0.85 * place / max(len(values) - 1, 1) for place in range(len(values))])
     ends = []
@@ -64,10 +68,10 @@ def plot_rank_study(
     counts.minorticks_off()
     counts.set_xlabel("parameters that LoRA trains in bert-base at this rank", fontsize=9)
     draw_reference(over_rank, bag, f"bag of words {bag:.1%}", COLORS["bag_of_words"])
-    for panel, points in ((of_layers, layers), (of_schemes, schemes)):
+    for panel, points in zip(panels[2:], lower, strict=True):
         draw_intervals(panel, [p["name"] for p in points], points, [COLORS["improved"]] * len(points))
         panel.set_xlabel("test accuracy, each at its best rate")
-    for panel, title in zip((over_rate, over_rank, of_layers, of_schemes), titles, strict=True):
+    for panel, title in zip(panels, titles, strict=True):
         panel.set_title(title, fontsize=11)
     return figure
 

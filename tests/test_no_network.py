@@ -56,5 +56,5 @@ def test_data_encoder_training_and_prediction_need_no_network(tmp_path):
     assert said[-1] in ("bad", "good")
     assert any(line.startswith("W&B: off") for line in said)
     settings = json.loads((tmp_path / "model" / "inference.json").read_text())
-    assert settings["base_model"] == "minilm-l6-distilbert"
+    assert settings["base_model"] == "minilm-l6-bert"
     assert (tmp_path / "model" / MERGED / "model.safetensors").is_file()

@@ -10,8 +10,16 @@ from helpers.studies import compare_runs, run_study, score_bag_of_words_on, summ
 
 @pytest.fixture
 def recipe(tiny_checkpoints):
-    base = RECIPES["lora_bert_sst2"].improved()
-    return replace(base, base_model=tiny_checkpoints["bert"], learning_rate=2e-2, max_length=16, n_train=None)
+    return replace(
+        RECIPES["lora_bert_sst2"].improved(),
+        base_model=tiny_checkpoints["bert"],
+        modules_to_save=("pooler",),
+        learning_rate=2e-2,
+        per_device_train_batch_size=32,
+        weight_decay=0.01,
+        max_length=16,
+        n_train=None,
+    )
 
 
 def test_a_study_has_a_row_for_each_run_and_seed(recipe, toy_reviews, tiny_profile, fp32):

@@ -55,7 +55,7 @@ def hub_runs() -> dict[str, list[Run]]:
         "02": [*both(qv, 22_500, 2_500, 25_000), Run(q, 22_500, 1, 2_500 + 25_000), Run(qv, 0, 0, 25_000)],
         "03": [*both(qlora, 16_000, 2_000, 2_000), Run(qlora, 0, 0, 2_000)],
         "05": [
-            *[Run(study, 2_000, 3, 1_000, SENTENCES)] * (2 * tried),
+            *[Run(study, 2_000, 3, 500, SENTENCES)] * tried,
             *[Run(study, 2_000, 3, 872, SENTENCES)] * (len(RANKS) * seeds),
         ],
         "06": [

@@ -69,7 +69,7 @@ def test_torchrun_trains_a_recipe_into_a_folder_that_predicts(torchrun, tmp_path
     assert record.device.startswith("2 x ")
     batches = ("per_device_train_batch_size", "gradient_accumulation_steps", "effective_batch_size")
     assert [record.settings[name] for name in batches] == [16, 1, 32]
-    assert record.history["validation"][-1]["step"] == 2, "two epochs of one update, not of two"
+    assert record.history["validation"][-1]["step"] == 4, "two epochs of two updates, not of four"
     # 64 rows, two epochs: the rows of both processes count
     assert record.train_samples_per_second == pytest.approx(128 / record.train_seconds)
     classifier = SentimentClassifier.from_pretrained(tmp_path / "model", fp32)

@@ -26,7 +26,7 @@ store: $(VENV)/.installed
 	PROFILE=quick $(BIN)/python -m helpers.series --store
 
 full: $(VENV)/.installed
-	$(BIN)/python -m helpers.full $(ONLY)
+	$(BIN)/python -m helpers.studies $(ONLY)
 
 platforms: $(VENV)/.installed
 	$(BIN)/python tests/platforms/run.py

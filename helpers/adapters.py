@@ -1,5 +1,6 @@
-"""Load what `models.save_adapter` wrote, from a folder that may be damaged, altered or not ours."""
+"""Adapters in folders: saved whole, and loaded from one that may be damaged, altered or not ours."""
 
+import hashlib
 import json
 import os
 import reprlib
@@ -14,21 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from helpers.base.hub import REVISIONS, file_sha256
+from helpers.base.writing import new_folder, put_back, write_json
 from helpers.checkpoints import EMBEDDED, checkpoint_revision
-from helpers.hub import REVISIONS
-from helpers.models import (
-    ADAPTER_CONFIG,
-    HASHED,
-    INFERENCE_FILE,
-    WEIGHTS,
-    check_vocabulary,
-    hash_saved,
-    load_classifier,
-    positions,
-)
+from helpers.models import check_vocabulary, load_classifier
+from helpers.own_data import positions
 from helpers.profiles import Execution
-from helpers.recipes import TRUNCATIONS
-from helpers.results import put_back
+from helpers.recipe import TRUNCATIONS
 
 PICKLE = "adapter_model.bin"  # what peft would load where there is no WEIGHTS
 # Of adapter_config.json: what says nothing about the weights, or only where they came from.
@@ -222,3 +215,53 @@ def _check_base(path: Path, settings: dict, limit: float) -> None:
             raise _damaged(path, f"it was trained on {name} in version {stated}, and here that is {found}")
     if settings["max_length"] > limit:
         raise _damaged(path, f"it has max_length={settings['max_length']}, and {name} has {limit} positions")
+
+
+INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS = "inference.json", "adapter_config.json", "adapter_model.safetensors"
+HASHED = (WEIGHTS, ADAPTER_CONFIG, "tokenizer.json", "tokenizer_config.json")  # in inference.json
+
+
+def save_adapter(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    base_model: str,
+    quantization: str | None,
+    max_length: int,
+    truncation: str,
+) -> Path:
+    """Writes adapter, head and tokenizer to `folder`, replacing what was there only when all is written.
+
+    `inference.json` beside them holds what prediction needs and peft does not save: how texts were cut, the labels,
+    whether the base was in 4 bits, and the checkpoint's name, which finds an embedded base on another machine. It also
+    holds what tells a damaged folder from a whole one: the version of the base and the sha256 of the files.
+    """
+    lora = model.active_peft_config
+    lora.target_modules = sorted(lora.target_modules)  # peft has a set, in another order in every process
+    with new_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        config = model.get_base_model().config
+        settings = {
+            "base_model": base_model,
+            "quantization": quantization,
+            "max_length": max_length,
+            "truncation": truncation,
+            "labels": [config.id2label[index] for index in range(config.num_labels)],
+            "base_revision": checkpoint_revision(base_model).get(base_model),
+            "sha256": {name: hash_saved(temporary / name) for name in HASHED if (temporary / name).is_file()},
+        }
+        write_json(temporary / INFERENCE_FILE, settings)
+    return folder
+
+
+def hash_saved(path: Path) -> str:
+    """The sha256 of a saved adapter's file; adapter_config.json is taken without the base's folder, which differs by
+    machine. Raises ValueError for a configuration that is not JSON.
+    """
+    if path.name != ADAPTER_CONFIG:
+        return file_sha256(path)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data.pop("base_model_name_or_path", None)
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

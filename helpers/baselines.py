@@ -13,9 +13,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel, PreTrainedTokenizerBase
 
+from helpers.base.hub import checkpoint_options
 from helpers.checkpoints import resolve_checkpoint
 from helpers.evaluation import predict_in_batches
-from helpers.hub import checkpoint_options
 from helpers.profiles import Execution
 
 BAG_C = (0.1, 1.0, 10.0, 100.0)  # inverse strengths of regularization that are tried on validation rows

@@ -18,10 +18,10 @@ from huggingface_hub.constants import HF_HOME
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, DistilBertConfig
 
+from helpers.base.hub import check_sha256, file_sha256, loaded_revision
+from helpers.base.writing import new_folder, write_json
 from helpers.data import LABELS
-from helpers.hub import check_sha256, file_sha256, loaded_revision
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT
-from helpers.results import new_folder, write_json
 
 AS_SHIPPED = "minilm-l6-bert-as-shipped"  # with its random pooler, for notebook 06, which shows what that does
 EMBEDDED = (EMBEDDED_BERT, EMBEDDED_DISTILBERT, AS_SHIPPED)

@@ -1,8 +1,6 @@
 """Reviews: load, clean, drop duplicates, split, tokenize."""
 
 import importlib.util
-import re
-import unicodedata
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -14,14 +12,16 @@ from datasets.utils.stratify import stratified_shuffle_split_generate_indices
 from huggingface_hub import DatasetCard
 from transformers import PreTrainedTokenizerBase
 
-from helpers.hub import check_sha256, download_dataset, hub_error, loaded_revision
+from helpers.base.hub import check_sha256, download_dataset, hub_error, loaded_revision
+from helpers.base.texts import clean, text_key, text_problem
 from helpers.profiles import Profile
-from helpers.recipes import TRUNCATIONS, Recipe
+from helpers.recipe import TRUNCATIONS, Recipe
 
 datasets.disable_progress_bars()
 
 LABELS = ("NEGATIVE", "POSITIVE")
 FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=list(LABELS))})
+
 
 # What stands for each hub dataset in the embedded profiles. Rotten Tomatoes is the corpus SST-2 was cut from.
 EMBEDDED_SOURCES = {
@@ -39,46 +39,6 @@ HUB_PATHS = {
 SPLITS = ("train", "validation", "test")  # IMDb has one more, without labels
 TEXT_COLUMNS = ("text", "sentence", "review")
 LABEL_COLUMNS = ("label", "sentiment")
-
-_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
-
-
-def clean(text: str) -> str:
-    """`text` with `<br />` tags and runs of white space turned into single spaces."""
-    return " ".join(_BREAK.sub(" ", text).split())
-
-
-def text_key(text: str) -> str:
-    """`text` case-folded with white space collapsed: two texts with one key are duplicates."""
-    return " ".join(text.split()).casefold()
-
-
-def text_problem(text: object) -> str | None:
-    """Why no tokenizer can read `text`, as a message goes on after naming it; None where one can.
-
-    Whatever takes texts from outside asks here. Only strings can be read, and of these all but lone surrogates: halves
-    of a character, as cutting an emoji in two leaves them.
-    """
-    if not isinstance(text, str):
-        return f"is {shortened(repr(text))} ({type(text).__name__}), not a string."
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return (
-            f"has half a character, the lone surrogate {text[error.start]!r}, at {error.start:,}. Remove it: "
-            "text.encode(errors='ignore').decode()"
-        )
-    return None
-
-
-def is_blank(text: str) -> bool:
-    """Whether nothing of `text` is to be seen: white space, control and format characters alone."""
-    return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
-
-
-def shortened(text: str, length: int = 60) -> str:
-    """`text` as a message shows it, at most `length` characters."""
-    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def drop_duplicates(reviews: Dataset, seen: set[str] | None = None) -> Dataset:

@@ -10,7 +10,8 @@ from scipy.special import softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.adapters import load_adapter
-from helpers.data import clean, text_problem, truncate
+from helpers.base.texts import clean, text_problem
+from helpers.data import truncate
 from helpers.evaluation import predict_logits
 from helpers.profiles import Execution, fastest_execution
 
@@ -42,7 +43,7 @@ class SentimentClassifier:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, execution: Execution | None = None) -> "SentimentClassifier":
-        """The classifier in `folder`, as `models.save_adapter` wrote it, on this machine's fastest execution.
+        """The classifier in `folder`, as `adapters.save_adapter` wrote it, on this machine's fastest execution.
 
         A full-precision adapter is merged into the weights, which are then stored in the execution's compute dtype; a
         4-bit base keeps it beside them, since merging would round the weights anew. Raises FileNotFoundError where

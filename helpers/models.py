@@ -1,12 +1,8 @@
 """Classifiers: load a checkpoint in full precision or 4 bits, attach LoRA, count, save."""
 
-import hashlib
-import json
 import os
 from collections import Counter
-from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -23,34 +19,26 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from helpers.base.hub import checkpoint_options, hub_error
+from helpers.base.speedups import last_layer_at_cls
 from helpers.checkpoints import checkpoint_revision, label_maps, resolve_checkpoint
 from helpers.data import LABELS, dataset_revision
-from helpers.efficiency import last_layer_at_cls
-from helpers.hub import checkpoint_options, file_sha256, hub_error
 from helpers.profiles import Execution, Profile
-from helpers.recipes import Recipe
-from helpers.results import new_folder, write_json
+from helpers.recipe import Recipe
 
 # Loading bars, and the load report of a head that is new on purpose, are no news in a notebook.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
-INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS = "inference.json", "adapter_config.json", "adapter_model.safetensors"
-HASHED = (WEIGHTS, ADAPTER_CONFIG, "tokenizer.json", "tokenizer_config.json")  # in inference.json
+
 # What sits on top of the encoder, by the last part of its name, in BERT, DistilBERT, RoBERTa and ModernBERT.
 HEAD_MODULES = ("classifier", "pre_classifier", "pooler", "head")
-# The projections of attention, by what architectures call them; "Wqkv" and "in_proj" are all three in one matrix.
-ATTENTION_LINEARS = {
-    "query": ("query", "q_lin", "query_proj", "q_proj", "q", "Wqkv", "in_proj"),
-    "key": ("key", "k_lin", "key_proj", "k_proj", "k", "Wqkv", "in_proj"),
-    "value": ("value", "v_lin", "value_proj", "v_proj", "v", "Wqkv", "in_proj"),
-}
 
 
 @lru_cache(maxsize=4)
 def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer."""
-    return _from_hub(AutoTokenizer.from_pretrained, base_model)
+    return from_hub(AutoTokenizer.from_pretrained, base_model)
 
 
 def nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -89,14 +77,14 @@ def load_classifier(
     """
     if quantization not in (None, "nf4"):
         raise ValueError(f"quantization={quantization!r} is neither None nor 'nf4'.")
-    config = _from_hub(AutoConfig.from_pretrained, base_model)
+    config = from_hub(AutoConfig.from_pretrained, base_model)
     config.id2label, config.label2id = label_maps(labels)
     config.problem_type = "single_label_classification"
     if model_dropout is not None:
         for name in [name for name in config.to_dict() if "dropout" in name]:  # each architecture has its own names
             setattr(config, name, model_dropout)
     set_seed(seed)
-    model = _from_hub(
+    model = from_hub(
         AutoModelForSequenceClassification.from_pretrained,
         base_model,
         config=config,
@@ -118,7 +106,7 @@ def load_classifier(
     return model if quantization else model.to(execution.device)
 
 
-def _from_hub(load, base_model: str, **options):
+def from_hub(load, base_model: str, **options):
     """`load(checkpoint, **options)`, with one clear error when the hub does not have it or cannot be reached."""
     checkpoint = resolve_checkpoint(base_model)
     options["trust_remote_code"] = False  # unset, transformers asks on the terminal
@@ -161,54 +149,6 @@ def revisions(recipe: Recipe, profile: Profile, with_model: bool = True) -> dict
     """Which version of the recipe's data and, where a model was in play, of its checkpoint was loaded, by name."""
     found = dataset_revision(recipe.dataset, profile)
     return found | checkpoint_revision(profile.base_model(recipe.base_model)) if with_model else found
-
-
-def adapt_recipe(recipe: Recipe, base_model: str) -> Recipe:
-    """`recipe` for another checkpoint: its LoRA targets, head and token limit follow from the architecture.
-
-    Query, key and value go by the checkpoint's own names (in ModernBERT one matrix holds them all); a target that it
-    has no counterpart of becomes every linear layer. What sits outside the encoder is new and trained whole, beside
-    what the recipe names and the checkpoint has. `max_length` is cut to the checkpoint's limit. Reads config and
-    tokenizer, no weights. Raises ValueError for a checkpoint that transformers has no sequence classifier for, and
-    ConnectionError as `load_classifier` does.
-    """
-    config = _from_hub(AutoConfig.from_pretrained, base_model)
-    try:
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config)
-    except ValueError as error:
-        raise ValueError(
-            f"{base_model!r} is a {config.model_type!r} checkpoint, which transformers has no sequence classifier for. "
-            "Choose an encoder such as BERT, DistilBERT, RoBERTa or ModernBERT."
-        ) from error
-    encoder = model.base_model
-    layers = [name for name, module in encoder.named_modules() if isinstance(module, torch.nn.Linear)]
-    linears = {name.split(".")[-1] for name in layers}
-    targets = []
-    for target in recipe.target_modules:
-        same = next((names for names in ATTENTION_LINEARS.values() if target in names), ())
-        found = any(f".{name}".endswith(f".{target}") for name in layers)
-        targets.append(target if found else next((name for name in same if name in linears), "all-linear"))
-    head = {name.split(".")[-1] for name, _ in encoder.named_modules()} & set(recipe.modules_to_save)
-    head |= {name for name, child in model.named_children() if child is not encoder and list(child.parameters())}
-    return replace(
-        recipe,
-        base_model=base_model,
-        target_modules=("all-linear",) if "all-linear" in targets else tuple(dict.fromkeys(targets)),
-        modules_to_save=tuple(sorted(head - {"classifier"})),  # peft adds the classifier itself
-        max_length=min(recipe.max_length, load_tokenizer(base_model).model_max_length, positions(encoder)),
-    )
-
-
-def positions(encoder: PreTrainedModel) -> float:
-    """The most tokens the encoder has positions for; RoBERTa's start behind its padding index."""
-    limit = getattr(encoder.config, "max_position_embeddings", -1)
-    reserved = [
-        module.padding_idx + 1
-        for name, module in encoder.named_modules()
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
-    ]
-    return limit - max(reserved, default=0) if limit > 0 else float("inf")  # -1: relative positions, no limit
 
 
 def attach_lora(model: PreTrainedModel, recipe: Recipe, gradient_checkpointing: bool = False) -> PeftModel:
@@ -286,49 +226,3 @@ def keep_4bit_layout(model: torch.nn.Module) -> None:
     for layer in layers:
         layer.support_avx512bf16_for_cpu = False
         layer.state_dict()  # unpacks as a side effect
-
-
-def save_adapter(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    *,
-    base_model: str,
-    quantization: str | None,
-    max_length: int,
-    truncation: str,
-) -> Path:
-    """Writes adapter, head and tokenizer to `folder`, replacing what was there only when all is written.
-
-    `inference.json` beside them holds what prediction needs and peft does not save: how texts were cut, the labels,
-    whether the base was in 4 bits, and the checkpoint's name, which finds an embedded base on another machine. It also
-    holds what tells a damaged folder from a whole one: the version of the base and the sha256 of the files.
-    """
-    lora = model.active_peft_config
-    lora.target_modules = sorted(lora.target_modules)  # peft has a set, in another order in every process
-    with new_folder(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        config = model.get_base_model().config
-        settings = {
-            "base_model": base_model,
-            "quantization": quantization,
-            "max_length": max_length,
-            "truncation": truncation,
-            "labels": [config.id2label[index] for index in range(config.num_labels)],
-            "base_revision": checkpoint_revision(base_model).get(base_model),
-            "sha256": {name: hash_saved(temporary / name) for name in HASHED if (temporary / name).is_file()},
-        }
-        write_json(temporary / INFERENCE_FILE, settings)
-    return folder
-
-
-def hash_saved(path: Path) -> str:
-    """The sha256 of a saved adapter's file; adapter_config.json is taken without the base's folder, which differs by
-    machine. Raises ValueError for a configuration that is not JSON.
-    """
-    if path.name != ADAPTER_CONFIG:
-        return file_sha256(path)
-    data = json.loads(path.read_text(encoding="utf-8"))
-    data.pop("base_model_name_or_path", None)
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

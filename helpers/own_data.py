@@ -1,32 +1,22 @@
 """Your own labelled texts: read a file, say what is in it, split it."""
 
-import codecs
-import csv
-import io
-import json
-import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass
-from numbers import Number
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.data import (
-    clean,
-    drop_duplicates,
-    is_blank,
-    shortened,
-    split_reviews,
-    text_key,
-    text_problem,
-    token_lengths,
-)
+from helpers.base.tables import shown_list
+from helpers.base.texts import shortened, text_key
+from helpers.data import drop_duplicates, split_reviews, token_lengths
+from helpers.models import from_hub, load_tokenizer
+from helpers.profiles import Profile
+from helpers.recipe import Recipe
+from helpers.recipes import RECIPES
 
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 # So many rows leave a class at least one in each part, whatever the rounding: at most 3 of 12 are drawn to test, and of
@@ -34,181 +24,15 @@ TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 ROWS_PER_CLASS = 12
 SKEW = 3  # times the smallest class's rows; with more in the largest, a file's classes count as skewed
 LENGTH_SAMPLE = 10_000  # rows that are tokenized to say how long the texts are
-SHOWN = 5  # row numbers, columns or classes that a message lists
+
 SHOWN_CLASSES = 20  # that a table of findings lists one by one
-UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-
-def _decoded(content: bytes) -> str:
-    """UTF-8, or UTF-16 with its mark, as Excel's "Unicode text" has it."""
-    text = content.decode("utf-16" if content.startswith(UTF_16) else "utf-8-sig")
-    if "\0" in text:  # which Python 3.10's csv does not read, and which no text file has
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise ValueError(f"line {line:,} has a NUL character. Remove it; if this is UTF-16, save the file as UTF-8.")
-    return text
-
-
-def _table(separator: str) -> Callable[[bytes], pd.DataFrame]:
-    # Not pandas, which leaves out what a row has beyond the header, takes a lone quote for the start of a text of many
-    # rows, renames the second of two columns of one name, and reads the label "None" as missing and "01" as 1.
-    def read(content: bytes) -> pd.DataFrame:
-        csv.field_size_limit(2**31 - 1)  # bytes of one text; Python's own limit is 128 KiB
-        lines = csv.reader(io.StringIO(_decoded(content), newline=""), delimiter=separator, strict=True)
-        records: list[list[str]] = []
-        try:
-            for fields in lines:
-                if len(fields) > 1 or "".join(fields).strip():  # a blank line is no row
-                    records.append(fields)
-        except csv.Error as error:
-            raise ValueError(
-                f"row {len(records):,} (0 is the header), up to line {lines.line_num:,}: {error}. A text with a "
-                f"{separator!r}, a quote or a line break in it stands in quotes, and its own quotes are doubled."
-            ) from error
-        if not records:
-            return pd.DataFrame()
-        header, *rows = records
-        for row, fields in enumerate(rows, start=1):
-            if any(fields[len(header) :]):
-                raise ValueError(
-                    f"row {row:,} has {len(fields):,} fields, and the header has {len(header):,}. Put a text with a "
-                    f"{separator!r} in it into quotes."
-                )
-            rows[row - 1] = fields[: len(header)] + [""] * (len(header) - len(fields))
-        return pd.DataFrame(rows, columns=header, dtype=object)
-
-    return read
-
-
-def _json_lines(content: bytes) -> pd.DataFrame:
-    records = []
-    for number, line in enumerate(_decoded(content).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"row {len(records) + 1:,} (line {number:,})"
-        try:
-            record = json.loads(line, object_pairs_hook=_without_repeats)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: {error}") from error
-        if not isinstance(record, dict):
-            raise ValueError(f'{where} is a {type(record).__name__}; each line must be an object, {{"name": value}}.')
-        records.append(record)
-    return pd.DataFrame(records, dtype=object)
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    if len(found := dict(pairs)) < len(pairs):
-        raise ValueError(f"it names a column twice, of {_first([repr(name) for name, _ in pairs])}")
-    return found
-
-
-def _parquet(content: bytes) -> pd.DataFrame:
-    table = pq.ParquetFile(pa.BufferReader(content)).read()
-    columns = [column.to_pylist() for column in table.columns]  # pandas would make floats of whole numbers with gaps
-    return pd.DataFrame(list(zip(*columns, strict=True)), columns=table.column_names, dtype=object)
-
-
-READERS: dict[str, Callable[[bytes], pd.DataFrame]] = {
-    ".csv": _table(","),
-    ".tsv": _table("\t"),
-    ".jsonl": _json_lines,
-    ".parquet": _parquet,
-}
-
-
-def read_rows(path: str | Path, text_column: str, label_column: str) -> pd.DataFrame:
-    """The rows of a CSV, TSV, JSON Lines or Parquet file: columns `text` (cleaned) and `label`, both str or None.
-
-    The index, `row`, counts from 1 and leaves out a header. A number reads as text, a whole one as a label without its
-    point ("1", not "1.0"); a text of which nothing is to be seen is None. UTF-8, or UTF-16 with its mark.
-
-    Raises FileNotFoundError, and ValueError for an unknown file ending, a file that is empty, not UTF-8 or not what its
-    ending says, a column that is not there or there twice, and a row with more fields than the header, with something
-    else than a text, with half a character or with a control character in its label.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    if path.suffix.lower() not in READERS:
-        raise ValueError(f"{path.name} ends in {path.suffix!r}; it must be one of {', '.join(READERS)}.")
-    if text_column == label_column:
-        raise ValueError(f"Texts and labels cannot both be in column {text_column!r}.")
-    content = path.read_bytes()
-    try:
-        frame = READERS[path.suffix.lower()](content) if content.strip() else pd.DataFrame()
-    except UnicodeDecodeError as error:
-        raise ValueError(_not_utf8(path, content, error)) from error
-    except (ValueError, OSError, pa.ArrowException) as error:  # parser errors of json are ValueErrors
-        said = " ".join(str(error).split())
-        raise ValueError(f"{path.name} is no {path.suffix} file that can be read: {said}") from error
-    if not len(frame.columns):
-        raise ValueError(f"{path.name} is empty.")
-    for column in (text_column, label_column):
-        _check_column(path, frame, column)
-    if frame.empty:
-        raise ValueError(f"{path.name} has columns but no rows.")
-    rows = {
-        name: [_cell(path, row, column, value, read) for row, value in enumerate(frame[column], start=1)]
-        for name, column, read in (("text", text_column, _text), ("label", label_column, _label))
-    }
-    return pd.DataFrame(rows, index=pd.RangeIndex(1, len(frame) + 1, name="row"), dtype=object)
-
-
-def _not_utf8(path: Path, content: bytes, error: UnicodeDecodeError) -> str:
-    if content.startswith(UTF_16) or path.suffix.lower() == ".parquet":
-        return f"{path.name} holds text that cannot be decoded: {error}."
-    line = error.object.count(b"\n", 0, error.start) + 1
-    return (
-        f"{path.name} is not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start:,}), in line {line:,}. Save "
-        f"it as UTF-8; for a file from Windows: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8{path.suffix}"
-    )
-
-
-def _check_column(path: Path, frame: pd.DataFrame, column: str) -> None:
-    columns = list(frame.columns)
-    if columns.count(column) > 1:
-        raise ValueError(f"{path.name} has {columns.count(column)} columns {column!r}; rename all but one.")
-    if column not in columns:
-        separators = [mark for mark in (";", "\t", "|", ",") if len(columns) == 1 and mark in str(columns[0])]
-        hint = (
-            f" They seem to be separated by {separators[0]!r}: commas make a .csv, tabs a .tsv." if separators else ""
-        )
-        raise ValueError(
-            f"{path.name} has no column {column!r}; it has {_first([shortened(repr(name)) for name in columns])}.{hint}"
-        )
-
-
-def _cell(path: Path, row: int, column: str, value: object, read: Callable[[str], str]) -> str | None:
-    """What `read` makes of one value as a string; None where there is none."""
-    if value is None or value is pd.NA or (isinstance(value, Number) and value != value):
-        return None
-    if isinstance(value, float) and read is _label and value.is_integer():  # 1.0, of a column of numbers with gaps
-        value = int(value)
-    if isinstance(value, Number):
-        value = str(value)
-    try:
-        if problem := text_problem(value):
-            raise ValueError(problem)
-        return read(value)
-    except ValueError as error:
-        raise ValueError(f"{path.name}, row {row:,}, column {column!r}: the value {error}") from error
-
-
-def _text(value: str) -> str | None:
-    return None if is_blank(value) else clean(value) or None
-
-
-def _label(value: str) -> str | None:
-    value = value.strip()
-    if control := next((character for character in value if unicodedata.category(character) == "Cc"), None):
-        raise ValueError(f"{shortened(repr(value))} has the control character {control!r}, which no label can have.")
-    return value or None
 
 
 @dataclass(frozen=True)
 class Findings:
     """What is in a file, before anything is dropped. Row numbers count from 1.
 
-    `duplicates` are rows that repeat an earlier text under the same label, compared as `data.text_key` does;
+    `duplicates` are rows that repeat an earlier text under the same label, compared as `texts.text_key` does;
     `conflicts` are all rows of texts that carry more than one label. `classes` counts the rows that are left for each
     label. `lengths` are their tokens before truncation, shape (sum of classes,) or, of a larger file,
     (`LENGTH_SAMPLE`,): of rows drawn at random.
@@ -237,7 +61,7 @@ class Findings:
         found = [("rows", self.rows, "")]
         for name in ("missing_texts", "missing_labels", "duplicates", "conflicts"):
             numbers = getattr(self, name)
-            found.append((name.replace("_", " "), len(numbers), f"rows {_first(numbers)}" if numbers else ""))
+            found.append((name.replace("_", " "), len(numbers), f"rows {shown_list(numbers)}" if numbers else ""))
         listed = len(self.classes) if len(self.classes) <= SHOWN_CLASSES else SHOWN_CLASSES - 1
         counts = list(self.classes.items())
         found += [(f"class {shortened(label)}", count, f"{count / left:.0%}") for label, count in counts[:listed]]
@@ -285,7 +109,8 @@ def split_rows(rows: pd.DataFrame, seed: int = 42, drop_incomplete: bool = False
         texts, labels = int(rows["text"].isna().sum()), int(rows["label"].isna().sum())
         raise ValueError(
             f"{len(incomplete):,} of {len(rows):,} rows are incomplete ({texts:,} without text, {labels:,} without "
-            f"label): rows {_first(incomplete)}, counted from 1. Complete them, or leave them out with drop_incomplete."
+            f"label): rows {shown_list(incomplete)}, counted from 1. Complete them, or leave them out with "
+            "drop_incomplete."
         )
     _, conflicts = _repeated(rows)
     left = rows.dropna().drop(index=conflicts)
@@ -302,7 +127,7 @@ def split_rows(rows: pd.DataFrame, seed: int = 42, drop_incomplete: bool = False
     ]:
         raise ValueError(
             f"{len(small):,} of {len(names):,} classes have fewer than the {ROWS_PER_CLASS} different texts that the "
-            f"split needs: {_first(small)}. Add rows, or merge or remove these classes."
+            f"split needs: {shown_list(small)}. Add rows, or merge or remove these classes."
         )
     n_test, n_validation = (int(np.ceil(share * len(dataset))) for share in (TEST_SHARE, VALIDATION_SHARE))
     return split_reviews(dataset, None, n_validation, n_test, seed)
@@ -325,5 +150,77 @@ def _in_order(labels) -> list[str]:
     return sorted(labels) if any(np.isnan(list(numbers.values()))) else sorted(numbers, key=numbers.get)
 
 
-def _first(items: list) -> str:
-    return ", ".join(map(str, items[:SHOWN])) + (", ..." if len(items) > SHOWN else "")
+# The projections of attention, by what architectures call them; "Wqkv" and "in_proj" are all three in one matrix.
+ATTENTION_LINEARS = {
+    "query": ("query", "q_lin", "query_proj", "q_proj", "q", "Wqkv", "in_proj"),
+    "key": ("key", "k_lin", "key_proj", "k_proj", "k", "Wqkv", "in_proj"),
+    "value": ("value", "v_lin", "value_proj", "v_proj", "v", "Wqkv", "in_proj"),
+}
+
+
+def adapt_recipe(recipe: Recipe, base_model: str) -> Recipe:
+    """`recipe` for another checkpoint: its LoRA targets, head and token limit follow from the architecture.
+
+    Query, key and value go by the checkpoint's own names (in ModernBERT one matrix holds them all); a target that it
+    has no counterpart of becomes every linear layer. What sits outside the encoder is new and trained whole, beside
+    what the recipe names and the checkpoint has. `max_length` is cut to the checkpoint's limit. Reads config and
+    tokenizer, no weights. Raises ValueError for a checkpoint that transformers has no sequence classifier for, and
+    ConnectionError as `load_classifier` does.
+    """
+    config = from_hub(AutoConfig.from_pretrained, base_model)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except ValueError as error:
+        raise ValueError(
+            f"{base_model!r} is a {config.model_type!r} checkpoint, which transformers has no sequence classifier for. "
+            "Choose an encoder such as BERT, DistilBERT, RoBERTa or ModernBERT."
+        ) from error
+    encoder = model.base_model
+    layers = [name for name, module in encoder.named_modules() if isinstance(module, torch.nn.Linear)]
+    linears = {name.split(".")[-1] for name in layers}
+    targets = []
+    for target in recipe.target_modules:
+        same = next((names for names in ATTENTION_LINEARS.values() if target in names), ())
+        found = any(f".{name}".endswith(f".{target}") for name in layers)
+        targets.append(target if found else next((name for name in same if name in linears), "all-linear"))
+    head = {name.split(".")[-1] for name, _ in encoder.named_modules()} & set(recipe.modules_to_save)
+    head |= {name for name, child in model.named_children() if child is not encoder and list(child.parameters())}
+    return replace(
+        recipe,
+        base_model=base_model,
+        target_modules=("all-linear",) if "all-linear" in targets else tuple(dict.fromkeys(targets)),
+        modules_to_save=tuple(sorted(head - {"classifier"})),  # peft adds the classifier itself
+        max_length=min(recipe.max_length, load_tokenizer(base_model).model_max_length, positions(encoder)),
+    )
+
+
+def positions(encoder: PreTrainedModel) -> float:
+    """The most tokens the encoder has positions for; RoBERTa's start behind its padding index."""
+    limit = getattr(encoder.config, "max_position_embeddings", -1)
+    reserved = [
+        module.padding_idx + 1
+        for name, module in encoder.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
+    return limit - max(reserved, default=0) if limit > 0 else float("inf")  # -1: relative positions, no limit
+
+
+OWN_DATA_RECIPE = "lora_bert_sst2"
+OWN_DATA_TOKENS = 512  # what an encoder reads at most; short texts cost no more for it
+
+
+def own_recipe(name: str, file: str | Path, profile: Profile, base_model: str | None = None) -> tuple[Recipe, Profile]:
+    """Our version of recipe `name` and the profile to train it under, on every row of `file`.
+
+    `base_model` is a hub name or a folder; None is the profile's own checkpoint. Texts have up to `OWN_DATA_TOKENS`
+    tokens, fewer where checkpoint or profile allow fewer, and lose their middle beyond; neither rows nor epochs are
+    capped. Raises what `adapt_recipe` raises.
+    """
+    recipe = RECIPES[name].improved()
+    base_model = base_model or profile.base_model(recipe.base_model)
+    if os.path.isdir(base_model):
+        base_model = os.path.abspath(base_model)  # the adapter must find it from anywhere
+    recipe = replace(recipe, dataset=Path(file).name, n_train=None, n_validation=None)
+    recipe = adapt_recipe(replace(recipe, max_length=OWN_DATA_TOKENS, truncation="head+tail"), base_model)
+    return recipe, replace(profile, embedded=False, n_train=None, n_validation=None, n_test=None, max_epochs=None)

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from dotenv import find_dotenv, load_dotenv
 
-ROOT = Path(__file__).resolve().parent.parent
+from helpers.base.checks import is_count, is_folder_name
+from helpers.base.paths import ROOT
+
 COMMITTED = ROOT / "Data"  # the records and figures that the repository holds
 
 
@@ -29,33 +31,17 @@ def data_folder(name: str) -> Path:
         ) from error
 
 
-def shown(path: Path) -> str:
-    """`path` as a message names it: from the repository's root where it lies inside, else whole."""
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
-
-
-def is_count(value: object, least: int = 1) -> bool:
-    """Whether `value` is a whole number of at least `least`."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def is_folder_name(value: object) -> bool:
-    """Whether `value` can name a file or folder: one part of a path that every system takes."""
-    return (
-        isinstance(value, str) and value.strip(" .") == value != "" and value.isprintable()
-        and len(value) <= 100 and not set(value) & set('/\\:*?"<>|')
-    )  # fmt: skip
-
-
 def _folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 load_dotenv(find_dotenv(usecwd=True))
+
 DATA_DIR = data_folder(os.environ.get("DATA_DIR", ""))
 
-# The checkpoints the embedded profiles put in place of the sources' own (see models.resolve_checkpoint).
+
+# The checkpoints the embedded profiles put in place of the sources' own (see checkpoints.resolve_checkpoint).
 EMBEDDED_BERT = "minilm-l6-bert"
 EMBEDDED_DISTILBERT = "minilm-l6-distilbert"
 
@@ -177,7 +163,7 @@ def fastest_execution() -> Execution:
 
     bf16 where the hardware multiplies it (Ampere and newer; AVX512-BF16 or AMX), fp16 on older GPUs, else fp32;
     `PRECISION` in the environment or `.env` puts another of `number_formats` in its place. Attention is SDPA, but
-    `efficiency.lean_attention` where a CPU computes in bf16: its fused kernel is slow there at MiniLM's head width.
+    `speedups.lean_attention` where a CPU computes in bf16: its fused kernel is slow there at MiniLM's head width.
 
     Raises ValueError for a `PRECISION` that this device cannot train in, listing those that it can.
     """

@@ -1,34 +1,24 @@
 """A trained adapter made fit for others: its report, its model card, the merged model, the hub."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from datasets import DatasetDict
 from huggingface_hub import HfApi, ModelCardData, get_token
-from sklearn.metrics import balanced_accuracy_score
 
-from helpers import plots
 from helpers.adapters import load_adapter
-from helpers.baselines import bag_of_words, frozen_encoder, mean_embeddings
-from helpers.data import shortened, tokenize
-from helpers.evaluation import (
-    PairedComparison,
-    balanced_accuracy,
-    class_scores,
-    correct_rows,
-    holm,
-    most_wrong,
-    paired_comparison,
-)
-from helpers.models import load_tokenizer
+from helpers.base.texts import shortened
+from helpers.base.writing import new_folder, write_json, write_text
+from helpers.evaluation import balanced_accuracy, class_scores, most_wrong
 from helpers.own_data import SHOWN_CLASSES, SKEW, Findings
+from helpers.plots import provenance, save_figure
+from helpers.plots.runs import plot_class_confusion
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT, Execution
-from helpers.results import RunRecord, new_folder, write_json, write_text
+from helpers.report import Baseline, scores_table
+from helpers.results import RunRecord
 from helpers.training import FineTuned
 
 MOST_PLOTTED = 30  # classes that a confusion matrix shows in a figure
@@ -37,67 +27,6 @@ DESCRIBED = {
     "frozen encoder": "Logistic regression on the frozen encoder's mean embedding",
 }
 REPORT, MERGED = "report", "merged"  # folders inside an adapter's; the report quotes rows and stays off the hub
-
-
-class Baseline(NamedTuple):
-    """What a baseline scores on the test rows of a run, and how much more often the run is right than it."""
-
-    name: str
-    accuracy: float
-    balanced_accuracy: float
-    gain: PairedComparison
-
-
-def compare_with_baselines(record: RunRecord, splits: DatasetDict, execution: Execution) -> list[Baseline]:
-    """The bag of words and the frozen encoder, each trained on the run's own rows and weighting classes as it does.
-
-    The p-values are corrected for their number (Holm 1979). There is no bag of words where the training texts share no
-    words, as in languages that are written without spaces.
-    """
-    class_weights, labels = record.settings.get("class_weights"), {n: rows["label"] for n, rows in splits.items()}
-    models, inputs = {}, {}
-    with suppress(ValueError):
-        models["bag of words"] = bag_of_words(splits["train"], splits["validation"], class_weights)
-        inputs["bag of words"] = list(splits["test"]["text"])
-    tokenizer = load_tokenizer(record.base_model)
-    of_record = record.max_length, record.settings["truncation"]
-    ids = [tokenize(rows, tokenizer, *of_record)["input_ids"] for rows in splits.values()]
-    vectors = mean_embeddings(record.base_model, tokenizer, [row for part in ids for row in part], execution)
-    parts = dict(zip(splits, np.split(vectors, np.cumsum([len(part) for part in ids])[:-1]), strict=True))
-    fitted_on = ((parts[name], labels[name]) for name in ("train", "validation"))
-    models["frozen encoder"], inputs["frozen encoder"] = frozen_encoder(*fitted_on, class_weights), parts["test"]
-    found = []
-    for name, model in models.items():
-        predictions, right = model.predict(inputs[name]), np.array(labels["test"])
-        gain = paired_comparison(record.correct, correct_rows(predictions, right))
-        found.append(Baseline(name, (predictions == right).mean(), balanced_accuracy_score(right, predictions), gain))
-    corrected = holm([baseline.gain.p_value for baseline in found])
-    return [one._replace(gain=one.gain._replace(p_value=p)) for one, p in zip(found, corrected, strict=True)]
-
-
-def scores_table(record: RunRecord, baselines: Sequence[Baseline], skewed: bool) -> pd.DataFrame:
-    """The run's accuracy (balanced where `skewed`) above the baselines', and what it gains over each, in points."""
-    column = "balanced accuracy" if skewed else "accuracy"
-    run = balanced_accuracy(record.confusion_matrix)[0] if skewed else record.metrics["accuracy"]
-    rows = {"this model": (f"{run:.1%}", "", "")}
-    for name, accuracy, balanced, gain in baselines:
-        interval = f"{100 * gain.difference:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
-        rows[name] = f"{balanced if skewed else accuracy:.1%}", interval, f"{gain.p_value:.2g}"
-    return pd.DataFrame.from_dict(rows, orient="index", columns=[column, "gain in accuracy [95 %]", "p, corrected"])
-
-
-def advice(record: RunRecord, baselines: Sequence[Baseline], skewed: bool) -> str:
-    """One line on whether this model is worth having on these rows, beside `baselines`."""
-    run = balanced_accuracy(record.confusion_matrix)[0] if skewed else record.metrics["accuracy"]
-    score = {one.name: one.balanced_accuracy if skewed else one.accuracy for one in baselines}
-    best = max(baselines, key=lambda one: score[one.name])
-    if score[best.name] > run:
-        return (
-            f"The {best.name} is ahead of this model: it trains in seconds (helpers.baselines); take it, or more rows."
-        )
-    if not skewed and best.gain.p_value >= 0.05:
-        return f"These test rows do not show that this model is better than the {best.name}, which trains in seconds."
-    return f"This model is ahead of the {best.name}, the better of what trains in seconds."
 
 
 def write_report(result: FineTuned, splits: DatasetDict, findings: Findings, baselines: Sequence[Baseline]) -> Path:
@@ -115,8 +44,8 @@ def write_report(result: FineTuned, splits: DatasetDict, findings: Findings, bas
     write_text(folder / "most_wrong.csv", most_wrong(result.probabilities, splits["test"]).to_csv())
     if len(labels) <= MOST_PLOTTED:
         with plt.rc_context({"text.parse_math": False}):  # "$5 to $10" is a label and no formula
-            figure = plots.plot_class_confusion(result.record, [shortened(label, 30) for label in labels])
-            plots.save_figure(figure, folder / "confusion.png", plots.provenance(result.record))
+            figure = plot_class_confusion(result.record, [shortened(label, 30) for label in labels])
+            save_figure(figure, folder / "confusion.png", provenance(result.record))
         plt.close(figure)  # a notebook would show it a second time
     else:
         matrix = pd.DataFrame(result.record.confusion_matrix, index=labels, columns=labels)

@@ -21,28 +21,23 @@ from datasets import DatasetDict
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 
-from helpers import own_data
+from helpers.adapters import INFERENCE_FILE
+from helpers.base.paths import shown
+from helpers.base.tables import READERS, read_rows
+from helpers.base.writing import NotWritten, new_folder
 from helpers.data import load_splits
 from helpers.evaluation import balanced_accuracy, class_scores
-from helpers.models import INFERENCE_FILE, adapt_recipe, build_model, load_tokenizer
-from helpers.profiles import Execution, Profile, current_profile, fastest_execution, shown
-from helpers.publish import (
-    MERGED,
-    Baseline,
-    advice,
-    compare_with_baselines,
-    merge_adapter,
-    push_to_hub,
-    scores_table,
-    write_report,
-)
-from helpers.recipes import RECIPES, Recipe
-from helpers.results import NotWritten, RunRecord, new_folder, summary
-from helpers.resuming import Occupied, Stopped
-from helpers.training import FineTuned, fine_tune, process_state, score_bag_of_words
-
-OWN_DATA_RECIPE = "lora_bert_sst2"
-OWN_DATA_TOKENS = 512  # what an encoder reads at most; short texts cost no more for it
+from helpers.fitting.resuming import Occupied, Stopped
+from helpers.fitting.trainer import process_state
+from helpers.models import build_model, load_tokenizer
+from helpers.own_data import OWN_DATA_RECIPE, SHOWN_CLASSES, Findings, examine, own_recipe, split_rows
+from helpers.profiles import Execution, Profile, current_profile, fastest_execution
+from helpers.publish import MERGED, merge_adapter, push_to_hub, write_report
+from helpers.recipe import Recipe
+from helpers.recipes import RECIPES
+from helpers.report import Baseline, advice, compare_with_baselines, scores_table
+from helpers.results import RunRecord, summary
+from helpers.training import FineTuned, fine_tune, score_bag_of_words
 
 
 @dataclass
@@ -54,7 +49,7 @@ class _Job:
     execution: Execution
     splits: DatasetDict
     model: PeftModel
-    findings: own_data.Findings | None = None
+    findings: Findings | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,7 +101,7 @@ def _options(arguments: Sequence[str] | None, state: PartialState) -> argparse.N
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE",
                         help="another value for a setting of the recipe, such as r=32; may be repeated")  # fmt: skip
     own = parser.add_argument_group("your own data (every row of the file is used; the recipe is our version of it)")
-    own.add_argument("--data", type=Path, metavar="FILE", help=f"a file that ends in {', '.join(own_data.READERS)}; "
+    own.add_argument("--data", type=Path, metavar="FILE", help=f"a file that ends in {', '.join(READERS)}; "
                      "--output then takes model card and report, too")  # fmt: skip
     own.add_argument("--text-column", metavar="NAME")
     own.add_argument("--label-column", metavar="NAME", help="any number of classes, as words or numbers")
@@ -186,12 +181,12 @@ def _job_on_file(options: argparse.Namespace) -> _Job:
     if options.push_to:
         validate_repo_id(options.push_to)
     execution = fastest_execution()
-    rows = own_data.read_rows(options.data, options.text_column, options.label_column)
+    rows = read_rows(options.data, options.text_column, options.label_column)
     recipe, profile = own_recipe(options.own_recipe, options.data, current_profile(), options.base_model)
     recipe = _as_asked(options, recipe)
-    findings = own_data.examine(rows, load_tokenizer(recipe.base_model), profile.tokens(recipe.max_length))
+    findings = examine(rows, load_tokenizer(recipe.base_model), profile.tokens(recipe.max_length))
     print(f"{options.data.name}\n{findings.table().to_string(header=False, index_names=False)}\n", flush=True)
-    splits = own_data.split_rows(rows, profile.seed, options.drop_incomplete)
+    splits = split_rows(rows, profile.seed, options.drop_incomplete)
     labels = tuple(splits["train"].features["label"].names)
     model = build_model(recipe, recipe.base_model, execution, profile.seed, labels)
     sizes = ", ".join(f"{name} {len(part):,}" for name, part in splits.items())
@@ -217,22 +212,6 @@ def _in_batches_of(rows: int | None, recipe: Recipe) -> Recipe:
     return replace(recipe, per_device_train_batch_size=rows, gradient_accumulation_steps=update // rows)
 
 
-def own_recipe(name: str, file: str | Path, profile: Profile, base_model: str | None = None) -> tuple[Recipe, Profile]:
-    """Our version of recipe `name` and the profile to train it under, on every row of `file`.
-
-    `base_model` is a hub name or a folder; None is the profile's own checkpoint. Texts have up to `OWN_DATA_TOKENS`
-    tokens, fewer where checkpoint or profile allow fewer, and lose their middle beyond; neither rows nor epochs are
-    capped. Raises what `models.adapt_recipe` raises.
-    """
-    recipe = RECIPES[name].improved()
-    base_model = base_model or profile.base_model(recipe.base_model)
-    if os.path.isdir(base_model):
-        base_model = os.path.abspath(base_model)  # the adapter must find it from anywhere
-    recipe = replace(recipe, dataset=Path(file).name, n_train=None, n_validation=None)
-    recipe = adapt_recipe(replace(recipe, max_length=OWN_DATA_TOKENS, truncation="head+tail"), base_model)
-    return recipe, replace(profile, embedded=False, n_train=None, n_validation=None, n_test=None, max_epochs=None)
-
-
 def _say_how_the_recipe_went(options: argparse.Namespace, job: _Job, result: FineTuned, bag: RunRecord) -> None:
     if options.output:  # which fine_tune writes no record for
         result.record.save(job.profile.results)
@@ -246,9 +225,9 @@ def _say_how_the_file_went(
     low, high = record.accuracy_ci95
     accuracy = f"Accuracy {record.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}] on {record.n_test:,} test rows"
     scores = class_scores(result.predictions, test["label"], test.features["label"].names)
-    table = f"{scores.head(own_data.SHOWN_CLASSES).round(3).to_string()}\n"
-    if len(scores) > own_data.SHOWN_CLASSES:
-        table += f"... and {len(scores) - own_data.SHOWN_CLASSES:,} more classes in report/class_scores.csv\n"
+    table = f"{scores.head(SHOWN_CLASSES).round(3).to_string()}\n"
+    if len(scores) > SHOWN_CLASSES:
+        table += f"... and {len(scores) - SHOWN_CLASSES:,} more classes in report/class_scores.csv\n"
     if job.findings.skewed:
         value, low, high = balanced_accuracy(record.confusion_matrix)
         print(f"\nBalanced accuracy {value:.1%} [{low:.1%}, {high:.1%}], which leads where classes are skewed")

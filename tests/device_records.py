@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import patch
 
-from helpers.benchmarks import StepSpec, step_specs
-from helpers.device_records import device_folder, device_record
-from helpers.execution_race import _choice
-from helpers.ladder import SOURCES, ladder, methods_race
+from helpers.benchmarks.execution import _choice
+from helpers.benchmarks.ladder import SOURCES, ladder, methods_race
+from helpers.benchmarks.records import device_folder, device_record
+from helpers.benchmarks.steps import StepSpec, step_specs
 from helpers.profiles import Execution
 
 # Name and execution of each device. fp16 and bf16 are 2.5 and 3 times as fast as fp32 on all of them.

@@ -18,7 +18,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from safetensors.torch import save
 from transformers import BertConfig, BertForPreTraining, BertTokenizer, DistilBertConfig, DistilBertForMaskedLM
 
-from helpers.hub import REVISIONS
+from helpers.base.hub import REVISIONS
 
 UNCASED, CASED = 30_522, 28_996
 NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses every connection, so that whoever asks the network fails

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from helpers.profiles import ROOT
+from helpers.base.paths import ROOT
 from helpers.results import RunRecord
 
 
@@ -20,7 +20,9 @@ def test_two_adoptions_at_once_damage_nothing(record, tmp_path):
     for run in ours:
         run.save(results)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "DATA_DIR": ""}
-    script = "from helpers import claims; print(flush=True); input(); claims.main(['--adopt', 'quick'])"
+    script = (
+        "from helpers.claims import __main__ as claims; print(flush=True); input(); claims.main(['--adopt', 'quick'])"
+    )
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     command = [sys.executable, "-c", script]
     both = [subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **pipes) for _ in range(2)]

@@ -15,12 +15,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
-from helpers.data import LABELS, clean, drop_duplicates, is_blank, text_key, text_problem, truncate
+from helpers.base.tables import READERS, read_rows
+from helpers.base.texts import clean, is_blank, text_key, text_problem
+from helpers.data import LABELS, drop_duplicates, truncate
 from helpers.inference import SentimentClassifier
 from helpers.models import load_tokenizer
-from helpers.own_data import LENGTH_SAMPLE, READERS, examine, read_rows, split_rows
+from helpers.own_data import LENGTH_SAMPLE, examine, split_rows
 from helpers.profiles import PROFILES, Profile
-from helpers.recipes import RECIPES, TRUNCATIONS, Recipe
+from helpers.recipe import TRUNCATIONS, Recipe
+from helpers.recipes import RECIPES
 from helpers.results import RunRecord, StudyRecord
 
 few = settings(

@@ -4,10 +4,13 @@ from random import Random
 import pytest
 import torch
 
-from helpers import benchmarks, execution_race, profiles
-from helpers.benchmarks import StepSpec, benchmark_steps, in_fresh_process, measure_step, step_specs
-from helpers.device_records import device_folder, device_record, load_benchmarks
-from helpers.execution_race import benchmark_execution
+from helpers import profiles, results
+from helpers.benchmarks import __main__ as benchmarks_command
+from helpers.benchmarks import execution, steps
+from helpers.benchmarks.execution import benchmark_execution
+from helpers.benchmarks.fresh import in_fresh_process
+from helpers.benchmarks.records import device_folder, device_record, load_benchmarks
+from helpers.benchmarks.steps import StepSpec, benchmark_steps, measure_step, step_specs
 
 
 def test_every_method_is_measured_at_two_sizes_two_batches_and_two_lengths(fp32):
@@ -16,7 +19,7 @@ def test_every_method_is_measured_at_two_sizes_two_batches_and_two_lengths(fp32)
     assert {spec.tokens for spec in specs} == {128, 256}
 
 
-@pytest.mark.parametrize("method", benchmarks.METHODS)
+@pytest.mark.parametrize("method", steps.METHODS)
 def test_a_step_reports_what_it_held(method, tiny_checkpoints):
     spec = StepSpec("tiny", method, 2, 16, "fp32", "eager")
     row = measure_step(spec, "cpu", tiny_checkpoints["bert"], min_seconds=0)
@@ -45,7 +48,7 @@ def test_a_compiled_step_is_one(tiny_checkpoints, monkeypatch):
 
 
 def test_steps_run_in_processes_of_their_own_and_are_written_with_their_device(tiny_checkpoints, fp32, monkeypatch):
-    monkeypatch.setitem(benchmarks.SIZES, "tiny", tiny_checkpoints["bert"])
+    monkeypatch.setitem(steps.SIZES, "tiny", tiny_checkpoints["bert"])
     record = benchmark_steps(fp32, [StepSpec("tiny", "lora", 2, 16, "fp32", "eager")])
     assert record.rows[0]["method"] == "lora" and record.command == "python -m helpers.benchmarks steps"
     assert record.settings["matmul_flops_per_second"]["fp32"] > 1e9 and record.settings["failed"] == []
@@ -56,15 +59,15 @@ def test_when_no_step_can_be_measured_the_reason_is_said(fp32, monkeypatch):
     def fail(function, **arguments):
         raise RuntimeError("call_step failed:\nTraceback\ntorch.OutOfMemoryError: CUDA out of memory.")
 
-    monkeypatch.setattr(benchmarks, "in_fresh_process", fail)
-    monkeypatch.setitem(benchmarks.SIZES, "tiny", "any")
+    monkeypatch.setattr(steps, "in_fresh_process", fail)
+    monkeypatch.setitem(steps.SIZES, "tiny", "any")
     with pytest.raises(RuntimeError, match=r"None of the 1 steps could be measured: torch\.OutOfMemoryError"):
         benchmark_steps(fp32, [StepSpec("tiny", "lora", 2, 16, "fp32", "eager")])
 
 
 def test_a_failing_measurement_says_what_failed():
     with pytest.raises(RuntimeError, match=r"call_step.*failed"):
-        in_fresh_process("call_step", spec={}, device="cpu", base_model="nothing")
+        in_fresh_process(steps.call_step, spec={}, device="cpu", base_model="nothing")
 
 
 def test_records_are_found_by_device_and_an_unknown_benchmark_is_refused(tmp_path, monkeypatch, fp32, capsys):
@@ -72,14 +75,14 @@ def test_records_are_found_by_device_and_an_unknown_benchmark_is_refused(tmp_pat
     monkeypatch.setattr(profiles, "DATA_DIR", tmp_path / "drive")
     assert device_folder(fp32).parent == tmp_path / "drive" / "cpu" and " " not in device_folder(fp32).name
     assert load_benchmarks("steps") == []
-    record = benchmarks.StudyRecord("steps", "x", None, "cpu", {}, [])
+    record = results.StudyRecord("steps", "x", None, "cpu", {}, [])
     record.save(device_folder(fp32))
     assert load_benchmarks("steps") == []  # of an older form: it does not name its execution
     record = device_record("steps", fp32, {}, [])
     record.save(device_folder(fp32))
     assert load_benchmarks("steps") == [record]
     with pytest.raises(SystemExit):
-        benchmarks.main(["speed"])
+        benchmarks_command.main(["speed"])
     assert "there is execution, ladder, prediction, steps" in capsys.readouterr().err
 
 
@@ -114,7 +117,7 @@ def race(tiny_checkpoints, fp32, monkeypatch):
             timed.append((candidate.precision, candidate.rows))
             return speed(candidate)
 
-        monkeypatch.setattr(execution_race._Candidate, "time", time)
+        monkeypatch.setattr(execution._Candidate, "time", time)
         record = benchmark_execution(fp32, seconds, ((4, 8),), tiny_checkpoints["distilbert"])
         rows = {(row["precision"], row["attention"]): row for row in record.rows if row["threads"] == 1}
         return record, rows, timed

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers import budget
-from helpers.budget import memory_budget, real_model
-from helpers.efficiency import TrainingStep
+from helpers.benchmarks import budget
+from helpers.benchmarks.budget import memory_budget, real_model
+from helpers.benchmarks.timing import TrainingStep
 from helpers.models import build_model, count_parameters, weight_bytes
 from helpers.recipes import RECIPES
 

@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from transformers import AutoModel, BertConfig
 
 from helpers import checkpoints
+from helpers.base.hub import file_sha256
 from helpers.checkpoints import resolve_checkpoint
-from helpers.hub import file_sha256
 from helpers.models import load_tokenizer
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT
 

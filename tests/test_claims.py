@@ -5,30 +5,22 @@ from dataclasses import asdict, replace
 import matplotlib.pyplot as plt
 import pytest
 
-from helpers import claims
-from helpers.claims import markdown_table, write_readme
-from helpers.plots_claims import plot_claims, plot_few_rows, verdict_kind
-from helpers.profiles import ROOT, Profile
+from helpers.base.paths import ROOT
+from helpers.claims import __main__ as claims_command
+from helpers.claims.__main__ import write_readme
+from helpers.claims.evidence import CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Evidence, Missing, relative_path
+from helpers.claims.verdicts import CLAIMS, decide_all, markdown_table
+from helpers.plots.claims import plot_claims, plot_few_rows, verdict_kind
+from helpers.profiles import Profile
 from helpers.results import StudyRecord, load_records
-from helpers.verdicts import (
-    CLAIMS,
-    CONFIRMED,
-    ONLY_WHEN,
-    REFUTED,
-    UNDECIDED,
-    Evidence,
-    Missing,
-    decide_all,
-    relative_path,
-)
 
 NOTHING = Profile("nothing", embedded=True, n_train=1, n_validation=1, n_test=1, max_length=8)
 
 
 def test_the_readme_says_what_the_records_say():
-    text = claims.README.read_text(encoding="utf-8")
-    assert claims.START in text and claims.END in text
-    table = text.split(claims.START)[1].split(claims.END)[0].strip()
+    text = claims_command.README.read_text(encoding="utf-8")
+    assert claims_command.START in text and claims_command.END in text
+    table = text.split(claims_command.START)[1].split(claims_command.END)[0].strip()
     assert table == markdown_table(decide_all()), "run: python -m helpers.claims"
 
 
@@ -46,8 +38,8 @@ def test_all_22_claims_are_decided_by_records_that_are_there():
 
 
 def test_a_claim_without_its_record_names_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr("helpers.verdicts.EVIDENCE", tmp_path)
-    monkeypatch.setattr("helpers.verdicts.AT_SCALE", tmp_path)
+    monkeypatch.setattr("helpers.claims.evidence.EVIDENCE", tmp_path)
+    monkeypatch.setattr("helpers.claims.evidence.AT_SCALE", tmp_path)
     monkeypatch.setattr("helpers.profiles.COMMITTED", tmp_path)
     verdicts = decide_all()
     assert verdicts["B4"].verdict == f"{UNDECIDED}: run make run, for qlora_bert-as_written-seed42.json"
@@ -61,9 +53,9 @@ def test_a_claim_without_its_record_names_the_command(tmp_path, monkeypatch):
 @pytest.fixture
 def evidence(record, tmp_path, monkeypatch):
     """A folder of run records that stands for the committed ones, and a function that adds to it."""
-    monkeypatch.setattr("helpers.verdicts.EVIDENCE", tmp_path)
-    monkeypatch.setattr("helpers.verdicts.AT_SCALE", tmp_path)
-    monkeypatch.setattr("helpers.verdicts.relative_path", lambda path: path.name)
+    monkeypatch.setattr("helpers.claims.evidence.EVIDENCE", tmp_path)
+    monkeypatch.setattr("helpers.claims.evidence.AT_SCALE", tmp_path)
+    monkeypatch.setattr("helpers.claims.evidence.relative_path", lambda path: path.name)
 
     def add(recipe, variant, correct, profile="quick", **changes):
         accuracy = correct.count("1") / len(correct)
@@ -93,7 +85,7 @@ def _rows(correct, seeds=3, **labels):
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     """A function that writes a study's record where `make full` does."""
-    monkeypatch.setattr("helpers.verdicts.AT_SCALE", tmp_path)
+    monkeypatch.setattr("helpers.claims.evidence.AT_SCALE", tmp_path)
 
     def write(name, rows):
         StudyRecord(name, "x", "full", "cpu", {"n_test": 200}, rows).save(tmp_path / "studies")
@@ -212,12 +204,12 @@ def test_a_record_outside_the_repository_is_shown_whole(tmp_path):
 
 def test_the_readme_s_table_is_replaced_and_nothing_else(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{claims.START}\nobsolete\n{claims.END}\nafter\n")
+    readme.write_text(f"before\n{claims_command.START}\nobsolete\n{claims_command.END}\nafter\n")
     assert write_readme(readme) and not write_readme(readme)
     text = readme.read_text()
     assert (
-        text.startswith(f"before\n{claims.START}\n| |")
-        and text.endswith(f"{claims.END}\nafter\n")
+        text.startswith(f"before\n{claims_command.START}\n| |")
+        and text.endswith(f"{claims_command.END}\nafter\n")
         and "obsolete" not in text
     )
     readme.write_text("no markers")
@@ -252,38 +244,38 @@ def test_the_curve_has_a_line_for_each_method():
 
 def test_adopting_copies_runs_and_studies(record, tmp_path, monkeypatch):
     monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path)
-    monkeypatch.setattr(claims, "EVIDENCE", tmp_path / "evidence")
+    monkeypatch.setattr(claims_command, "EVIDENCE", tmp_path / "evidence")
     record.save(tmp_path / "nothing" / "results")
     StudyRecord("rank", "x", "nothing", "cpu", {}, []).save(tmp_path / "nothing" / "results" / "studies")
-    assert [path.name for path in claims.adopt(NOTHING)] == [f"{record.name}.json", "rank.json"]
+    assert [path.name for path in claims_command.adopt(NOTHING)] == [f"{record.name}.json", "rank.json"]
     assert json.loads((tmp_path / "evidence" / f"{record.name}.json").read_text()) == asdict(record)
 
 
 def test_two_that_adopt_at_once_damage_nothing(record, tmp_path, monkeypatch):
     monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path)
-    monkeypatch.setattr(claims, "EVIDENCE", tmp_path / "evidence")
+    monkeypatch.setattr(claims_command, "EVIDENCE", tmp_path / "evidence")
     records = [replace(record, seed=seed) for seed in range(10)]
     for run in records:
         run.save(tmp_path / "nothing" / "results")
     (tmp_path / "nothing" / "results" / ".half.json").write_text("{")  # hidden: a file that is being written
     with ThreadPoolExecutor(4) as runs:
-        list(runs.map(lambda _: claims.adopt(NOTHING), range(8)))
+        list(runs.map(lambda _: claims_command.adopt(NOTHING), range(8)))
     assert load_records(tmp_path / "evidence") == sorted(records, key=lambda run: run.name)
     assert len(list((tmp_path / "evidence").iterdir())) == 10
 
 
 def test_an_adoption_that_fails_half_way_leaves_the_earlier_record(record, tmp_path, monkeypatch):
     monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path)
-    monkeypatch.setattr(claims, "EVIDENCE", tmp_path / "evidence")
+    monkeypatch.setattr(claims_command, "EVIDENCE", tmp_path / "evidence")
     record.save(tmp_path / "nothing" / "results")
-    claims.adopt(NOTHING)
+    claims_command.adopt(NOTHING)
 
     def half(source, target):
         target.write_text(source.read_text()[:100])
         raise OSError("gone")
 
-    monkeypatch.setattr(claims.shutil, "copy", half)
+    monkeypatch.setattr(claims_command.shutil, "copy", half)
     with pytest.raises(OSError, match="gone"):
-        claims.adopt(NOTHING)
+        claims_command.adopt(NOTHING)
     assert load_records(tmp_path / "evidence") == [record]
     assert len(list((tmp_path / "evidence").iterdir())) == 1

@@ -7,17 +7,10 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from helpers import data, hub
-from helpers.data import (
-    clean,
-    drop_duplicates,
-    load_reviews,
-    load_splits,
-    split_reviews,
-    token_lengths,
-    tokenize,
-    truncate,
-)
+from helpers import data
+from helpers.base import hub
+from helpers.base.texts import clean
+from helpers.data import drop_duplicates, load_reviews, load_splits, split_reviews, token_lengths, tokenize, truncate
 from helpers.models import load_tokenizer
 from helpers.profiles import EMBEDDED_BERT, PROFILES
 from helpers.recipes import RECIPES

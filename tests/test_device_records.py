@@ -7,16 +7,18 @@ import matplotlib.pyplot as plt
 import pytest
 from device_records import DEVICES, as_device, step_row, write_device
 
-from helpers import benchmarks, device_records, profiles
-from helpers.benchmarks import StepSpec, live_specs, measure_step, step_specs, steps_to_show
-from helpers.budget import memory_budget
-from helpers.claims import markdown_table
-from helpers.device_records import benchmark_to_show, device_folder, find_benchmarks, load_benchmarks, main_rows
-from helpers.ladder import method_recipe
-from helpers.plots_efficiency import plot_efficiency_comparison, plot_memory_breakdown, plot_speed_ladder
-from helpers.profiles import PROFILES, ROOT
+from helpers import profiles
+from helpers.base.paths import ROOT
+from helpers.benchmarks import records, steps
+from helpers.benchmarks.budget import memory_budget
+from helpers.benchmarks.ladder import method_recipe
+from helpers.benchmarks.records import benchmark_to_show, device_folder, find_benchmarks, load_benchmarks, main_rows
+from helpers.benchmarks.steps import StepSpec, live_specs, measure_step, step_specs, steps_to_show
+from helpers.claims.evidence import CONFIRMED, REFUTED, UNDECIDED, Evidence
+from helpers.claims.verdicts import CLAIMS, decide_all, markdown_table
+from helpers.plots.efficiency import plot_efficiency_comparison, plot_memory_breakdown, plot_speed_ladder
+from helpers.profiles import PROFILES
 from helpers.results import StudyRecord
-from helpers.verdicts import CLAIMS, CONFIRMED, REFUTED, UNDECIDED, Evidence, decide_all
 
 ORDERS = [order for count in (1, 2, 3) for order in permutations(DEVICES, count)]
 LIVE = {"04-25", "04-33"}  # cells that measure here and now
@@ -107,7 +109,7 @@ def test_a_handful_of_shapes_decides_nothing_and_the_next_device_is_asked(commit
     with as_device("t4") as execution:
         rows = [step_row(spec) for spec in live_specs(execution)]
         rows += [row | {"size": "embedded"} for row in rows]
-        device_records.device_record("steps", execution, {}, rows).save(folder)
+        records.device_record("steps", execution, {}, rows).save(folder)
     assert "AMD EPYC" in decide_all()["C3"].measured
     for path in committed.glob("cpu/*/steps.json"):
         path.unlink()
@@ -169,7 +171,7 @@ def test_what_the_environment_withholds_is_in_the_device_s_name(committed, monke
         monkeypatch.setenv("PRECISION", "fp32")
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
         fp32 = profiles.fastest_execution()
-        assert device_records.device_label(fp32) == "AMD EPYC (2 threads), fp32 alone, ONEDNN_MAX_CPU_ISA=AVX2"
+        assert records.device_label(fp32) == "AMD EPYC (2 threads), fp32 alone, ONEDNN_MAX_CPU_ISA=AVX2"
         assert device_folder(fp32).name == "amd-epyc-2-threads-fp32-alone-onednn-max-cpu-isa-avx2"
 
 
@@ -183,9 +185,9 @@ def test_a_gpu_without_a_record_measures_a_handful_says_so_and_keeps_it(committe
             raise RuntimeError("call_step failed:\ntorch.OutOfMemoryError: CUDA out of memory.")
         return step_row(StepSpec(**spec))
 
-    monkeypatch.setattr(benchmarks, "in_fresh_process", measure)
-    monkeypatch.setattr(benchmarks, "matmul_peak", lambda device, dtype: 1e12)
-    monkeypatch.setattr(benchmarks, "random_bert", lambda folder: None)
+    monkeypatch.setattr(steps, "in_fresh_process", measure)
+    monkeypatch.setattr(steps, "matmul_peak", lambda device, dtype: 1e12)
+    monkeypatch.setattr(steps, "random_bert", lambda folder: None)
     with as_device("t4") as execution:
         record, again = steps_to_show(execution), steps_to_show(execution)
         saved = device_folder(execution) / "steps.json"
@@ -211,9 +213,9 @@ def test_notebook_04_reads_any_set_of_records_on_any_machine(devices, here, comm
     monkeypatch.setenv("PROFILE", "quick")
     for name in devices:
         write_device(committed, name)
-    monkeypatch.setattr(benchmarks, "in_fresh_process", lambda function, spec, **_: step_row(StepSpec(**spec)))
-    monkeypatch.setattr(benchmarks, "matmul_peak", lambda device, dtype: 1e12)
-    monkeypatch.setattr(benchmarks, "random_bert", lambda folder: None)
+    monkeypatch.setattr(steps, "in_fresh_process", lambda function, spec, **_: step_row(StepSpec(**spec)))
+    monkeypatch.setattr(steps, "matmul_peak", lambda device, dtype: 1e12)
+    monkeypatch.setattr(steps, "random_bert", lambda folder: None)
     namespace = {}
     with as_device(here):
         for cell in _cells():

@@ -10,18 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from helpers import efficiency
-from helpers.efficiency import (
-    TrainingStep,
-    fast_dropout,
-    last_layer_at_cls,
-    median_interval,
-    overlap,
-    peak_memory,
-    reset_peak_memory,
-    resident_memory,
-    scatter,
-)
+from helpers.base import memory
+from helpers.base.memory import peak_memory, reset_peak_memory, resident_memory
+from helpers.base.speedups import fast_dropout, last_layer_at_cls
+from helpers.benchmarks.timing import TrainingStep, median_interval, overlap, scatter
 from helpers.models import build_model, load_classifier
 from helpers.recipes import RECIPES
 
@@ -38,21 +30,21 @@ def test_the_peak_counts_what_was_held_since_the_reset_and_not_before():
     assert held.sum() > 0 and "VmHWM" in method
 
 
-@pytest.mark.skipif(efficiency.resource is None, reason="Windows has no ru_maxrss")
+@pytest.mark.skipif(memory.resource is None, reason="Windows has no ru_maxrss")
 @pytest.mark.parametrize("status", ["VmRSS:   12 kB", None])  # a system without the peak, and one without the file
 def test_where_linux_s_peak_is_absent_another_one_is_named(status, tmp_path, monkeypatch):
     files = [tmp_path / "status", tmp_path / "clear_refs"]
     for file in files if status else ():
         file.write_text(status, encoding="utf-8")
-    monkeypatch.setattr(efficiency, "_STATUS", files[0])
-    monkeypatch.setattr(efficiency, "_CLEAR", files[1])
+    monkeypatch.setattr(memory, "_STATUS", files[0])
+    monkeypatch.setattr(memory, "_CLEAR", files[1])
     held, (peak, method) = resident_memory(), peak_memory("cpu")
     assert "ru_maxrss" in method and peak >= held > 50e6
-    monkeypatch.setattr(efficiency, "resource", None)
+    monkeypatch.setattr(memory, "resource", None)
     peak, method = peak_memory("cpu")
     assert "not its peak" in method and peak == pytest.approx(held, rel=0.1)
     windows = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=1, peak_wset=2))
-    monkeypatch.setattr(efficiency.psutil, "Process", lambda: windows)
+    monkeypatch.setattr(memory.psutil, "Process", lambda: windows)
     assert peak_memory("cpu") == (2, "peak working set of the process since its start (peak_wset)")
 
 
@@ -65,10 +57,10 @@ def test_the_scatter_of_a_median_is_the_range_of_three_windows_and_falls_with_mo
     assert overlap([1, 2], [2, 3]) and overlap([1, 5], [2, 3]) and not overlap([1, 2], [2.1, 3])
 
 
-def test_fast_dropout_has_dropout_s_distribution(fp32):
+def test_fast_dropout_has_dropout_s_distribution():
     torch.manual_seed(0)
     values = torch.full((1000, 1001), 2.0)
-    with fast_dropout(fp32):
+    with fast_dropout():
         dropped = functional.dropout(values, 0.1)
         assert functional.dropout(values, 0.1, training=False) is values
     share = (dropped == 0).double().mean().item()
@@ -79,10 +71,10 @@ def test_fast_dropout_has_dropout_s_distribution(fp32):
     assert abs(neighbours) < 0.005  # elements that share a 64-bit draw are independent
 
 
-def test_fast_dropout_follows_the_seed_passes_gradients_and_ends_with_its_block(fp32):
+def test_fast_dropout_follows_the_seed_passes_gradients_and_ends_with_its_block():
     original = functional.dropout
     values = torch.ones(64, 3, dtype=torch.bfloat16, requires_grad=True)
-    with fast_dropout(fp32):
+    with fast_dropout():
         torch.manual_seed(3)
         first = functional.dropout(values, 0.5)
         torch.manual_seed(3)
@@ -91,7 +83,7 @@ def test_fast_dropout_follows_the_seed_passes_gradients_and_ends_with_its_block(
     first.sum().backward()
     assert torch.equal(values.grad, first.detach())
     assert functional.dropout is original
-    with fast_dropout(replace(fp32, device="cuda")):
+    with fast_dropout(False):
         assert functional.dropout is original
 
 

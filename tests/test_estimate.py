@@ -5,11 +5,12 @@ from dataclasses import replace
 import nbformat
 import pytest
 
-from helpers.estimate import SHARES, T4_PEAK, Run, hub_runs, operations
-from helpers.profiles import COMMITTED, ROOT
+from helpers.base.paths import ROOT
+from helpers.benchmarks.estimate import SHARES, T4_PEAK, Run, hub_runs, operations
+from helpers.profiles import COMMITTED
 from helpers.recipes import RECIPES
 from helpers.results import StudyRecord
-from helpers.series import takes, write_times
+from helpers.series.__main__ import takes, write_times
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 

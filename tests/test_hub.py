@@ -14,7 +14,7 @@ from hub import CASED, NOWHERE, UNCASED, make_hub
 from nbclient import NotebookClient
 
 from helpers import data
-from helpers.hub import REVISIONS
+from helpers.base.hub import REVISIONS
 from helpers.profiles import PROFILES
 from helpers.recipes import RECIPES
 from helpers.results import RunRecord

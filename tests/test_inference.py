@@ -8,11 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, pipeline
 
+from helpers.adapters import INFERENCE_FILE, save_adapter
 from helpers.checkpoints import label_maps
 from helpers.data import LABELS, truncate
 from helpers.evaluation import predict_logits
 from helpers.inference import SentimentClassifier
-from helpers.models import INFERENCE_FILE, build_model, count_4bit_modules, load_tokenizer, save_adapter
+from helpers.models import build_model, count_4bit_modules, load_tokenizer
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT, Execution
 from helpers.recipes import RECIPES
 

@@ -5,9 +5,9 @@ from random import Random
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import ladder as ladders
-from helpers.efficiency import TrainingStep
-from helpers.ladder import SOURCES, Rung, ladder, measure_rungs, method_recipe, methods_race, training_flops
+from helpers.benchmarks import ladder as ladders
+from helpers.benchmarks.ladder import SOURCES, Rung, ladder, measure_rungs, method_recipe, methods_race, training_flops
+from helpers.benchmarks.timing import TrainingStep
 from helpers.models import build_model, load_tokenizer
 from helpers.profiles import Execution
 from helpers.recipes import RECIPES

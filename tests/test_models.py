@@ -5,10 +5,11 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig
 
-from helpers import hub, models
+from helpers import adapters, checkpoints, models
+from helpers.base import hub
 from helpers.data import LABELS, tokenize
+from helpers.fitting.loop import fit
 from helpers.models import (
-    adapt_recipe,
     attach_lora,
     build_model,
     count_4bit_modules,
@@ -18,9 +19,10 @@ from helpers.models import (
     revisions,
     weight_bytes,
 )
+from helpers.own_data import adapt_recipe
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT, PROFILES, Execution
 from helpers.recipes import RECIPES
-from helpers.training import class_probabilities, fit
+from helpers.training import class_probabilities
 
 
 def test_a_checkpoint_that_cannot_be_had_is_one_clear_error(fp32, monkeypatch):
@@ -177,7 +179,7 @@ def test_a_quantized_model_runs_forward_and_back(fp32):
 
 def test_a_4bit_model_loaded_elsewhere_trains_after_predicting(fp32):
     """bitsandbytes may repack the weights at the first prediction; keep_4bit_layout undoes it."""
-    checkpoint = models.resolve_checkpoint(EMBEDDED_BERT)
+    checkpoint = checkpoints.resolve_checkpoint(EMBEDDED_BERT)
     model = AutoModelForSequenceClassification.from_pretrained(
         checkpoint, quantization_config=models.nf4_config(torch.bfloat16), device_map="cpu"
     )
@@ -194,11 +196,11 @@ def test_an_interrupted_save_leaves_the_old_adapter(fp32, tiny_checkpoints, tmp_
     model = build_model(RECIPES["lora_bert_sst2"], tiny_checkpoints["bert"], fp32)
     tokenizer = load_tokenizer(tiny_checkpoints["bert"])
     options = {"base_model": "tiny", "quantization": None, "max_length": 16, "truncation": "head"}
-    folder = models.save_adapter(model, tokenizer, tmp_path / "adapter", **options)
+    folder = adapters.save_adapter(model, tokenizer, tmp_path / "adapter", **options)
     before = sorted(path.name for path in folder.iterdir())
-    monkeypatch.setattr(models, "write_json", lambda *arguments: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(adapters, "write_json", lambda *arguments: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        models.save_adapter(model, tokenizer, tmp_path / "adapter", **options)
+        adapters.save_adapter(model, tokenizer, tmp_path / "adapter", **options)
     assert sorted(path.name for path in folder.iterdir()) == before
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 

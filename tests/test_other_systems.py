@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from helpers.profiles import ROOT
+from helpers.base.paths import ROOT
 
 SCRIPT = """
 import ctypes, importlib, pathlib, pkgutil, sys
@@ -30,12 +30,12 @@ def read_text(self, *args, **kwargs):
 pathlib.Path.read_text = read_text
 
 import helpers
-for module in pkgutil.iter_modules(helpers.__path__):
-    if module.name != "start":  # not imported but run, in a notebook's first cell
-        importlib.import_module(f"helpers.{module.name}")
+for module in pkgutil.walk_packages(helpers.__path__, "helpers."):
+    if module.name != "helpers.start":  # not imported but run, in a notebook's first cell
+        importlib.import_module(module.name)
 
-from helpers.benchmarks import StepSpec, measure_step
-from helpers.efficiency import peak_memory, reset_peak_memory, resident_memory
+from helpers.benchmarks.steps import StepSpec, measure_step
+from helpers.base.memory import peak_memory, reset_peak_memory, resident_memory
 from helpers.profiles import fastest_execution
 
 execution = fastest_execution()

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from helpers.data import text_key
+from helpers.base.tables import read_rows
+from helpers.base.texts import text_key
 from helpers.models import load_tokenizer
-from helpers.own_data import ROWS_PER_CLASS, Findings, examine, read_rows, split_rows
+from helpers.own_data import ROWS_PER_CLASS, Findings, examine, split_rows
 
 
 def rows_of(*pairs) -> pd.DataFrame:

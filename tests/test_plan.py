@@ -5,21 +5,23 @@ from math import ceil
 
 import pytest
 
-from helpers import plan
-from helpers.plan import STUDIES, best_rate
+from helpers import recipes
+from helpers.claims.evidence import AT_SCALE
 from helpers.profiles import EMBEDDED_BERT
 from helpers.recipes import RECIPES
 from helpers.results import StudyRecord
-from helpers.verdicts import AT_SCALE
+from helpers.studies import search
+from helpers.studies.plan import STUDIES
+from helpers.studies.search import best_rate
 
-WHERE = {"base_model": EMBEDDED_BERT, **plan.SENTENCES}
+WHERE = {"base_model": EMBEDDED_BERT, **search.SENTENCES}
 
 
 def _search(accuracy, seeds=(0, 1)):
     """The rates that a search tries, in order, and the one it chooses, where a rate scores `accuracy(rate)`."""
     rows, tried = {}, []
     while True:
-        runs, rate = best_rate("x", {}, plan.START, (5e-4, 1e-3, 2e-3), rows, seeds, **WHERE)
+        runs, rate = best_rate("x", {}, search.START, (5e-4, 1e-3, 2e-3), rows, seeds, **WHERE)
         left = [run for run in runs if run.id not in rows]
         if not left:
             return tried, rate
@@ -36,11 +38,11 @@ def test_a_search_goes_on_where_the_best_rate_is_at_its_end():
 
 
 def test_a_search_scores_validation_rows_and_its_mean_over_seeds_decides():
-    runs, rate = best_rate("x", {}, plan.START, (5e-4, 1e-3, 2e-3), {}, (0, 1), **WHERE)
+    runs, rate = best_rate("x", {}, search.START, (5e-4, 1e-3, 2e-3), {}, (0, 1), **WHERE)
     assert rate == 1e-3 and {run.scored_on for run in runs} == {"validation"} and len(runs) == 6
     scores = {5e-4: (0.9, 0.5), 1e-3: (0.8, 0.8), 2e-3: (0.6, 0.6)}
     rows = {run.id: {"accuracy": scores[run.recipe.learning_rate][run.seed]} for run in runs}
-    assert best_rate("x", {}, plan.START, (5e-4, 1e-3, 2e-3), rows, (0, 1), **WHERE)[1] == 1e-3
+    assert best_rate("x", {}, search.START, (5e-4, 1e-3, 2e-3), rows, (0, 1), **WHERE)[1] == 1e-3
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -69,7 +71,7 @@ def _settings_search(gains):
             names = tuple(dict(run.labels)["change"].split(" and ")) if dict(run.labels)["change"] != "start" else ()
             rows[run.id] = {"accuracy": 0.7 + sum(gains.get(name, -0.01) for name in names)}
             tried |= {names} if len(names) == 2 else set()
-    return tried, plan.chosen_changes(rows)
+    return tried, search.chosen_changes(rows)
 
 
 def test_the_best_change_is_taken_and_what_was_ahead_is_tried_on_top_of_it():
@@ -83,7 +85,7 @@ def test_the_best_change_is_taken_and_what_was_ahead_is_tried_on_top_of_it():
 
 def test_our_version_of_source_004_is_what_the_search_chose():
     rows = {row["run"]: row for row in StudyRecord.load(AT_SCALE / "studies" / "settings.json").rows}
-    chosen = plan._candidates([plan.chosen_changes(rows)])
+    chosen = search._candidates([search.chosen_changes(rows)])
     improved = replace(RECIPES["lora_bert_sst2"].improved(), dataset="rotten_tomatoes", n_validation=None)
     for run in chosen:
         assert replace(run, recipe=replace(improved, n_train=run.recipe.n_train)).id == run.id
@@ -108,11 +110,11 @@ def test_few_rows_has_the_methods_sizes_and_seeds_that_it_promises():
 
 def test_the_sources_are_run_as_they_are_written():
     runs = {run.recipe.name: run for run in STUDIES["sources"]({})}
-    assert set(runs) == set(plan.RECIPES)
+    assert set(runs) == set(recipes.RECIPES)
     for name, run in runs.items():
         allowed = {"max_length": 256, "n_train": 2_500, "dataset": "rotten_tomatoes"}
-        changed = {field for field in allowed if getattr(run.recipe, field) != getattr(plan.RECIPES[name], field)}
-        assert replace(run.recipe, **{f: getattr(plan.RECIPES[name], f) for f in changed}) == plan.RECIPES[name]
+        changed = {field for field in allowed if getattr(run.recipe, field) != getattr(recipes.RECIPES[name], field)}
+        assert replace(run.recipe, **{f: getattr(recipes.RECIPES[name], f) for f in changed}) == recipes.RECIPES[name]
     assert Counter(run.recipe.name for run in STUDIES["sources"]({}))["lora_bert_sst2"] == 5
 
 
@@ -130,4 +132,4 @@ def test_all_reviews_are_trained_at_the_rate_that_4_000_of_them_were_searched_at
 def test_seeds_come_before_settings_in_the_settings_search():
     """A sitting that ends early leaves every candidate with one seed, not half of them with two."""
     first = list(islice(STUDIES["settings"]({}), 22))
-    assert {run.seed for run in first} == {plan.SEARCH_SEEDS[0]}
+    assert {run.seed for run in first} == {search.SEARCH_SEEDS[0]}

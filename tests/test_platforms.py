@@ -15,9 +15,11 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from helpers import profiles, stamp, start
+from helpers import profiles, start
+from helpers.base import paths
 from helpers.profiles import PROFILES
 from helpers.results import load_records
+from helpers.series import stamp
 
 ROOT = Path(__file__).parent.parent
 REQUIREMENTS = ROOT / "requirements.txt"
@@ -142,7 +144,8 @@ def test_an_old_torchao_does_not_stop_lora(tmp_path):
 
 def test_a_notebook_imports_nothing_that_only_make_needs():
     hidden = "import sys; sys.modules.update(dict.fromkeys(('nbclient', 'nbformat', 'nbval', 'pytest', 'ipykernel')));"
-    code = f"{hidden} import helpers.train, helpers.studies, helpers.verdicts, helpers.publish, helpers.benchmarks"
+    rooms = ("train", "studies.plan", "claims.verdicts", "publish", "benchmarks.steps", "plots.claims")
+    code = f"{hidden} import {', '.join(f'helpers.{room}' for room in rooms)}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
@@ -242,8 +245,8 @@ def test_a_data_folder_of_ones_own_holds_what_a_run_writes(tmp_path, record, mon
     monkeypatch.setattr(profiles, "DATA_DIR", folder)
     record.save(PROFILES["quick"].results)
     assert load_records(folder / "quick" / "results") == [record]
-    assert profiles.shown(PROFILES["quick"].results) == str(folder / "quick" / "results")
-    assert profiles.shown(profiles.COMMITTED / "quick") == str(Path("Data", "quick"))
+    assert paths.shown(PROFILES["quick"].results) == str(folder / "quick" / "results")
+    assert paths.shown(profiles.COMMITTED / "quick") == str(Path("Data", "quick"))
 
 
 def test_the_data_folder_is_taken_from_the_root_and_from_home(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from helpers import plots
+from helpers.plots import runs
 from helpers.results import RunRecord
 
 matplotlib.use("Agg")
@@ -39,7 +40,7 @@ def close():
 
 
 def test_a_saved_figure_is_an_image_that_says_where_it_comes_from(records, tmp_path):
-    figure = plots.plot_confusion_matrices(records, ["NEGATIVE", "POSITIVE"])
+    figure = runs.plot_confusion_matrices(records, ["NEGATIVE", "POSITIVE"])
     path = plots.save_figure(figure, tmp_path / "new" / "figure.png", plots.provenance(records[0]))
     assert imread(path).shape[0] > 300
     text = figure.texts[-1].get_text()
@@ -48,13 +49,13 @@ def test_a_saved_figure_is_an_image_that_says_where_it_comes_from(records, tmp_p
 
 
 def test_confusion_matrices_show_counts_and_shares(records):
-    figure = plots.plot_confusion_matrices(records, ["NEGATIVE", "POSITIVE"])
+    figure = runs.plot_confusion_matrices(records, ["NEGATIVE", "POSITIVE"])
     assert [text.get_text() for text in figure.axes[0].texts] == ["400\n80%", "100\n20%", "100\n20%", "400\n80%"]
     assert figure.axes[1].get_title() == "improved: 80.0% [77.0%, 83.0%]"
 
 
 def test_training_curves_name_the_best_epoch_and_the_reference(records):
-    figure = plots.plot_training_curves(records, ("bag of words", 0.86))
+    figure = runs.plot_training_curves(records, ("bag of words", 0.86))
     loss, accuracy = figure.axes
     assert len(loss.lines) == 4
     labels = " ".join(text.get_text() for text in accuracy.texts)
@@ -63,14 +64,14 @@ def test_training_curves_name_the_best_epoch_and_the_reference(records):
 
 
 def test_accuracy_shows_the_intervals(records):
-    axes = plots.plot_accuracy(records, ["one", "two"], "title").axes[0]
+    axes = runs.plot_accuracy(records, ["one", "two"], "title").axes[0]
     assert list(axes.lines[0].get_xdata()) == [0.77, 0.83]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two"]
 
 
 def test_dataset_stats_titles_state_what_was_counted():
     lengths = {"imdb": np.array([64, 256]), "rotten_tomatoes": np.array([8, 16])}
-    figure = plots.plot_dataset_stats(lengths, {"imdb": (1, 1), "rotten_tomatoes": (1, 1)})
+    figure = runs.plot_dataset_stats(lengths, {"imdb": (1, 1), "rotten_tomatoes": (1, 1)})
     assert figure.axes[2].get_title() == "128 tokens keep 60% of IMDb's text"
 
 
@@ -80,7 +81,7 @@ def test_one_method_one_colour():
 
 def test_the_confusion_of_many_classes_names_the_most_frequent_mistake(record):
     record = replace(record, confusion_matrix=[[5, 0, 1], [2, 3, 4], [0, 3, 6]])
-    figure = plots.plot_class_confusion(record, ["a", "b", "c"])
+    figure = runs.plot_class_confusion(record, ["a", "b", "c"])
     assert figure.axes[0].get_title().startswith("Most frequent mistake: 4 of 9\n'b' taken for 'c'\naccuracy 75.0%")
     record = replace(record, confusion_matrix=[[5, 0], [0, 3]])
-    assert plots.plot_class_confusion(record, ["a", "b"]).axes[0].get_title().startswith("No mistakes\n")
+    assert runs.plot_class_confusion(record, ["a", "b"]).axes[0].get_title().startswith("No mistakes\n")

@@ -4,7 +4,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
-from helpers import plots, plots_studies
+from helpers import plots
+from helpers.plots import studies
 
 matplotlib.use("Agg")
 
@@ -36,7 +37,7 @@ def test_the_rank_study_shows_rates_means_intervals_seeds_and_counts():
     ranks = [_point(0.70, r=1), _point(0.74, r=8), _point(0.73, r=64)]
     layers = [_point(0.71, name="query, r = 18"), _point(0.75, name="every linear layer, r = 2")]
     counts, titles = {1: 36_864, 8: 294_912, 64: 2_359_296}, ["one", "two", "three", "four"]
-    figure = plots_studies.plot_rank_study(search, ranks, counts, layers, layers[:1], 0.65, titles)
+    figure = studies.plot_rank_study(search, ranks, counts, layers, layers[:1], 0.65, titles)
     assert [axes.get_title() for axes in figure.axes] == titles
     over_rate, over_rank, of_layers, of_schemes = figure.axes
     lines = [line for line in over_rate.lines if len(line.get_xdata()) == 2]
@@ -51,11 +52,11 @@ def test_the_rank_study_shows_rates_means_intervals_seeds_and_counts():
     assert "bag of words 65.0%" in _texts(over_rank)
     assert [label.get_text() for label in of_layers.get_yticklabels()] == [point["name"] for point in layers]
     assert len(of_schemes.get_yticklabels()) == 1
-    assert len(plots_studies.plot_rank_study(search, ranks, counts, [], [], 0.65, titles[:2]).axes) == 2
+    assert len(studies.plot_rank_study(search, ranks, counts, [], [], 0.65, titles[:2]).axes) == 2
 
 
 def test_epochs_ring_the_best_and_stand_beside_what_was_stated(runs, record):
-    figure = plots_studies.plot_epochs(runs, {"bag of words": record}, ["a", "b"], ("source 004", [0.53, 0.65, 0.77]))
+    figure = studies.plot_epochs(runs, {"bag of words": record}, ["a", "b"], ("source 004", [0.53, 0.65, 0.77]))
     epochs, scores = figure.axes
     ringed = [(line.get_xdata()[0], line.get_ydata()[0]) for line in epochs.lines if line.get_markersize() > 10]
     assert ringed == [(2, 0.8), (2, 0.8)]
@@ -71,18 +72,18 @@ def test_a_rate_sweep_is_a_third_panel(runs, record):
         "as shipped": [_point(0.5, learning_rate=5e-5), _point(0.7, learning_rate=1e-3)],
         "identity": [_point(0.75, learning_rate=5e-5)],
     }
-    figure = plots_studies.plot_epochs(runs, {"bag of words": record}, ["a", "b", "c"], rates=rates)
+    figure = studies.plot_epochs(runs, {"bag of words": record}, ["a", "b", "c"], rates=rates)
     assert [label.get_text() for label in figure.axes[2].get_xticklabels()] == ["5e-05", "0.001"]
     assert _texts(figure.axes[2]).split(" ", 1) == ["as", "shipped identity"]
 
 
 def test_labels_that_would_overlap_are_moved_apart(runs, record):
-    figure = plots_studies.plot_epochs(runs, {"bag of words": record}, ["a", "b"])
+    figure = studies.plot_epochs(runs, {"bag of words": record}, ["a", "b"])
     heights = sorted(text.xy[1] for text in figure.axes[0].texts)
     low, high = figure.axes[0].get_ylim()
     assert heights[1] - heights[0] >= 0.1 * (high - low)
 
 
 def test_poolers_have_colours_of_their_own():
-    colors = {plots_studies.STUDY_COLORS[name] for name in ("as shipped", "identity")}
+    colors = {studies.STUDY_COLORS[name] for name in ("as shipped", "identity")}
     assert len(colors) == 2 and not colors & {plots.COLORS["untrained"], plots.COLORS["bag_of_words"]}

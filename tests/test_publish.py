@@ -9,20 +9,12 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from huggingface_hub import ModelCard
 from sklearn.metrics import balanced_accuracy_score
 
-from helpers import publish
+from helpers import publish, report
 from helpers.evaluation import PairedComparison, balanced_accuracy, class_scores
 from helpers.own_data import Findings
 from helpers.profiles import EMBEDDED_BERT
-from helpers.publish import (
-    Baseline,
-    advice,
-    compare_with_baselines,
-    merge_adapter,
-    model_card,
-    push_to_hub,
-    scores_table,
-    write_report,
-)
+from helpers.publish import merge_adapter, model_card, push_to_hub, write_report
+from helpers.report import Baseline, advice, compare_with_baselines, scores_table
 from helpers.training import FineTuned
 
 FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes | maybe"])})
@@ -150,9 +142,9 @@ def test_both_baselines_are_trained_on_the_run_s_own_rows(own_run, splits, fp32)
 def test_baselines_weight_classes_where_the_run_does(own_run, splits, fp32, monkeypatch):
     seen = []
     for name in ("bag_of_words", "frozen_encoder"):
-        original = getattr(publish, name)
+        original = getattr(report, name)
         spy = lambda *rows, original=original: (seen.append(rows[-1]), original(*rows))[1]  # noqa: E731
-        monkeypatch.setattr(publish, name, spy)
+        monkeypatch.setattr(report, name, spy)
     for run in own_run:
         compare_with_baselines(run, splits, fp32)
     assert seen == [None, None, "balanced", "balanced"]

@@ -4,7 +4,8 @@ import pytest
 from peft import LoraConfig
 
 from helpers.models import build_model
-from helpers.recipes import RECIPES, Override
+from helpers.recipe import Override
+from helpers.recipes import RECIPES
 
 BERT = RECIPES["qlora_bert"]
 QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"

@@ -13,24 +13,14 @@ import matplotlib.pyplot as plt
 import pytest
 
 from helpers import results
-from helpers.models import build_model, load_tokenizer, save_adapter
+from helpers.adapters import save_adapter
+from helpers.base import writing
+from helpers.base.paths import ROOT
+from helpers.base.writing import NotWritten, _machine, new_file, new_folder, put_back, write_json, write_text
+from helpers.models import build_model, load_tokenizer
 from helpers.plots import save_figure
-from helpers.profiles import ROOT
 from helpers.recipes import RECIPES
-from helpers.results import (
-    NotWritten,
-    RunRecord,
-    StudyRecord,
-    _machine,
-    git_commit,
-    load_records,
-    new_file,
-    new_folder,
-    put_back,
-    versions,
-    write_json,
-    write_text,
-)
+from helpers.results import RunRecord, StudyRecord, git_commit, load_records, versions
 
 
 def test_a_record_comes_back_as_it_was(record, tmp_path):
@@ -111,7 +101,7 @@ def _tag(folder):
 def way(request, monkeypatch):
     """Both ways to replace a folder: in one step, and where the system has none."""
     if request.param == "set aside":
-        monkeypatch.setattr(results, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(writing, "_exchange", lambda first, second: False)
     elif sys.platform != "linux":
         pytest.skip("only Linux exchanges two names in one step")
     return request.param
@@ -173,7 +163,7 @@ def test_several_runs_may_write_one_folder_and_one_file_at_once(tmp_path, record
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is forked, to be killed")
 @pytest.mark.parametrize("killed_after", ["the earlier was set aside", "the new one was in place"])
 def test_a_process_killed_while_it_replaces_a_folder_loses_nothing(tmp_path, monkeypatch, capsys, killed_after):
-    monkeypatch.setattr(results, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(writing, "_exchange", lambda first, second: False)
     folder, rename = tmp_path / "adapter", os.rename
     with new_folder(folder) as temporary:
         _fill(temporary, "x")
@@ -243,7 +233,7 @@ def test_what_a_killed_process_had_half_written_goes_with_the_next_write(record,
     with new_folder(folder) as temporary:
         _fill(temporary, "x")
     program = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom helpers.results import new_file, new_folder\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom helpers.base.writing import new_file, new_folder\n"
         "with new_folder(Path(sys.argv[2])) as half, new_file(Path(sys.argv[1])) as temporary:\n"
         "    (half / 'a').write_text('half')\n    temporary.write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -10,14 +10,15 @@ import pytest
 import torch
 from datasets import Dataset
 
-from helpers import resuming
+from helpers.base.paths import ROOT
+from helpers.base.writing import NotWritten
 from helpers.data import FEATURES, split_reviews, tokenize
+from helpers.fitting import resuming
+from helpers.fitting.loop import fit
+from helpers.fitting.resuming import COMPLETE, Occupied, Saver, Stopped
 from helpers.models import build_model, load_tokenizer
-from helpers.profiles import ROOT, Execution
+from helpers.profiles import Execution
 from helpers.recipes import RECIPES
-from helpers.results import NotWritten
-from helpers.resuming import COMPLETE, Occupied, Saver, Stopped
-from helpers.training import fit
 
 STEPS = 4 * 12  # four epochs of twelve updates
 
@@ -239,7 +240,7 @@ def test_another_run_does_not_go_on_from_there_and_restart_begins_anew(job, whol
         job.run()
     job.rows["train"] = rows
     with monkeypatch.context() as patched:
-        patched.setattr("helpers.training.version", lambda name: "0.0")
+        patched.setattr("helpers.fitting.loop.version", lambda name: "0.0")
         with pytest.raises(ValueError, match=r"torch '.*' there, '0\.0' now"):
             job.run()
     capsys.readouterr()

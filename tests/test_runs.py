@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from helpers import full, plan, runs
+from helpers import baselines
 from helpers.data import split_reviews, tokenize
+from helpers.fitting.loop import fit
 from helpers.models import build_model, load_tokenizer
 from helpers.profiles import EMBEDDED_BERT
 from helpers.recipes import RECIPES
 from helpers.results import StudyRecord
-from helpers.runs import Run, drawn, row_of
-from helpers.training import class_probabilities, fit
+from helpers.studies import __main__ as studies_command
+from helpers.studies import plan, runs, search
+from helpers.studies.runs import Run, drawn, row_of
+from helpers.training import class_probabilities
 
 WHERE = {"base_model": EMBEDDED_BERT, "n_validation": 1_000, "n_test": 2_000}
 
@@ -50,7 +53,7 @@ def test_what_a_run_gives_is_what_its_version_gave(tiny_checkpoints, toy_reviews
 
 @pytest.mark.parametrize(
     ("dataset", "sizes", "expected"),
-    [("rotten_tomatoes", plan.SENTENCES, "539d3078c9e79575"), ("imdb", plan.REVIEWS, "6eb3a973684d86f8")],
+    [("rotten_tomatoes", search.SENTENCES, "539d3078c9e79575"), ("imdb", plan.REVIEWS, "6eb3a973684d86f8")],
 )
 def test_the_rows_are_those_of_this_version(dataset, sizes, expected):
     splits = runs._splits(dataset, *sizes.values())
@@ -106,7 +109,7 @@ def test_few_rows_are_seen_as_often_as_updates_are_wanted(tiny, fp32):
 
 def test_a_cut_text_is_no_longer_than_the_encoder_s_tokens(tiny, fp32, monkeypatch):
     seen = []
-    original = runs.bag_of_words
+    original = baselines.bag_of_words
     monkeypatch.setattr(runs, "bag_of_words", lambda *rows: (seen.append(rows[0]["text"][0]), original(*rows))[1])
     bag = replace(tiny, recipe=replace(tiny.recipe, variant="bag_of_words", max_length=8))
     row_of(bag, fp32)
@@ -128,9 +131,9 @@ def study(tiny, monkeypatch, fp32):
         done.append(run.seed)
         return {**dict(run.labels), "seed": run.seed, "accuracy": 0.5, "correct": "10", "run": run.id}
 
-    monkeypatch.setattr(full, "STUDIES", {"toy": toy})
-    monkeypatch.setattr(full, "row_of", row)
-    monkeypatch.setattr(full, "fastest_execution", lambda: fp32)
+    monkeypatch.setattr(studies_command, "STUDIES", {"toy": toy})
+    monkeypatch.setattr(studies_command, "row_of", row)
+    monkeypatch.setattr(studies_command, "fastest_execution", lambda: fp32)
     return done
 
 
@@ -144,62 +147,63 @@ def test_what_has_its_row_is_not_run_again(study, capsys, monkeypatch):
             raise KeyboardInterrupt
         return row(run, execution)
 
-    row = full.row_of
+    row = studies_command.row_of
     with monkeypatch.context() as patched:
-        patched.setattr(full, "row_of", stops)
+        patched.setattr(studies_command, "row_of", stops)
         with pytest.raises(KeyboardInterrupt):
-            full.main([])
+            studies_command.main([])
     assert study == [0, 1] and [entry["seed"] for entry in _toy().rows] == [0, 1], "a row is written as its run ends"
-    assert full.main(["--list"]) == 0 and re.search(r"toy\s+2 of\s+3 done", capsys.readouterr().out)
-    assert full.main(["toy"]) == 0
+    assert studies_command.main(["--list"]) == 0 and re.search(r"toy\s+2 of\s+3 done", capsys.readouterr().out)
+    assert studies_command.main(["toy"]) == 0
     assert study == [0, 1, 2]
     out = capsys.readouterr().out
     assert "toy: r 8, seed 2: 50.0%" in out and "0 runs left, 0:00 h" in out and "nothing is left" in out
-    assert full.main([]) == 0 and study == [0, 1, 2]
+    assert studies_command.main([]) == 0 and study == [0, 1, 2]
     assert (_toy().command, _toy().profile) == ("make full ONLY=toy", "full")
 
 
 def test_rows_of_runs_that_are_no_longer_asked_for_go(study, monkeypatch, tiny):
-    full.main([])
+    studies_command.main([])
     changed = replace(tiny.recipe, r=9)
-    monkeypatch.setattr(full, "STUDIES", {"toy": lambda rows: (replace(tiny, recipe=changed, seed=s) for s in (0, 1))})
-    full.main([])
+    others = [replace(tiny, recipe=changed, seed=seed) for seed in (0, 1)]
+    monkeypatch.setattr(studies_command, "STUDIES", {"toy": lambda rows: iter(others)})
+    studies_command.main([])
     assert [row["seed"] for row in _toy().rows] == [0, 1] and len(study) == 5
 
 
 def test_a_study_s_record_names_the_checkpoints_of_all_its_runs(study, monkeypatch, tiny):
     both = [replace(tiny, seed=0), replace(tiny, seed=1, base_model=f"{tiny.base_model}/.")]
-    monkeypatch.setattr(full, "STUDIES", {"toy": lambda rows: iter(both)})
-    full.main([])
+    monkeypatch.setattr(studies_command, "STUDIES", {"toy": lambda rows: iter(both)})
+    studies_command.main([])
     assert _toy().settings["base_model"] == f"{tiny.base_model} and {tiny.base_model}/."
     assert _toy().settings["n_test"] == tiny.n_test
 
 
 def test_two_sittings_at_once_do_not_write_over_each_other(study, capsys):
     with FileLock(runs.FULL.results / ".lock"):
-        assert full.main([]) == 1
+        assert studies_command.main([]) == 1
     assert "another `make full`" in capsys.readouterr().err and study == []
     with pytest.raises(SystemExit):
-        full.main(["no-such-study"])
+        studies_command.main(["no-such-study"])
     assert "there is toy" in capsys.readouterr().err
 
 
 def test_no_run_starts_that_would_outlast_the_sitting(study, capsys):
-    assert full.main(["--minutes", "1e-6"]) == 0
+    assert studies_command.main(["--minutes", "1e-6"]) == 0
     assert study == [] and "stopped: toy: r 8, seed 0 should take" in capsys.readouterr().out
 
 
 def test_a_run_at_scale_has_a_record_and_an_adapter_and_is_not_run_again(tiny, fp32, monkeypatch):
     at_scale = replace(tiny, at_scale=True)
-    monkeypatch.setattr(full, "STUDIES", {"toy": lambda rows: iter([at_scale])})
-    monkeypatch.setattr(full, "fastest_execution", lambda: fp32)
+    monkeypatch.setattr(studies_command, "STUDIES", {"toy": lambda rows: iter([at_scale])})
+    monkeypatch.setattr(studies_command, "fastest_execution", lambda: fp32)
     monkeypatch.setattr(runs, "FULL", replace(runs.FULL, embedded=False))
     assert runs.record_of(at_scale) is None
     monkeypatch.setattr(runs, "dataset_revision", lambda *names: {})
-    assert full.main([]) == 0
+    assert studies_command.main([]) == 0
     record = runs.record_of(at_scale)
     assert record.run == at_scale.id and record.n_train == 48 and record.profile == "full"
     assert (runs.FULL.checkpoints / record.name / "adapter_model.safetensors").is_file()
     assert runs.record_of(replace(at_scale, recipe=replace(tiny.recipe, r=9))) is None
-    monkeypatch.setattr(full, "train_at_scale", lambda *_: pytest.fail("run again"))
-    assert full.main([]) == 0
+    monkeypatch.setattr(studies_command, "train_at_scale", lambda *_: pytest.fail("run again"))
+    assert studies_command.main([]) == 0

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from huggingface_hub import HfApi
 
-from helpers import train
-from helpers.hub import REVISIONS
-from helpers.profiles import ROOT
+from helpers import own_data, train
+from helpers.base.hub import REVISIONS
+from helpers.base.paths import ROOT
 from helpers.recipes import RECIPES
 
 # Put together here, so that the search below finds none of them in this file.
@@ -92,11 +92,12 @@ def test_a_run_shows_and_keeps_no_key(
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
     recipe = replace(RECIPES["lora_bert_sst2"], name="tiny", num_train_epochs=1, early_stopping_patience=None)
-    monkeypatch.setattr(train, "RECIPES", {"tiny": recipe})
+    for module in (train, own_data):
+        monkeypatch.setattr(module, "RECIPES", {"tiny": recipe})
     monkeypatch.setattr(train, "fastest_execution", lambda: fp32)
     monkeypatch.setattr("helpers.profiles.DATA_DIR", wandb_folder / "Data")
     monkeypatch.setattr("helpers.publish.HfApi", partial(HfApi, endpoint=CLOSED))
-    monkeypatch.setattr("helpers.tracking.INIT_TIMEOUT_SECONDS", 2)
+    monkeypatch.setattr("helpers.base.tracking.INIT_TIMEOUT_SECONDS", 2)
     monkeypatch.setenv("PROFILE", "quick")
     rows = {"text": toy_reviews["text"][:], "label": toy_reviews["label"][:]}
     pd.DataFrame(rows).to_csv(wandb_folder / "rows.csv", index=False)

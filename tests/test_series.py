@@ -7,12 +7,15 @@ import pytest
 import torch
 from datasets import Dataset
 
-from helpers import profiles, series
+from helpers import profiles
+from helpers.base.paths import ROOT
 from helpers.data import FEATURES, split_reviews
 from helpers.models import build_model
-from helpers.profiles import PROFILES, ROOT, Execution, Profile
+from helpers.profiles import PROFILES, Execution, Profile
 from helpers.recipes import RECIPES
 from helpers.results import summary
+from helpers.series import __main__ as series_command
+from helpers.series import executing
 from helpers.training import fine_tune
 
 
@@ -20,7 +23,7 @@ from helpers.training import fine_tune
 def notebooks(tmp_path, monkeypatch):
     """A series of its own in `tmp_path`, run under `quick`; returns a function that writes a notebook of cells."""
     (tmp_path / "notebooks").mkdir()
-    monkeypatch.setattr(series, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(series_command, "NOTEBOOKS", tmp_path / "notebooks")
     monkeypatch.setattr(profiles, "DATA_DIR", tmp_path / "Data")
     monkeypatch.setenv("PROFILE", "quick")
 
@@ -34,7 +37,7 @@ def notebooks(tmp_path, monkeypatch):
 def test_notebooks_run_in_order_in_fresh_kernels(notebooks, tmp_path, capsys):
     notebooks("02_b", "print('x' in dir())")
     notebooks("01_a", "x = 1", "x + 1")
-    assert series.main([]) == 0
+    assert series_command.main([]) == 0
     output = capsys.readouterr().out
     assert output.index("01_a") < output.index("02_b") < output.index("All done in 0:")
     copy = nbformat.read(tmp_path / "Data/quick/notebooks/02_b.ipynb", 4)
@@ -45,7 +48,7 @@ def test_notebooks_run_in_order_in_fresh_kernels(notebooks, tmp_path, capsys):
 def test_a_failing_notebook_stops_the_series_in_one_line(notebooks, tmp_path, capsys):
     notebooks("01_a", "1", "reviews = []\nreviews[0]")
     notebooks("02_b", "2")
-    assert series.main([]) == 1
+    assert series_command.main([]) == 1
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.startswith("01_a.ipynb, cell 2 of 2 (reviews = []) failed: IndexError: list index out of range [")
     assert last.endswith("01_a.ipynb]")
@@ -59,7 +62,7 @@ def test_a_kernel_that_dies_ends_the_series_in_one_line_and_keeps_what_it_wrote(
     notebooks("01_a", "print('written')", f"open({str(tmp_path / 'record.json')!r}, 'w').write('done')",
               "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "1")  # fmt: skip
     stored = (tmp_path / "notebooks/01_a.ipynb").read_text()
-    assert series.main(["--store"]) == 1
+    assert series_command.main(["--store"]) == 1
     out, err = capsys.readouterr()
     last = out.strip().splitlines()[-1]
     assert last.startswith("01_a.ipynb, cell 3 of 4 (import os, signal): the kernel died, most likely because memory")
@@ -76,8 +79,8 @@ def test_a_kernel_that_does_not_start_is_one_line(notebooks, monkeypatch, capsys
         raise RuntimeError("Kernel didn't respond in 60 seconds")
 
     notebooks("01_a", "1")
-    monkeypatch.setattr(series.NotebookClient, "execute", execute)
-    assert series.main([]) == 1
+    monkeypatch.setattr(executing.NotebookClient, "execute", execute)
+    assert series_command.main([]) == 1
     assert "01_a.ipynb: its kernel did not start (Kernel didn't respond in 60 seconds). Jup" in capsys.readouterr().out
 
 
@@ -97,7 +100,7 @@ import signal, sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_resuming, test_series
-from helpers import resuming
+from helpers.fitting import resuming
 torch.set_num_threads({threads})
 folder = Path({folder!r})
 if (folder / "step.txt").exists():
@@ -117,9 +120,9 @@ def test_a_notebook_whose_kernel_is_killed_goes_on_to_the_same_weights(
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     values = {"tests": str(Path(__file__).parent), "folder": str(tmp_path), "threads": torch.get_num_threads()}
     notebooks("01_a", CELL.format(checkpoint=tiny_checkpoints["bert"], **values))
-    assert series.main([]) == 1
+    assert series_command.main([]) == 1
     assert "the kernel died" in capsys.readouterr().out and not (tmp_path / "step.txt").exists()
-    assert series.main([]) == 0
+    assert series_command.main([]) == 0
     assert "Resuming after" in (tmp_path / "Data/quick/notebooks/01_a.ipynb").read_text()
     resumed = next((tmp_path / "Data/tiny/checkpoints").glob("*/adapter_model.safetensors")).read_bytes()
     monkeypatch.setattr(profiles, "DATA_DIR", tmp_path / "another")
@@ -130,7 +133,7 @@ def test_a_notebook_whose_kernel_is_killed_goes_on_to_the_same_weights(
 def test_chosen_notebooks_are_stored_in_place(notebooks, tmp_path):
     notebooks("01_a", "1 / 0")
     notebooks("02_b", "40 + 2")
-    assert series.main(["02", "--store"]) == 0
+    assert series_command.main(["02", "--store"]) == 0
     cell = nbformat.read(tmp_path / "notebooks/02_b.ipynb", 4).cells[0]
     assert cell.outputs[0].data["text/plain"] == "42" and cell.execution_count == 1
     assert "execution" not in cell.metadata
@@ -139,7 +142,7 @@ def test_chosen_notebooks_are_stored_in_place(notebooks, tmp_path):
 def test_a_notebook_that_is_not_there_is_an_error(notebooks, capsys):
     notebooks("01_a", "1")
     with pytest.raises(SystemExit) as error:
-        series.main(["09"])
+        series_command.main(["09"])
     assert error.value.code == 2
     assert "no notebook starts with 09" in capsys.readouterr().err
 
@@ -163,5 +166,5 @@ def test_of_a_progress_bar_the_last_state_is_kept():
     outputs = [stream("\rruns:   0%"), stream("\rruns:  50%"), stream("\rruns: 100%\n"), stream("done\n", "stdout")]
     cell = nbformat.v4.new_code_cell("run()", outputs=outputs)
     notebook = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_markdown_cell("text")])
-    series.settle_progress_bars(notebook)
+    executing.settle_progress_bars(notebook)
     assert [(output.name, output.text) for output in cell.outputs] == [("stderr", "runs: 100%\n"), ("stdout", "done\n")]

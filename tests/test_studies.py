@@ -5,7 +5,8 @@ import pytest
 from helpers.data import split_reviews
 from helpers.recipes import RECIPES
 from helpers.results import StudyRecord
-from helpers.studies import compare_runs, run_study, score_bag_of_words_on, summarize
+from helpers.studies.compare import compare_runs, summarize
+from helpers.studies.trials import run_study, score_bag_of_words_on
 
 
 @pytest.fixture

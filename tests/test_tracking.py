@@ -4,7 +4,7 @@ from time import perf_counter
 
 import pytest
 
-from helpers import tracking
+from helpers.base import tracking
 
 pytestmark = pytest.mark.usefixtures("wandb_folder")
 

@@ -20,16 +20,18 @@ from transformers import (
     pipeline,
 )
 
-from helpers import train
+from helpers import own_data, train, training
+from helpers.adapters import INFERENCE_FILE
+from helpers.base.paths import ROOT
 from helpers.data import truncate
 from helpers.evaluation import predict_logits
+from helpers.fitting.resuming import Saver
+from helpers.fitting.trainer import _mean_loss, class_weights
 from helpers.inference import SentimentClassifier
-from helpers.models import INFERENCE_FILE, count_4bit_modules
-from helpers.profiles import PROFILES, ROOT
-from helpers.recipes import Recipe
+from helpers.models import count_4bit_modules
+from helpers.profiles import PROFILES
+from helpers.recipe import Recipe
 from helpers.results import RunRecord, load_records
-from helpers.resuming import Saver
-from helpers.training import _mean_loss, class_weights
 
 HEADER = b"what they wrote,the verdict\n"
 
@@ -157,7 +159,9 @@ def terminal(tiny_encoders, tmp_path, monkeypatch, fp32):
         r=8, lora_alpha=32, target_modules=("query", "value"), learning_rate=2e-2, num_train_epochs=5,
         lr_scheduler_type="cosine", warmup_ratio=0.1,
     )  # fmt: skip
-    monkeypatch.setattr(train, "RECIPES", {"tiny": tiny, "tiny_q": replace(tiny, name="tiny_q", quantization="nf4")})
+    ours = {"tiny": tiny, "tiny_q": replace(tiny, name="tiny_q", quantization="nf4")}
+    for module in (train, own_data):
+        monkeypatch.setattr(module, "RECIPES", ours)
     monkeypatch.setattr(train, "OWN_DATA_RECIPE", "tiny")
     monkeypatch.setattr(train, "current_profile", lambda: PROFILES["quick"])
     monkeypatch.setattr(train, "fastest_execution", lambda: fp32)
@@ -269,7 +273,7 @@ def test_the_loss_is_plain_without_weights_and_counts_each_class_the_same_with_t
 @pytest.mark.parametrize("architecture", ["roberta", "modernbert"])
 def test_any_encoder_trains_saves_and_reloads(terminal, verdicts, tmp_path, monkeypatch, fp32, architecture, recipe):
     kept = {}
-    plain = train.fine_tune
+    plain = training.fine_tune
     monkeypatch.setattr(train, "fine_tune", lambda *args, **options: kept.setdefault("result", plain(*args, **options)))
     assert terminal(verdicts, "--recipe", recipe, "--merge", base_model=architecture) == 0
     result = kept["result"]

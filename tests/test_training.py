@@ -12,12 +12,15 @@ from helpers import training
 from helpers.checkpoints import resolve_checkpoint
 from helpers.data import LABELS, split_reviews, tokenize
 from helpers.evaluation import predict_logits
+from helpers.fitting import loop
+from helpers.fitting.loop import fit
+from helpers.fitting.trainer import make_trainer, training_arguments
 from helpers.inference import SentimentClassifier
 from helpers.models import attach_lora, build_model, load_classifier, load_tokenizer, nf4_config
 from helpers.profiles import EMBEDDED_BERT, Execution, fastest_execution
 from helpers.recipes import RECIPES
 from helpers.results import RunRecord
-from helpers.training import fine_tune, fit, make_trainer, score_bag_of_words, score_untrained, training_arguments
+from helpers.training import fine_tune, score_bag_of_words, score_untrained
 
 
 @pytest.fixture
@@ -292,7 +295,7 @@ def test_the_record_says_what_fitted_and_autocast_survives(splits, recipe, tiny_
 @pytest.mark.parametrize(("size", "smaller"), [(16, 8), (6, 3), (9, 3), (5, 1)])
 def test_smaller_batches_make_the_same_update(recipe, fp32, size, smaller):
     recipe = replace(recipe, per_device_train_batch_size=size, gradient_accumulation_steps=2)
-    halved = training._smaller_batches(recipe, fp32)
+    halved = loop._smaller_batches(recipe, fp32)
     assert halved.per_device_train_batch_size == smaller
     assert halved.per_device_train_batch_size * halved.gradient_accumulation_steps == size * 2
 
@@ -305,9 +308,9 @@ def test_where_smaller_batches_cannot_help_the_error_says_what_can(splits, recip
     with pytest.raises(MemoryError, match=r"one text at a time.*max_length.*gradient checkpointing.*PROFILE=quick"):
         fit(model, tokenizer, recipe, tokens, None, fp32, 0)
     # The other processes wait for this one's gradients: it can only end them, and say how to start anew.
-    monkeypatch.setattr(training, "process_state", lambda device: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(loop, "process_state", lambda device: SimpleNamespace(num_processes=2))
     with pytest.raises(MemoryError, match=r"one of 2 processes, at batches of 8 in each.*--batch-size 4"):
-        training._smaller_batches(recipe, fp32)
+        loop._smaller_batches(recipe, fp32)
 
 
 def test_after_an_error_a_run_that_starts_again_goes_on_from_its_last_checkpoint(

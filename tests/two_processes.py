@@ -14,8 +14,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from helpers import profiles, resuming, train, training
-from helpers.device_records import device_folder, device_label
+from helpers import models, profiles, train
+from helpers.benchmarks.records import device_folder, device_label
+from helpers.fitting import loop, resuming, trainer
 from helpers.models import build_model
 from helpers.profiles import PROFILES, Execution, fastest_execution
 from helpers.recipes import RECIPES
@@ -50,20 +51,20 @@ def train_tiny(checkpoint: str, folder: Path, batch_size: int) -> dict:
         RECIPES["lora_bert_sst2"].improved(), base_model=checkpoint, learning_rate=1e-2, num_train_epochs=3,
         per_device_train_batch_size=batch_size, gradient_accumulation_steps=1, model_dropout=0.0, lora_dropout=0.0,
     )  # fmt: skip
-    shuffled = training.training_arguments
+    shuffled = trainer.training_arguments
 
     def in_order(*args, **options):
         arguments = shuffled(*args, **options)
         arguments.train_sampling_strategy = "sequential"
         return arguments
 
-    training.training_arguments = in_order
+    trainer.training_arguments = in_order
     try:
         model = build_model(recipe, checkpoint, fp32, seed=0)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        fitted = training.fit(model, tokenizer, recipe, rows(64, 0), rows(33, 1), fp32, 0, checkpoints=folder)
+        fitted = loop.fit(model, tokenizer, recipe, rows(64, 0), rows(33, 1), fp32, 0, checkpoints=folder)
     finally:
-        training.training_arguments = shuffled
+        trainer.training_arguments = shuffled
     weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
     return {"weights": weights, "history": fitted.history}
 
@@ -77,20 +78,20 @@ def train_as_it_is(checkpoint: str, folder: Path) -> dict[str, torch.Tensor]:
         per_device_train_batch_size=8, gradient_accumulation_steps=1, model_dropout=0.1, lora_dropout=0.1,
     )  # fmt: skip
     model, tokenizer = build_model(recipe, checkpoint, fp32, seed=0), AutoTokenizer.from_pretrained(checkpoint)
-    training.fit(model, tokenizer, recipe, rows(64, 0), rows(33, 1), fp32, 0, checkpoints=folder)
+    loop.fit(model, tokenizer, recipe, rows(64, 0), rows(33, 1), fp32, 0, checkpoints=folder)
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def killed_while_it_saves(rank: str, step: int) -> None:
     """Makes the process of this rank kill itself in the checkpoint of update `step`, before it has written its part."""
-    plain = training.Trainer._save_rng_state
+    plain = trainer.Trainer._save_rng_state
 
     def save(self, folder: str) -> None:
         if os.environ["RANK"] == rank and self.state.global_step == step:
             os.kill(os.getpid(), signal.SIGKILL)
         plain(self, folder)
 
-    training.Trainer._save_rng_state = save
+    trainer.Trainer._save_rng_state = save
 
 
 def killed_in_the_middle(rank: str, note: Path) -> None:
@@ -119,13 +120,13 @@ def measure(rows_trained: int) -> None:
     recipe = replace(
         RECIPES["qlora_bert"].improved(), quantization=None, num_train_epochs=1, per_device_train_batch_size=16
     )
-    state = training.process_state(execution.device)
+    state = trainer.process_state(execution.device)
     base_model = PROFILES["quick"].base_model(recipe.base_model)
     model = build_model(recipe, base_model, execution)
     ids = np.random.default_rng(0).integers(1_000, 20_000, (rows_trained, 128)).tolist()
     data = Dataset.from_dict({"input_ids": ids, "label": [0, 1] * (rows_trained // 2), "length": [128] * rows_trained})
-    tokenizer = training.load_tokenizer(base_model)
-    fitted = training.fit(model, tokenizer, recipe, data, None, execution, 0)
+    tokenizer = models.load_tokenizer(base_model)
+    fitted = loop.fit(model, tokenizer, recipe, data, None, execution, 0)
     if state.is_main_process:
         print(f"{state.num_processes} {torch.get_num_threads()} {fitted.samples_per_second}")
 
@@ -160,11 +161,11 @@ def main(what: str = "ratio", *arguments: str) -> None:
         sys.exit(train.main(arguments))
     elif what == "weights":
         checkpoint, folder = arguments
-        training.process_state("cpu")
+        trainer.process_state("cpu")
         torch.save(train_tiny(checkpoint, Path(folder) / "run", 8), Path(folder) / f"rank{os.environ['RANK']}.pt")
     elif what == "resumed":
         checkpoint, folder, step = arguments
-        training.process_state("cpu")
+        trainer.process_state("cpu")
         if int(step):
             killed_while_it_saves("1", int(step))
         resumed = train_as_it_is(checkpoint, Path(folder) / "run")

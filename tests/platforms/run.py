@@ -19,7 +19,7 @@ from time import perf_counter
 
 from packaging.utils import canonicalize_name
 
-from helpers.stamp import first_cell
+from helpers.series.stamp import first_cell
 from helpers.start import read_requirements, unmet
 
 HERE = Path(__file__).resolve().parent

@@ -1,0 +1,14 @@
+"""What settings may be."""
+
+
+def is_count(value: object, least: int = 1) -> bool:
+    """Whether `value` is a whole number of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_folder_name(value: object) -> bool:
+    """Whether `value` can name a file or folder: one part of a path that every system takes."""
+    return (
+        isinstance(value, str) and value.strip(" .") == value != "" and value.isprintable()
+        and len(value) <= 100 and not set(value) & set('/\\:*?"<>|')
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""`python -m helpers.benchmarks`: what memory and time training and prediction take on this device."""

@@ -1,0 +1,167 @@
+"""`python -m helpers.benchmarks`: measures memory, speed and prediction on this device, for notebook 04.
+
+Records go to `cpu/<device>` or `gpu/<device>` below the data folder: they depend on the machine, not on the profile.
+Their settings name the device's own `execution`; rows of others stand beside it, and
+`device_records.main_rows` tells them apart.
+"""
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from transformers import AutoModelForSequenceClassification, set_seed
+
+from helpers.base.memory import peak_memory, reset_peak_memory, resident_memory
+from helpers.base.paths import shown
+from helpers.benchmarks.budget import REAL_CONFIGS
+from helpers.benchmarks.fresh import in_fresh_process
+from helpers.benchmarks.ladder import method_recipe, training_flops
+from helpers.benchmarks.records import COMMAND, benchmark_to_show, device_folder, device_record, own_benchmark
+from helpers.benchmarks.timing import TrainingStep, matmul_peak, scatter, timed_window
+from helpers.models import build_model, count_parameters, weight_bytes
+from helpers.profiles import EMBEDDED_BERT, Execution, number_formats
+from helpers.results import StudyRecord
+
+METHODS = ("full_finetune", "lora", "qlora", "qlora_checkpointing")
+SIZES = {"bert-base": None, "embedded": EMBEDDED_BERT}  # None: random weights of bert-base-uncased's shape
+WINDOWS, MIN_SECONDS = 3, 1.0  # timed windows a measurement, and how long each lasts at least (at least one batch)
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """One training step to measure: on random tokens, every row `tokens` long, with `improved()` settings of 001.
+
+    Frozen weights are stored as training stores them: fp32, and packed by QLoRA. `compile` is `torch.compile`.
+    """
+
+    size: str
+    method: str
+    batch_size: int
+    tokens: int
+    precision: str
+    attention: str
+    optimizer: str = "adamw_torch"
+    compile: bool = False
+
+
+def step_specs(execution: Execution) -> list[StepSpec]:
+    """What `steps` measures here: every method at both sizes, two batch sizes and two lengths; on a GPU also the rest.
+
+    On a GPU there is a third length and a batch of 64; the other number formats that it has, eager attention, paged
+    8-bit AdamW and torch.compile are compared at 16 x 256 tokens.
+    """
+    gpu = execution.device == "cuda"
+    shapes = [(batch, tokens) for batch in (4, 16) for tokens in ((128, 256, 512) if gpu else (128, 256))]
+    specs = _main_specs(execution, SIZES, [*shapes, (64, 256)] if gpu else shapes)
+    if gpu:
+        variants = [{"precision": name} for name in number_formats("cuda") if name != execution.precision]
+        variants += [{"attention": "eager"}, {"optimizer": "paged_adamw_8bit"}, {"compile": True}]
+        for base in _main_specs(execution, SIZES, [(16, 256)]):
+            specs += [replace(base, **change) for change in variants if base.method != "qlora_checkpointing"]
+    return specs
+
+
+def live_specs(execution: Execution) -> list[StepSpec]:
+    """The handful that notebook 04 measures on a GPU without a record: every method at two shapes of BERT-base."""
+    return _main_specs(execution, ("bert-base",), [(4, 128), (16, 256)])
+
+
+def _main_specs(execution: Execution, sizes: Iterable[str], shapes: list[tuple[int, int]]) -> list[StepSpec]:
+    return [
+        StepSpec(size, method, batch, tokens, execution.precision, execution.attention)
+        for size in sizes
+        for method in METHODS
+        for batch, tokens in shapes
+    ]
+
+
+def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: float = MIN_SECONDS) -> dict[str, object]:
+    """Speed and peak memory of `spec` in this process; call it in a fresh one (see `in_fresh_process`)."""
+    libraries = resident_memory() if device == "cpu" else 0
+    checkpointing = spec.method == "qlora_checkpointing"
+    execution = Execution(device, spec.precision, spec.attention, checkpointing)
+    recipe = method_recipe(spec.method)
+    model = build_model(recipe, base_model, execution)
+    step = TrainingStep(model, execution, spec.optimizer)
+    if spec.compile:
+        step.model = torch.compile(model)
+    held = sum(weight_bytes(model).values())
+    matmul = matmul_peak(device, execution.compute_dtype)  # before and after: a busy machine must not flatter the step
+    reset_peak_memory(device)
+    step.run(*step.random_batch(spec.batch_size, spec.tokens))
+    windows = [timed_window(step, spec.batch_size, spec.tokens, min_seconds) for _ in range(WINDOWS)]
+    peak, method = peak_memory(device)
+    flops = training_flops(recipe, base_model)(spec.batch_size, spec.tokens)
+    matmul = max(matmul, matmul_peak(device, execution.compute_dtype))
+    trainable, total = count_parameters(model)
+    return {
+        **asdict(spec),
+        "samples_per_second": median(windows),
+        "windows": windows,
+        "scatter": scatter(windows),
+        "peak_memory_bytes": peak,
+        "peak_memory_method": method,
+        "libraries_bytes": libraries,
+        "weights_bytes": held,
+        "gradients_bytes": sum(p.nbytes for p in model.parameters() if p.requires_grad),
+        "optimizer_bytes": step.optimizer_bytes(),
+        "trainable_params": trainable,
+        "total_params": total,
+        "matmul_share": flops * median(windows) / spec.batch_size / matmul,
+    }
+
+
+def benchmark_steps(execution: Execution, specs: Iterable[StepSpec] | None = None) -> StudyRecord:
+    """Measures `specs` (default: `step_specs`), each in a fresh process.
+
+    One that fails, for want of memory for example, is printed and kept in the settings as `failed`; RuntimeError when
+    all do.
+    """
+    specs = list(specs or step_specs(execution))
+    dtypes = {"fp32": torch.float32, execution.precision: execution.compute_dtype}
+    peaks = {name: matmul_peak(execution.device, dtype) for name, dtype in dtypes.items()}
+    rows, failed = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        if any(SIZES[spec.size] is None for spec in specs):
+            random_bert(Path(folder))
+        for spec in specs:
+            checkpoint = SIZES[spec.size] or folder
+            print(f"{spec.size:10s} {spec.method:20s} batch {spec.batch_size:2d} x {spec.tokens} tokens", end="  ")
+            changed = [spec.precision, spec.attention, spec.optimizer.split("_")[0], "compiled" if spec.compile else ""]
+            print(f"{' '.join(changed):28s}", end="", flush=True)
+            try:
+                row = in_fresh_process(call_step, spec=asdict(spec), device=execution.device, base_model=checkpoint)
+            except RuntimeError as error:
+                failed.append({"spec": asdict(spec), "error": str(error).strip().splitlines()[-1]})
+                print(f"failed: {failed[-1]['error']}", flush=True)
+                continue
+            rows.append(row)
+            print(f"{row['samples_per_second']:7.1f} samples/s +-{row['scatter']:4.0%}", end="  ")
+            print(f"{row['peak_memory_bytes'] / 1e9:5.2f} GB", flush=True)
+    if not rows:
+        raise RuntimeError(f"None of the {len(specs)} steps could be measured: {failed[-1]['error']}")
+    return device_record("steps", execution, {"matmul_flops_per_second": peaks, "failed": failed}, rows)
+
+
+def steps_to_show(execution: Execution) -> StudyRecord:
+    """The `steps` record for notebook 04. A GPU that has none measures `live_specs`, and saves it for the next time."""
+    if execution.device == "cuda" and own_benchmark("steps", execution) is None:
+        specs = live_specs(execution)
+        print(f"{execution.device_name} has no record yet: {len(specs)} measurements follow, a fresh process each,")
+        print(f"two to four minutes in all. `{COMMAND}` measures everything.", flush=True)
+        print(f"Wrote {shown(benchmark_steps(execution, specs).save(device_folder(execution)))}")
+    return benchmark_to_show("steps", execution)
+
+
+def random_bert(folder: Path) -> None:
+    """Writes a checkpoint of bert-base-uncased's shape with random weights to `folder`."""
+    set_seed(0)
+    AutoModelForSequenceClassification.from_config(REAL_CONFIGS["bert-base-uncased"]).base_model.save_pretrained(folder)
+
+
+def call_step(spec: dict, device: str, base_model: str) -> dict[str, object]:
+    """`measure_step` for a spec that came as JSON."""
+    return measure_step(StepSpec(**spec), device, base_model)

@@ -1,0 +1,1 @@
+"""`python -m helpers.claims`: the write-ups' claims, and the verdicts on them."""

@@ -1,0 +1,60 @@
+"""`python -m helpers.claims`: the claims table for the README, computed from the records in `Data/`."""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from helpers import profiles
+from helpers.base.paths import ROOT
+from helpers.base.writing import new_file, write_text
+from helpers.claims.evidence import EVIDENCE, relative_path
+from helpers.claims.verdicts import CLAIMS, decide_all, markdown_table
+from helpers.profiles import PROFILES, Profile
+
+README = ROOT / "README.md"
+START, END = "<!-- claims: python -m helpers.claims -->", "<!-- end of claims -->"
+
+
+def write_readme(path: Path = README) -> bool:
+    """Puts the table of the committed records between the markers in `path`; returns whether that changed it.
+
+    Raises ValueError when the markers are missing.
+    """
+    text = path.read_text(encoding="utf-8")
+    if START not in text or END not in text:
+        raise ValueError(f"{path.name} lacks the lines {START} and {END}.")
+    before, after = text.split(START)[0], text.split(END)[1]
+    new = f"{before}{START}\n{markdown_table(decide_all())}\n{END}{after}"
+    if new != text:
+        write_text(path, new)
+    return new != text
+
+
+def adopt(profile: Profile) -> list[Path]:
+    """Copies a profile's run records and studies to `Data/evidence`, to be committed; returns the copies."""
+    folder = profiles.DATA_DIR / profile.name / "results"
+    copies = []
+    for path in sorted(folder.rglob("[!.]*.json")):
+        copies.append(EVIDENCE / path.name)
+        with new_file(copies[-1]) as temporary:
+            shutil.copy(path, temporary)
+    return copies
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the verdicts and brings the README up to date."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.claims", description=__doc__)
+    parser.add_argument("--adopt", choices=sorted(PROFILES), help="first copy this profile's records to Data/evidence")
+    options = parser.parse_args(arguments)
+    if options.adopt:
+        print(f"{len(adopt(PROFILES[options.adopt]))} records copied to {relative_path(EVIDENCE)}")
+    verdicts = decide_all()
+    for claim in CLAIMS:
+        print(f"{claim.id}  {verdicts[claim.id].verdict:40s} {verdicts[claim.id].measured}")
+    print("README.md written" if write_readme() else "README.md was up to date")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

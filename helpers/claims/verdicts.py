@@ -1,0 +1,87 @@
+"""The sources' claims, each with the function that decides it from the records in `Data/`.
+
+A claim is never decided by hand: a function reads records and returns a verdict, or says which run is missing.
+"""
+
+from helpers.claims.accuracy import (
+    competitive,
+    epochs,
+    few_parameters,
+    masks,
+    out_of_the_box,
+    pipeline,
+    small_batch,
+    stated_accuracy,
+    untrained_head,
+)
+from helpers.claims.costs import (
+    base_untouched,
+    checkpointing,
+    distilbert_share,
+    half_a_percent,
+    half_precision,
+    memory_saved,
+    paged_optimizer,
+    seventy_percent,
+    trains_faster,
+    two_to_three_times,
+    weights_in_4bit,
+)
+from helpers.claims.evidence import UNDECIDED, Claim, Evidence, Missing, Verdict
+from helpers.profiles import Profile
+
+CLAIMS = (
+    Claim("A1", "000", "LoRA uses less memory than full fine-tuning", memory_saved),
+    Claim("A2", "000", "LoRA trains faster than full fine-tuning", trains_faster),
+    Claim("A3", "000", "accuracy improves with few trained parameters (r=4, q_lin only)", few_parameters),
+    Claim("A4", "000", "high accuracy even with batch size 4", small_batch),
+    Claim("B1", "001", "about 0.5 % of parameters train", half_a_percent),
+    Claim("B2", "001", "weights take about 55 MB in 4 bits against 440 MB in fp32", weights_in_4bit),
+    Claim("B3", "001", "total GPU memory falls by about 70 %", seventy_percent),
+    Claim(
+        "B4",
+        "001",
+        "93 to 94 % test accuracy, weighted F1 0.93 to 0.94",
+        stated_accuracy("qlora_bert", 0.93, 0.94, ("accuracy", "weighted_f1")),
+    ),
+    Claim("B5", "001", "accuracy competitive with full fine-tuning", competitive),
+    Claim("B6", "001", "the paged 8-bit optimizer saves further memory", paged_optimizer),
+    Claim("B7", "001", "fp16 gives speed without loss of precision", half_precision),
+    Claim("B8", "001", "gradient checkpointing trades compute for memory", checkpointing),
+    Claim("C1", "002", "85.3 % validation accuracy after 30 epochs", stated_accuracy("lora_bert_cased", 0.853)),
+    Claim("C2", "002", "r = 0.2 masks 80 %, only 20 % of weights update", masks),
+    Claim("C3", "002", "LoRA speeds training up 2 to 3 times", two_to_three_times),
+    Claim("C4", "002", "better than the model out of the box", out_of_the_box),
+    Claim("D1", "003", "1 to 2 % of DistilBERT's parameters train", distilbert_share),
+    Claim("D2", "003", "the untrained head scores about 50 to 60 %", untrained_head),
+    Claim("D3", "003", "over 90 % after LoRA", stated_accuracy("lora_distilbert_qv", 0.90, 0.93)),
+    Claim("E1", "004", "SST-2: 53.0, 65.4, 77.0 % after epochs 1, 2, 3", epochs),
+    Claim("E2", "004", "the base model stays untouched", base_untouched),
+    Claim("E3", "004", "the saved model answers through pipeline with POSITIVE", pipeline),
+)
+
+
+def decide_all(profile: Profile | None = None) -> dict[str, Verdict]:
+    """A verdict for each claim's id, on the records of `profile` and the committed ones (None: only those).
+
+    A claim whose record is missing is "not decided here", with the command that makes it.
+    """
+    evidence, verdicts = Evidence(profile), {}
+    for claim in CLAIMS:
+        try:
+            verdicts[claim.id] = claim.decide(evidence)
+        except Missing as missing:
+            verdicts[claim.id] = Verdict("", f"{UNDECIDED}: run {missing}", "", ())
+    return verdicts
+
+
+def markdown_table(verdicts: dict[str, Verdict], root: str = "") -> str:
+    """The claims table with links to the records; `root` leads from where it is shown to the repository's root."""
+    lines = ["| | the source says | measured here | verdict |", "|---|---|---|---|"]
+    for claim in CLAIMS:
+        verdict = verdicts[claim.id]
+        links = " ".join(f"[[{index}]]({root}{path})" for index, path in enumerate(verdict.records, 1))
+        measured = " ".join(part for part in (verdict.measured, links) if part)
+        decided = " ".join(part for part in (f"**{verdict.verdict}**.", verdict.sentence) if part)
+        lines.append(f"| {claim.id} | {claim.text} | {measured} | {decided} |")
+    return "\n".join(lines)

@@ -1,0 +1,66 @@
+"""Every figure of the series: functions take arrays or records, return a Figure, and `save_figure` signs it."""
+
+from datetime import date
+from pathlib import Path
+
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from helpers.base.writing import new_file
+from helpers.results import RunRecord
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; one colour a method in every figure.
+COLORS = {
+    "as_written": "#E69F00",
+    "improved": "#0072B2",
+    "untrained": "#999999",
+    "bag_of_words": "#009E73",
+    "full_finetune": "#D55E00",
+    "head_only": "#CC79A7",
+    "frozen_encoder": "#F0E442",
+    "lora": "#0072B2",
+    "qlora": "#56B4E9",
+    "train": "#56B4E9",
+    "validation": "#0072B2",
+    "imdb": "#0072B2",
+    "rotten_tomatoes": "#D55E00",
+}
+VARIANT_NAMES = {
+    "as_written": "as written",
+    "improved": "improved",
+    "untrained": "untrained head",
+    "bag_of_words": "bag of words",
+    "full_finetune": "full fine-tuning",
+    "head_only": "head alone",
+    "frozen_encoder": "frozen encoder",
+}
+
+sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
+
+
+def save_figure(figure: Figure, path: Path, provenance: str) -> Path:
+    """Writes `figure` as PNG with `provenance` and today's date in small print below it; returns `path`.
+
+    Whole or not at all, as `writing.new_file` does.
+    """
+    path = Path(path)
+    figure.text(0.01, -0.02, f"{provenance} · {date.today()}", fontsize=7.5, color="0.4", va="top")
+    with new_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", facecolor="white")
+    return path
+
+
+def provenance(record: RunRecord) -> str:
+    """Where a record's numbers come from, in one line."""
+    return (
+        f"profile {record.profile} · {record.base_model} · {record.dataset}: {record.n_train:,} train / "
+        f"{record.n_validation:,} validation / {record.n_test:,} test reviews · {record.device}, {record.precision}"
+    )
+
+
+def label_end(axes, x: float, y: float, text: str, color: str) -> None:
+    axes.annotate(text, (x, y), xytext=(8, 0), textcoords="offset points", va="center", color=color, fontsize=9)
+
+
+def title(name: str) -> str:
+    return {"imdb": "IMDb", "rotten_tomatoes": "Rotten Tomatoes"}.get(name, name)

@@ -1,0 +1,167 @@
+"""Figures of the data and of single runs: lengths, curves, confusion, accuracy."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from helpers.plots import COLORS, VARIANT_NAMES, label_end, title
+from helpers.results import RunRecord
+
+
+def plot_dataset_stats(lengths: Mapping[str, np.ndarray], counts: Mapping[str, Sequence[int]], limits=(128, 256, 512)):
+    """Label balance, length distribution and what a token limit keeps, for each dataset.
+
+    `lengths` maps a dataset to tokens per text, shape (n,); `counts` to its (negative, positive) row counts.
+    """
+    figure, (balance, histogram, kept) = plt.subplots(
+        1, 3, figsize=(13, 3.8), width_ratios=(0.8, 1.2, 1.2), layout="constrained"
+    )
+    for row, (name, (negative, positive)) in enumerate(counts.items()):
+        color = COLORS[name]
+        for column, (label, count) in enumerate((("negative", negative), ("positive", positive))):
+            position = row * 2.5 + column
+            balance.barh(position, count, color=color, alpha=1 if column else 0.55)
+            balance.text(count, position, f" {count:,}", va="center", fontsize=9)
+            balance.text(-200, position, f"{title(name)}\n{label}", va="center", ha="right", fontsize=9)
+    balance.set(title="Labels are balanced", xlabel="texts", yticks=[], xlim=(0, 1.25 * max(map(max, counts.values()))))
+    balance.xaxis.set_major_locator(MaxNLocator(3))
+    balance.invert_yaxis()
+    balance.grid(axis="y", visible=False)
+
+    bins = np.geomspace(4, max(values.max() for values in lengths.values()), 50)
+    for name, values in lengths.items():
+        weights = np.full(len(values), 1 / len(values))
+        histogram.hist(values, bins=bins, weights=weights, color=COLORS[name], alpha=0.75)
+        peak = np.histogram(values, bins=bins, weights=weights)
+        top = peak[0].argmax()
+        histogram.annotate(
+            f"{title(name)}\nmedian {np.median(values):.0f}",
+            (bins[top + 1], peak[0][top]),
+            xytext=(8, -14),
+            textcoords="offset points",
+            color=COLORS[name],
+            fontsize=9,
+        )
+    histogram.set_xscale("log")
+    histogram.set_xticks([10, 32, 128, 512, 2048], ["10", "32", "128", "512", "2,048"])
+    histogram.minorticks_off()
+    shorter, longer = sorted(lengths, key=lambda name: np.median(lengths[name]))
+    ratio = np.median(lengths[longer]) / np.median(lengths[shorter])
+    histogram.set(
+        title=f"{title(longer)} texts are {ratio:.0f} times longer", xlabel="tokens per text", ylabel="share of texts"
+    )
+    histogram.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+    grid = np.geomspace(8, 2048, 200)
+    for name, values in lengths.items():
+        kept.plot(grid, [np.minimum(values, limit).sum() / values.sum() for limit in grid], color=COLORS[name], lw=2)
+        for limit in limits:
+            share = np.minimum(values, limit).sum() / values.sum()
+            kept.plot(limit, share, "o", color=COLORS[name])
+            if share < 0.99:
+                kept.annotate(f"{share:.0%}", (limit, share), xytext=(7, -9), textcoords="offset points", fontsize=9)
+    share = np.minimum(lengths[longer], limits[0]).sum() / lengths[longer].sum()
+    kept.set_xscale("log")
+    kept.set_xticks([8, 32, *limits, 2048], ["8", "32", *map(str, limits), "2,048"])
+    kept.minorticks_off()
+    kept.set(
+        title=f"{limits[0]} tokens keep {share:.0%} of {title(longer)}'s text",
+        xlabel="token limit",
+        ylabel="share of all tokens kept",
+    )
+    kept.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return figure
+
+
+def plot_training_curves(records: Sequence[RunRecord], reference: tuple[str, float] | None = None) -> Figure:
+    """Training and validation loss, and validation accuracy, over epochs; one colour a record's variant.
+
+    `reference` is a name and an accuracy to draw as a line, such as the bag of words.
+    """
+    figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for record in records:
+        color, name = COLORS[record.variant], VARIANT_NAMES[record.variant]
+        train, validation = record.history["train"], record.history["validation"]
+        points = [row["epoch"] for row in validation]
+        loss.plot([r["epoch"] for r in train], [r["loss"] for r in train], color=color, lw=1.2, alpha=0.6)
+        loss.plot(points, [row["loss"] for row in validation], "o-", color=color, lw=2)
+        accuracy.plot(points, [row["accuracy"] for row in validation], "o-", color=color, lw=2)
+        label_end(loss, points[-1], validation[-1]["loss"], name, color)
+        best = max(validation, key=lambda row: row["accuracy"])
+        label_end(accuracy, points[-1], validation[-1]["accuracy"], f"{name}\nbest {best['accuracy']:.1%}", color)
+    epochs = max(row["epoch"] for record in records for row in record.history["validation"])
+    if reference:
+        color, text = COLORS["bag_of_words"], f"{reference[0]} (test) {reference[1]:.1%}"
+        accuracy.plot([0, epochs], [reference[1]] * 2, color=color, ls="--", lw=1.2)
+        accuracy.text(0.03, reference[1], text, va="center", fontsize=9, color=color, backgroundcolor="white")
+    loss.set(title="Loss: thin is training, dots are validation", ylabel="cross-entropy")
+    accuracy.set(title="Validation accuracy after each epoch", ylabel="accuracy")
+    for axes in (loss, accuracy):
+        axes.set(xlabel="epochs", xlim=(0, 1.3 * epochs))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.margins(y=0.1)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return figure
+
+
+def plot_confusion_matrices(records: Sequence[RunRecord], labels: Sequence[str]) -> Figure:
+    """One confusion matrix a record: rows are true classes, columns predicted ones."""
+    figure, axes = plt.subplots(1, len(records), figsize=(4.4 * len(records), 3.9), layout="constrained", squeeze=False)
+    for panel, record in zip(axes[0], records, strict=True):
+        _confusion(panel, record, labels)
+        low, high = record.accuracy_ci95
+        panel.set(
+            title=f"{VARIANT_NAMES[record.variant]}: {record.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]",
+            xlabel="predicted",
+            ylabel="true",
+        )
+    return figure
+
+
+def plot_class_confusion(record: RunRecord, labels: Sequence[str]) -> Figure:
+    """One run's confusion matrix for any number of classes; the title names the confusion that is most frequent."""
+    size = max(4.4, 1.0 * len(labels))
+    figure, axes = plt.subplots(figsize=(size + 1, size), layout="constrained")
+    _confusion(axes, record, labels)
+    matrix = np.array(record.confusion_matrix)
+    wrong = matrix - np.diag(np.diag(matrix))
+    true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+    mistake = "No mistakes"
+    if wrong.any():
+        share = f"{wrong[true, predicted]:,} of {matrix[true].sum():,}"
+        mistake = f"Most frequent mistake: {share}\n{labels[true]!r} taken for {labels[predicted]!r}"
+    low, high = record.accuracy_ci95
+    title = f"{mistake}\naccuracy {record.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}], n = {record.n_test:,}"
+    axes.set(title=title, xlabel="predicted", ylabel="true")
+    axes.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def _confusion(axes, record: RunRecord, labels: Sequence[str]) -> None:
+    matrix = np.array(record.confusion_matrix)
+    share = matrix / matrix.sum(axis=1, keepdims=True)
+    text = [[f"{n:,}\n{p:.0%}" for n, p in zip(*rows, strict=True)] for rows in zip(matrix, share, strict=True)]
+    options = {"vmin": 0, "vmax": 1, "cbar": False, "square": True, "xticklabels": labels, "yticklabels": labels}
+    sns.heatmap(share, annot=text, fmt="", cmap="Blues", ax=axes, **options)
+
+
+def plot_accuracy(records: Sequence[RunRecord], names: Sequence[str], title: str) -> Figure:
+    """Test accuracy of each record as a dot with its 95 % interval, in the order given."""
+    figure, axes = plt.subplots(figsize=(8.5, 0.55 * len(records) + 1.3), layout="constrained")
+    for row, record in enumerate(records):
+        low, high = record.accuracy_ci95
+        color = COLORS[record.variant]
+        axes.plot([low, high], [row, row], color=color, lw=2.5, solid_capstyle="butt")
+        axes.plot(record.metrics["accuracy"], row, "o", color=color, ms=8)
+        axes.text(high + 0.008, row, f"{record.metrics['accuracy']:.1%}", va="center", fontsize=9)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(title=title, xlabel=f"test accuracy with 95 % bootstrap interval (n = {records[0].n_test:,})")
+    axes.set_xlim(right=min(1.0, axes.get_xlim()[1] + 0.04))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(axis="y", visible=False)
+    return figure

@@ -1,0 +1,196 @@
+"""What a recipe is: the settings that decide what is learned, checked."""
+
+import os
+from ast import literal_eval
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from math import ceil, isfinite
+from typing import Any, NamedTuple
+
+from peft import LoraConfig, TaskType
+
+from helpers.base.checks import is_count, is_folder_name
+
+# The linear layers of each architecture, by their last name. `all-linear` is peft's word for every one of them.
+BERT_LINEARS = ("query", "key", "value", "dense")
+DISTILBERT_LINEARS = ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2")
+TRUNCATIONS = ("head", "tail", "head+tail")
+SCHEDULES = ("linear", "cosine")
+OPTIMIZERS = ("adamw_torch", "paged_adamw_8bit")
+VARIANTS = ("as_written", "improved", "full_finetune", "head_only", "untrained", "bag_of_words", "frozen_encoder")
+
+
+class Override(NamedTuple):
+    """One setting that `Recipe.improved()` changes, and why."""
+
+    field: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings that decide what is learned. How fast it runs is `profiles.Execution`.
+
+    `learning_rate`, `weight_decay` and `warmup_ratio` are as in `transformers.TrainingArguments`; `max_length` is in
+    tokens; `n_train` and `n_validation` are row counts (None: every row). Where rows are few, a run has as many more
+    epochs than `num_train_epochs` as make `min_updates` updates. `model_dropout` replaces the encoder's own
+    dropouts (None keeps them). `class_weights="balanced"` has each class count the same in the loss, however few its
+    rows, and keeps the epoch with the best balanced accuracy. `use_rslora` scales the update by lora_alpha / sqrt(r)
+    instead of lora_alpha / r (Kalajdzievski 2023, arXiv 2312.03732). `target_modules` are the ends of layer names:
+    "output.dense" is also the end of "attention.output.dense". `assumed` maps each setting the source leaves open to
+    why it has its value here.
+
+    Raises ValueError, naming the field, for a setting that cannot be trained.
+    """
+
+    name: str
+    source: str
+    base_model: str
+    dataset: str
+    r: int
+    lora_alpha: int
+    target_modules: tuple[str, ...]
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    quantization: str | None = None
+    learning_rate: float = 5e-5
+    num_train_epochs: int = 3
+    min_updates: int | None = None
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    lr_scheduler_type: str = "linear"
+    warmup_ratio: float = 0.0
+    weight_decay: float = 0.0
+    optim: str = "adamw_torch"
+    max_length: int = 512
+    truncation: str = "head"
+    early_stopping_patience: int | None = None
+    model_dropout: float | None = None
+    class_weights: str | None = None
+    n_train: int | None = None
+    n_validation: int | None = None
+    variant: str = "as_written"
+    assumed: tuple[tuple[str, str], ...] = ()
+    overrides: tuple[Override, ...] = ()
+
+    def __post_init__(self):
+        self._require("name", is_folder_name(self.name), "text that can name a file")
+        for name in ("source", "base_model", "dataset"):
+            self._require(name, _is_text(getattr(self, name)), "text, neither empty nor with half a character")
+        for name in ("r", "lora_alpha", "num_train_epochs", "per_device_train_batch_size"):
+            self._require(name, is_count(getattr(self, name)), "a whole number of at least 1")
+        self._require("gradient_accumulation_steps", is_count(self.gradient_accumulation_steps), "at least 1")
+        self._require("max_length", is_count(self.max_length, 8), "at least 8 tokens")
+        for name in ("n_train", "n_validation", "early_stopping_patience", "min_updates"):
+            value = getattr(self, name)
+            self._require(name, value is None or is_count(value), "None or a whole number of at least 1")
+        self._require("learning_rate", _is_number(self.learning_rate) and 0 < self.learning_rate < 1, "between 0 and 1")
+        self._require("weight_decay", _is_number(self.weight_decay) and self.weight_decay >= 0, "0 or more")
+        for name in ("lora_dropout", "warmup_ratio"):
+            value = getattr(self, name)
+            self._require(name, _is_number(value) and 0 <= value < 1, "from 0 up to, not including, 1")
+        dropout = self.model_dropout
+        self._require(
+            "model_dropout", dropout is None or (_is_number(dropout) and 0 <= dropout < 1), "None or in [0, 1)"
+        )
+        self._require("quantization", self.quantization in (None, "nf4"), "None or 'nf4'")
+        self._require("class_weights", self.class_weights in (None, "balanced"), "None or 'balanced'")
+        self._require("truncation", self.truncation in TRUNCATIONS, f"one of {TRUNCATIONS}")
+        self._require("lr_scheduler_type", self.lr_scheduler_type in SCHEDULES, f"one of {SCHEDULES}")
+        self._require("optim", self.optim in OPTIMIZERS, f"one of {OPTIMIZERS}")
+        self._require("variant", self.variant in VARIANTS, f"one of {VARIANTS}")
+        known = _known_linears(self.base_model)
+        valid = _are_names(self.target_modules) and bool(self.target_modules)
+        if known and valid:
+            valid = all(module.split(".")[-1] in (*known, "all-linear") for module in self.target_modules)
+        self._require("target_modules", valid, f"some of {known or 'the names of linear layers'}")
+        self._require("modules_to_save", _are_names(self.modules_to_save), "a tuple of names of layers")
+        self._require("use_rslora", isinstance(self.use_rslora, bool), "True or False")
+        names = {field.name for field in fields(self)}
+        unknown = [one for one in self.overrides if not isinstance(one, Override) or one.field not in names]
+        self._require("overrides", not unknown, f"Overrides of recipe fields, which {unknown} are not")
+
+    def _require(self, field: str, valid: bool, expected: str) -> None:
+        if not valid:
+            raise ValueError(f"Recipe.{field} is {repr(getattr(self, field))[:200]}; it must be {expected}.")
+
+    def epochs(self, n_train: int) -> int:
+        """The epochs on `n_train` rows: `num_train_epochs`, or as many as make `min_updates` updates."""
+        per_epoch = ceil(n_train / (self.per_device_train_batch_size * self.gradient_accumulation_steps))
+        return max(self.num_train_epochs, ceil((self.min_updates or 0) / per_epoch))
+
+    def with_settings(self, settings: Sequence[str]) -> "Recipe":
+        """This recipe with settings given as text, such as "r=32"; its name, and so that of its record, says which.
+
+        Several values are separated by commas. Raises ValueError for what is no setting, and as the recipe does.
+        """
+        changes: dict[str, Any] = {}
+        for setting in settings:
+            name, _, text = (part.strip() for part in setting.partition("="))
+            if name not in SETTINGS or not text:
+                raise ValueError(f"{setting!r} sets nothing; it must be FIELD=VALUE, with a FIELD of {list(SETTINGS)}.")
+            try:
+                value = literal_eval(text)
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                value = text
+            if isinstance(getattr(self, name), tuple) and isinstance(value, str):
+                value = tuple(part.strip() for part in value.split(","))
+            changes[name] = value
+        return replace(self, **changes, name=",".join([self.name, *(setting.strip() for setting in settings)]))
+
+    def improved(self) -> "Recipe":
+        """This recipe with every entry of `overrides` applied (each carries its reason)."""
+        return replace(self, variant="improved", **{override.field: override.value for override in self.overrides})
+
+    def full_finetune(self) -> "Recipe":
+        """This recipe with every weight trained instead of an adapter, at a rate that suits that (Devlin et al. 2019
+        search 2e-5 to 5e-5 for BERT-base; a small encoder takes 1e-4)."""
+        return replace(self, variant="full_finetune", quantization=None, optim="adamw_torch", learning_rate=1e-4)
+
+    def head_only(self) -> "Recipe":
+        """This recipe with the encoder frozen and no adapter: only what sits on top of it is trained."""
+        return replace(self, variant="head_only")
+
+    def lora_config(self) -> LoraConfig:
+        """The peft configuration this recipe stands for."""
+        targets = "all-linear" if "all-linear" in self.target_modules else list(self.target_modules)
+        return LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=self.r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            use_rslora=self.use_rslora,
+            target_modules=targets,
+            modules_to_save=list(self.modules_to_save) or None,
+            bias="none",
+        )
+
+
+# What can be changed from a terminal: all but what identifies a recipe, and tells why it is as it is.
+SETTINGS = tuple(
+    field.name for field in fields(Recipe) if field.name not in ("name", "source", "variant", "assumed", "overrides")
+)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and value.encode(errors="ignore").decode() == value
+
+
+def _are_names(values: Any) -> bool:
+    return isinstance(values, (tuple, list)) and all(map(_is_text, values))  # a string would be taken for its letters
+
+
+def _known_linears(base_model: str) -> tuple[str, ...]:
+    """The linear layers of a checkpoint whose name gives its architecture away; empty for others, and for a folder."""
+    if os.path.isdir(base_model):  # False, where pathlib raises, for a name that no file can have
+        return ()
+    name = base_model.lower()
+    if "distilbert" in name:
+        return DISTILBERT_LINEARS
+    return BERT_LINEARS if "roberta" not in name and name.split("/")[-1].startswith(("bert-", "minilm-")) else ()

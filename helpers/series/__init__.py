@@ -1,0 +1,1 @@
+"""`python -m helpers.series`: the notebooks, run in order."""

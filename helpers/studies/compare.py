@@ -1,0 +1,68 @@
+"""A study's rows over their seeds: means, intervals, and corrected comparisons."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from helpers.evaluation import PairedComparison, accuracy_interval, correct_rows, crossed_interval, holm
+
+
+def scores(predictions: np.ndarray, rows: Dataset) -> dict[str, object]:
+    """`accuracy`, `accuracy_ci95` and `correct` of integer predictions for `rows`, shape (len(rows),)."""
+    references = np.array(rows["label"])
+    return {
+        "accuracy": float((predictions == references).mean()),
+        "accuracy_ci95": list(accuracy_interval(predictions, references)),
+        "correct": correct_rows(predictions, references),
+    }
+
+
+def summarize(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> list[dict[str, Any]]:
+    """The runs that share the labels `by`, such as ("r",), over their seeds, in the order they first come.
+
+    Each has those labels and `trainable_params`, `n_train`, `seconds` (mean), `accuracies` (one a seed), `accuracy`
+    (their mean), `low` and `high`: its 95 % interval over seeds and rows (see `evaluation.crossed_interval`).
+    """
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[label] for label in by), []).append(row)
+    points = []
+    for labels, runs in groups.items():
+        low, high, _ = crossed_interval(right_rows(runs))
+        points.append(
+            {
+                **dict(zip(by, labels, strict=True)),
+                "trainable_params": runs[0]["trainable_params"],
+                "n_train": runs[0]["n_train"],
+                "seconds": float(np.mean([run.get("train_seconds", run.get("seconds")) for run in runs])),
+                "accuracies": [run["accuracy"] for run in runs],
+                "accuracy": float(np.mean([run["accuracy"] for run in runs])),
+                "low": low,
+                "high": high,
+            }
+        )
+    return points
+
+
+def compare_runs(pairs: Mapping[str, tuple[Sequence[dict], Sequence[dict]]]) -> dict[str, PairedComparison]:
+    """For each name, how much more often its runs A are right than its runs B, on the same rows and the same seeds.
+
+    `difference` is that of the means over the seeds that both have, its interval holds for other seeds and other rows,
+    and the p-values are corrected for the number of pairs (Holm 1979). Raises ValueError where a pair shares no seed.
+    """
+    found = {}
+    for name, runs in pairs.items():
+        by_seed = [{run["seed"]: run for run in side} for side in runs]
+        if not (seeds := sorted(set(by_seed[0]) & set(by_seed[1]))):
+            raise ValueError(f"{name}: no seed is on both sides, {sorted(by_seed[0])} and {sorted(by_seed[1])}.")
+        first, second = (right_rows([side[seed] for seed in seeds]) for side in by_seed)
+        found[name] = PairedComparison(float((first - second).mean()), *crossed_interval(first - second))
+    corrected = holm([test.p_value for test in found.values()])
+    return {name: test._replace(p_value=p) for (name, test), p in zip(found.items(), corrected, strict=True)}
+
+
+def right_rows(runs: Sequence[dict[str, Any]]) -> np.ndarray:
+    """1.0 where a run is right on a row, else 0.0; shape (len(runs), rows)."""
+    return np.array([[float(character) for character in run["correct"]] for run in runs])

@@ -1,0 +1,136 @@
+"""Where the searches for settings start, what they try, and how the best is chosen."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from helpers.profiles import EMBEDDED_BERT
+from helpers.recipe import Recipe
+from helpers.recipes import RECIPES
+from helpers.studies.runs import Run
+
+Rows = dict[str, dict]  # the rows that are done, by the run's name
+Plan = Callable[[Rows], Iterator[Run]]
+
+SENTENCES = {"n_validation": 1_000, "n_test": 2_000}  # of Rotten Tomatoes; 5,530 are left to train
+SEARCH_SEEDS = (100, 101)
+EVERY_LINEAR = ("query", "key", "value", "intermediate.dense", "output.dense")
+
+
+# Where the searches start, from what others published: LoRA on every linear layer, about ten times full fine-tuning's
+# rate (Schulman et al. 2025), small batches, no dropout, and enough updates where rows are few.
+START = replace(
+    RECIPES["lora_bert_sst2"],
+    variant="improved",
+    dataset="rotten_tomatoes",
+    target_modules=EVERY_LINEAR,
+    r=16,
+    lora_alpha=32,
+    lora_dropout=0.0,
+    model_dropout=0.0,
+    learning_rate=1e-3,
+    num_train_epochs=3,
+    min_updates=400,
+    per_device_train_batch_size=16,
+    lr_scheduler_type="cosine",
+    warmup_ratio=0.06,
+    weight_decay=0.0,
+    n_validation=None,
+    assumed=(),
+    overrides=(),
+)
+RATES = {
+    "lora": (5e-4, 1e-3, 2e-3),
+    "qlora": (5e-4, 1e-3, 2e-3),
+    "full_finetune": (5e-5, 1e-4, 2e-4),
+    "head_only": (2e-3, 4e-3, 8e-3),
+}
+
+
+def method(name: str, recipe: Recipe) -> Recipe:
+    """`recipe` as one of the methods that are compared: its adapter, in 4 bits, or another variant of it."""
+    if name in ("lora", "qlora"):
+        return replace(recipe, quantization="nf4" if name == "qlora" else None)
+    plain = {} if name in ("full_finetune", "head_only") else {"min_updates": None}  # epochs mean nothing to a baseline
+    return replace(recipe, variant=name, quantization=None, **plain)
+
+
+def best_rate(
+    study: str, labels: dict, recipe: Recipe, rates: Sequence[float], rows: Rows, seeds: Iterable[int], **where
+) -> tuple[list[Run], float]:
+    """The runs that search `recipe`'s rate on validation rows, and the best rate as far as their rows are there."""
+    seeds = tuple(seeds)
+
+    def runs_at(rate: float) -> list[Run]:
+        marked = tuple({**labels, "learning_rate": rate}.items())
+        tried = replace(recipe, learning_rate=rate)
+        return [Run(study, marked, tried, seed=seed, scored_on="validation", **where) for seed in seeds]
+
+    rates = sorted(rates)
+    while True:
+        runs = [run for rate in rates for run in runs_at(rate)]
+        if any(run.id not in rows for run in runs):
+            return runs, rates[1]
+        means = [np.mean([rows[run.id]["accuracy"] for run in runs_at(rate)]) for rate in rates]
+        best = int(np.argmax(means))
+        if len(rates) == 5 or 0 < best < len(rates) - 1:
+            return runs, rates[best]
+        rates = [rates[0] / 2, *rates] if best == 0 else [*rates, rates[-1] * 2]
+
+
+CHANGES = {
+    "query + value": {"target_modules": ("query", "value")},
+    "pooler trained": {"modules_to_save": ("pooler",)},
+    "rank 4": {"r": 4, "lora_alpha": 8},
+    "rate 5e-4": {"learning_rate": 5e-4},
+    "rate 2e-3": {"learning_rate": 2e-3},
+    "batches of 32": {"per_device_train_batch_size": 32},
+    "batches of 8": {"per_device_train_batch_size": 8, "min_updates": 800},
+    "800 updates": {"min_updates": 800},
+    "dropout 0.1": {"model_dropout": 0.1, "lora_dropout": 0.1},
+    "weight decay 0.1": {"weight_decay": 0.1},
+}
+
+
+def settings(rows: Rows) -> Iterator[Run]:
+    """The search for improved()'s settings: one change each, then a second on top, at two sizes, on validation rows."""
+    first = _candidates([(), *((name,) for name in CHANGES)])
+    yield from first
+    if all(run.id in rows for run in first) and (taken := _best_change(rows, (), list(CHANGES))):
+        yield from _candidates([(*taken, name) for name in _ahead(rows, taken)])
+
+
+def chosen_changes(rows: Rows) -> tuple[str, ...]:
+    """Which of CHANGES the search decides for; KeyError where rows of it are missing."""
+    taken = _best_change(rows, (), list(CHANGES))
+    return _best_change(rows, taken, _ahead(rows, taken)) if taken else taken
+
+
+def _candidates(of_changes: list[tuple[str, ...]]) -> list[Run]:
+    where = {"base_model": EMBEDDED_BERT, "scored_on": "validation", **SENTENCES}
+    runs = []
+    for seed in SEARCH_SEEDS:
+        for n_train in (500, 2_000):
+            for names in of_changes:
+                recipe = replace(START, n_train=n_train, **{k: v for name in names for k, v in CHANGES[name].items()})
+                labels = (("change", " and ".join(names) or "start"), ("rows", n_train))
+                runs.append(Run("settings", labels, recipe, seed=seed, **where))
+    return runs
+
+
+def _mean_accuracy(rows: Rows, names: tuple[str, ...]) -> float:
+    return float(np.mean([rows[run.id]["accuracy"] for run in _candidates([names])]))
+
+
+def _ahead(rows: Rows, taken: tuple[str, ...]) -> list[str]:
+    start = _mean_accuracy(rows, ())
+    return [name for name in CHANGES if name not in taken and _mean_accuracy(rows, (name,)) > start]
+
+
+def _best_change(rows: Rows, taken: tuple[str, ...], names: list[str]) -> tuple[str, ...]:
+    """`taken` and the best of `names` on top of it, where that gains enough."""
+    gains = {name: _mean_accuracy(rows, (*taken, name)) - _mean_accuracy(rows, taken) for name in names}
+    best = max(gains, key=gains.get, default=None)
+    enough = best and gains[best] >= (0.01 if "min_updates" in CHANGES[best] else 0.005)
+    return (*taken, best) if enough else taken

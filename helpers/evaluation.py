@@ -200,6 +200,21 @@ class PairedComparison(NamedTuple):
     high: float
     p_value: float
 
+    @property
+    def seen(self) -> bool:
+        """Whether the rows show a difference at all, at the 5 % level."""
+        return self.p_value < 0.05
+
+    @property
+    def verdict(self) -> str:
+        """A against B in words: "better" or "worse" where a difference is seen, else "no difference seen".
+
+        "not settled" where interval and p-value disagree, as they do where p is corrected for many comparisons.
+        """
+        if self.seen:
+            return "better" if self.difference > 0 else "worse"
+        return "no difference seen" if self.low <= 0 <= self.high else "not settled"
+
 
 def paired_comparison(correct_a: Sequence[bool], correct_b: Sequence[bool], seed: int = 0) -> PairedComparison:
     """Compares two classifiers on the same rows: exact McNemar test (1947) and paired bootstrap interval of A - B.

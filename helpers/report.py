@@ -73,6 +73,6 @@ def advice(record: RunRecord, baselines: Sequence[Baseline], skewed: bool) -> st
         return (
             f"The {best.name} is ahead of this model: it trains in seconds (helpers.baselines); take it, or more rows."
         )
-    if not skewed and best.gain.p_value >= 0.05:
+    if not skewed and not best.gain.seen:
         return f"These test rows do not show that this model is better than the {best.name}, which trains in seconds."
     return f"This model is ahead of the {best.name}, the better of what trains in seconds."

@@ -173,3 +173,16 @@ def test_prediction_goes_on_in_smaller_batches_where_memory_runs_out(tiny_checkp
     model.register_forward_pre_hook(lambda *_: torch.empty(2**60, dtype=torch.uint8))
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         predict_logits(model, tokenizer, ids, fp32)
+
+
+@pytest.mark.parametrize(
+    ("difference", "low", "high", "p_value", "said"),
+    [
+        (0.02, 0.01, 0.03, 0.049, "better"),
+        (-0.02, -0.03, -0.01, 0.001, "worse"),
+        (0.02, -0.01, 0.05, 0.05, "no difference seen"),
+        (0.02, 0.001, 0.04, 0.2, "not settled"),
+    ],
+)
+def test_a_comparison_is_said_by_one_rule(difference, low, high, p_value, said):
+    assert PairedComparison(difference, low, high, p_value).verdict == said

@@ -69,6 +69,25 @@ def test_a_record_says_when_and_with_what(record):
     assert record.versions == versions()
 
 
+def test_a_checkout_is_dirty_where_its_code_is(tmp_path, monkeypatch):
+    def git(*command):
+        who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        subprocess.run(["git", *who, *command], cwd=tmp_path, check=True, capture_output=True)
+
+    code, record = tmp_path / "helpers" / "results.py", tmp_path / "Data" / "record.json"
+    for path in (code, record):
+        path.parent.mkdir()
+        path.write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "one")
+    monkeypatch.setattr(results, "__file__", str(code))
+    record.write_text("2")
+    assert re.fullmatch("[0-9a-f]{12}", git_commit())
+    code.write_text("2")
+    assert re.fullmatch("[0-9a-f]{12}-dirty", git_commit())
+
+
 def test_no_git_is_no_error(monkeypatch):
     def missing(*arguments, **options):
         raise FileNotFoundError("git")

@@ -48,11 +48,15 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of a source (file in `RECIPES[...].source`'s numbering) and the function that decides it."""
+    """A statement of a source (file in `RECIPES[...].source`'s numbering), when it holds, and what decides it.
+
+    `rule` says what confirms the claim, as it was written down before the measurement.
+    """
 
     id: str
     source: str
     text: str
+    rule: str
     decide: Callable[["Evidence"], Verdict]
 
 

@@ -8,6 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from helpers.evaluation import (
     ClassificationMetrics,
+    PairedComparison,
     accuracy_interval,
     class_scores,
     classification_metrics,

@@ -10,10 +10,11 @@ from huggingface_hub import ModelCard
 from sklearn.metrics import balanced_accuracy_score
 
 from helpers import publish, report
+from helpers.card import model_card
 from helpers.evaluation import PairedComparison, balanced_accuracy, class_scores
 from helpers.own_data import Findings
 from helpers.profiles import EMBEDDED_BERT
-from helpers.publish import merge_adapter, model_card, push_to_hub, write_report
+from helpers.publish import merge_adapter, push_to_hub, write_report
 from helpers.report import Baseline, advice, compare_with_baselines, scores_table
 from helpers.training import FineTuned
 

@@ -13,9 +13,9 @@ from helpers.fitting.loop import fit
 from helpers.models import build_model, load_tokenizer
 from helpers.profiles import EMBEDDED_BERT
 from helpers.recipes import RECIPES
-from helpers.results import StudyRecord
+from helpers.results import RunRecord, StudyRecord
 from helpers.studies import __main__ as studies_command
-from helpers.studies import plan, runs, search
+from helpers.studies import adapters, plan, runs, search
 from helpers.studies.runs import Run, drawn, row_of
 from helpers.training import class_probabilities
 
@@ -26,7 +26,7 @@ WHERE = {"base_model": EMBEDDED_BERT, "n_validation": 1_000, "n_test": 2_000}
 def tiny(tiny_checkpoints, toy_reviews, tmp_path, monkeypatch):
     """A run on a tiny checkpoint and toy reviews, and an empty `Data/full`."""
     monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path / "Data")
-    monkeypatch.setattr(runs, "_splits", lambda *key: split_reviews(toy_reviews, None, 32, 64))
+    monkeypatch.setattr(runs, "splits_of", lambda *key: split_reviews(toy_reviews, None, 32, 64))
     runs._tokens.cache_clear()
     recipe = replace(
         RECIPES["lora_bert_sst2"].improved(),
@@ -56,7 +56,7 @@ def test_what_a_run_gives_is_what_its_version_gave(tiny_checkpoints, toy_reviews
     [("rotten_tomatoes", search.SENTENCES, "539d3078c9e79575"), ("imdb", plan.REVIEWS, "6eb3a973684d86f8")],
 )
 def test_the_rows_are_those_of_this_version(dataset, sizes, expected):
-    splits = runs._splits(dataset, *sizes.values())
+    splits = runs.splits_of(dataset, *sizes.values())
     found = sha256(json.dumps([splits[name]["text"][:] for name in splits]).encode()).hexdigest()[:16]
     assert found == expected, "other rows: raise runs.VERSION"
 
@@ -207,3 +207,25 @@ def test_a_run_at_scale_has_a_record_and_an_adapter_and_is_not_run_again(tiny, f
     assert runs.record_of(replace(at_scale, recipe=replace(tiny.recipe, r=9))) is None
     monkeypatch.setattr(studies_command, "train_at_scale", lambda *_: pytest.fail("run again"))
     assert studies_command.main([]) == 0
+
+
+def test_the_best_adapter_of_each_kind_is_kept_with_its_card(tiny, fp32, monkeypatch):
+    monkeypatch.setattr(studies_command, "STUDIES", {"toy": lambda rows: iter(asked)})
+    monkeypatch.setattr(studies_command, "fastest_execution", lambda: fp32)
+    monkeypatch.setattr(runs, "FULL", replace(runs.FULL, embedded=False))
+    monkeypatch.setattr(runs, "dataset_revision", lambda *names: {})
+    monkeypatch.setattr(adapters, "splits_of", runs.splits_of)
+    recipe = replace(tiny.recipe, num_train_epochs=8)
+    at_scale = replace(tiny, recipe=recipe, at_scale=True, seed=1)
+    asked = [at_scale, replace(at_scale, recipe=replace(recipe, name="weak", learning_rate=1e-6))]
+    assert studies_command.main([]) == 0 and not adapters.published().exists(), "of few reviews none is kept"
+    monkeypatch.setattr(adapters, "MANY", 10)
+    asked = [replace(run, seed=0) for run in reversed(asked)]
+    assert studies_command.main([]) == 0
+    (folder,) = adapters.published().iterdir()
+    kept = RunRecord.load(folder / "record.json")
+    assert folder.name == "lora" and kept.recipe == tiny.recipe.name, "the weak one came first"
+    baseline = {"n_train": 48, "text": "whole", "method": "bag_of_words", "accuracy": 0.5, "correct": "10" * 32}
+    adapters.write_cards([baseline, {**baseline, "text": "cut"}])
+    card = (folder / "README.md").read_text()
+    assert f"{kept.metrics['accuracy']:.1%}" in card and "TF-IDF with logistic regression reaches 50.0%" in card

@@ -12,6 +12,7 @@ from time import perf_counter
 from filelock import FileLock, Timeout
 
 from helpers.profiles import fastest_execution
+from helpers.studies.adapters import keep_if_best, write_cards
 from helpers.studies.ledger import Ledger, clock, work
 from helpers.studies.plan import STUDIES
 from helpers.studies.runs import FULL, row_of, train_at_scale
@@ -36,13 +37,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         with FileLock(FULL.results / ".lock", timeout=0):
-            return _do(chosen, ledger, options.minutes)
+            _do(chosen, ledger, options.minutes)
+            study = ledger.records.get("baselines")
+            write_cards(study.rows if study else [])
+            return 0
     except Timeout:
         print("error: another `make full` writes to this folder", file=sys.stderr)
         return 1
 
 
-def _do(chosen: list[str], ledger: Ledger, minutes: float | None) -> int:
+def _do(chosen: list[str], ledger: Ledger, minutes: float | None) -> None:
     execution = fastest_execution()
     end = datetime.now() + timedelta(minutes=minutes) if minutes else None
     for name in chosen:
@@ -54,10 +58,11 @@ def _do(chosen: list[str], ledger: Ledger, minutes: float | None) -> int:
             run = left[0]
             if end and datetime.now() + timedelta(seconds=ledger.seconds([run])) > end:
                 print(f"stopped: {run.shown} should take {clock(ledger.seconds([run]))}")
-                return 0
+                return
             start = perf_counter()
             if run.at_scale:
                 record = train_at_scale(run, execution)
+                keep_if_best(run, record)
                 accuracy = record.metrics["accuracy"]
             else:
                 row = row_of(run, execution)
@@ -75,7 +80,6 @@ def _do(chosen: list[str], ledger: Ledger, minutes: float | None) -> int:
                 flush=True,
             )
     print("nothing is left to run")
-    return 0
 
 
 if __name__ == "__main__":

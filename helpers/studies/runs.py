@@ -86,7 +86,8 @@ def _short(value: object) -> str:
 
 
 @lru_cache(maxsize=2)
-def _splits(dataset: str, n_validation: int, n_test: int) -> DatasetDict:
+def splits_of(dataset: str, n_validation: int, n_test: int) -> DatasetDict:
+    """The corpus without duplicates, its validation and test rows the same for all runs, the others to train on."""
     profile = replace(FULL, n_validation=n_validation, n_test=n_test, seed=SPLIT_SEED)
     return load_splits(replace(RECIPES["lora_bert_sst2"], dataset=dataset, n_train=None), profile)
 
@@ -95,7 +96,7 @@ def _splits(dataset: str, n_validation: int, n_test: int) -> DatasetDict:
 def _tokens(
     dataset: str, n_validation: int, n_test: int, base_model: str, max_length: int, truncation: str
 ) -> DatasetDict:
-    splits = _splits(dataset, n_validation, n_test)
+    splits = splits_of(dataset, n_validation, n_test)
     tokenizer = load_tokenizer(base_model)
     return DatasetDict({name: tokenize(rows, tokenizer, max_length, truncation) for name, rows in splits.items()})
 
@@ -123,7 +124,7 @@ def row_of(run: Run, execution: Execution) -> dict[str, object]:
     recipe = run.recipe
     key = (recipe.dataset, run.n_validation, run.n_test)
     tokens_key = (*key, run.base_model, recipe.max_length, recipe.truncation)
-    splits, tokens = _splits(*key), _tokens(*tokens_key)
+    splits, tokens = splits_of(*key), _tokens(*tokens_key)
     rows = drawn(len(splits["train"]), recipe.n_train, run.seed)
     start = perf_counter()
     extra: dict[str, object] = {}
@@ -161,7 +162,7 @@ def row_of(run: Run, execution: Execution) -> dict[str, object]:
 def train_at_scale(run: Run, execution: Execution) -> RunRecord:
     """Does an `at_scale` run: its record goes to `Data/full/results`, its adapter to `Data/full/checkpoints`."""
     recipe, profile = run.recipe, replace(FULL, seed=run.seed)
-    splits = _splits(recipe.dataset, run.n_validation, run.n_test)
+    splits = splits_of(recipe.dataset, run.n_validation, run.n_test)
     rows = drawn(len(splits["train"]), recipe.n_train, run.seed)
     splits = DatasetDict({**splits, "train": splits["train"].select(rows)})
     model = build_model(recipe, run.base_model, execution, run.seed)

@@ -1,0 +1,85 @@
+"""The best adapters of `make full` on many reviews, with their cards: `Data/full/adapters/lora` and `.../qlora`."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from datasets import DatasetDict
+
+from helpers.base.writing import new_folder, write_json, write_text
+from helpers.card import model_card
+from helpers.evaluation import class_scores, holm, paired_comparison
+from helpers.models import load_tokenizer
+from helpers.own_data import Findings, examine
+from helpers.report import Baseline
+from helpers.results import RunRecord
+from helpers.studies.runs import FULL, Run, splits_of
+
+RECORD = "record.json"
+MANY = 10_000  # training reviews
+BASELINES = {("bag_of_words", "whole"): "bag of words", ("frozen_encoder", "cut"): "frozen encoder"}
+
+
+def published() -> Path:
+    """`Data/full/adapters`."""
+    return FULL.figures / "adapters"
+
+
+def keep_if_best(run: Run, record: RunRecord) -> Path | None:
+    """Copies the adapter of an improved run on many reviews to `published()` where it is the best of its kind so far.
+
+    Kinds are "lora" and "qlora"; the best is the one with the most right of the validation rows, which are the same for
+    all. Returns the copy's folder, None where another is better or the run is of another sort.
+    """
+    if run.recipe.variant != "improved" or record.n_train < MANY:
+        return None
+    folder = published() / ("qlora" if run.recipe.quantization else "lora")
+    if (folder / RECORD).exists() and _validated(RunRecord.load(folder / RECORD)) >= _validated(record):
+        return None
+    with new_folder(folder) as temporary:
+        shutil.copytree(FULL.checkpoints / record.name, temporary, dirs_exist_ok=True)
+        write_json(temporary / RECORD, vars(record))
+    return folder
+
+
+def _validated(record: RunRecord) -> float:
+    return max(epoch["accuracy"] for epoch in record.history["validation"])
+
+
+def write_cards(baselines: Sequence[dict]) -> list[Path]:
+    """Writes the card of each published adapter and returns the paths; `baselines` are the rows of that study."""
+    cards = []
+    for path in sorted(published().glob(f"*/{RECORD}")):
+        record = RunRecord.load(path)
+        splits = splits_of("imdb", record.n_validation, record.n_test)
+        findings, scores = _findings(record, splits), _scores(record, splits)
+        card = model_card(record, splits, findings, scores, _compared(record, baselines))
+        cards.append(write_text(path.with_name("README.md"), card))
+    return cards
+
+
+def _findings(record: RunRecord, splits: DatasetDict) -> Findings:
+    rows = pd.concat([part.to_pandas()[["text", "label"]] for part in splits.values()], ignore_index=True)
+    rows["label"] = rows["label"].map(dict(enumerate(splits["test"].features["label"].names)))
+    return examine(rows, load_tokenizer(record.base_model), record.max_length)
+
+
+def _scores(record: RunRecord, splits: DatasetDict) -> pd.DataFrame:
+    """`evaluation.class_scores`; with two classes a wrong answer is the other one."""
+    labels = np.array(splits["test"]["label"])
+    right = np.array([character == "1" for character in record.correct])
+    return class_scores(np.where(right, labels, 1 - labels), labels, splits["test"].features["label"].names)
+
+
+def _compared(record: RunRecord, rows: Sequence[dict]) -> list[Baseline]:
+    """The baselines that were trained on as many reviews, and what `record` gains over each on the same test rows."""
+    named = {BASELINES.get((row.get("method"), row.get("text"))): row for row in rows if row["n_train"] >= MANY}
+    named.pop(None, None)
+    gains = [paired_comparison(record.correct, row["correct"]) for row in named.values()]
+    corrected = holm([gain.p_value for gain in gains])
+    return [
+        Baseline(name, row["accuracy"], row["accuracy"], gain._replace(p_value=p))
+        for (name, row), gain, p in zip(named.items(), gains, corrected, strict=True)
+    ]

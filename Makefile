@@ -1,7 +1,9 @@
 # make run        the whole series under the profile in force (PROFILE=quick|full|hub), figures in Data/<profile>/
 # make test       linter, unit tests, and every notebook compared with its stored outputs
+# make check      linter and the fast unit tests, under a minute
 # make store      runs the series under `quick` and stores the outputs in notebooks/, for a commit
 # make full       every run that Data/full and the README rest on, hours, in any number of sittings; ONLY="few_rows ranks"
+# make site       the stored notebooks as a static site, in site/; ADDRESS=https://github.com/OWNER/NAME adds Open in Colab
 # make platforms  the packages of Colab and Kaggle: what a notebook's first cell installs there, then 02, 03 and 07
 # make newest     the newest versions that the ranges allow, and the unit tests with them
 # make audit      which of the packages that make installs have a known vulnerability, by osv.dev
@@ -11,7 +13,7 @@ BIN := $(VENV)/bin
 NEWEST := .venv-newest
 AUDIT := .venv-audit
 
-.PHONY: run test store full platforms newest audit
+.PHONY: run test check site store full platforms newest audit
 
 run: $(VENV)/.installed
 	$(BIN)/python -m helpers.series
@@ -21,6 +23,14 @@ test: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	PROFILE=quick $(BIN)/pytest tests
 	PROFILE=quick $(BIN)/pytest --nbval notebooks
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PROFILE=quick $(BIN)/pytest tests -m "not slow"
+
+site: $(VENV)/.installed
+	$(BIN)/python -m helpers.series.site $(ADDRESS)
 
 store: $(VENV)/.installed
 	PROFILE=quick $(BIN)/python -m helpers.series --store

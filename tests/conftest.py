@@ -24,7 +24,19 @@ from helpers.results import RunRecord
 
 os.environ.setdefault("WANDB_MODE", "disabled")
 
+# Files whose tests train, start processes or kernels, or wait: `make check` leaves them out.
+SLOW = {
+    *("artefacts", "at_once", "bad_input", "baselines", "benchmarks", "determinism", "device_records", "distributed"),
+    *("hub", "inference", "ladder", "models", "no_network", "other_systems", "platforms", "publish", "resuming"),
+    *("runs", "secrets", "series", "site", "soak", "studies", "tracking", "train", "training"),
+}
 WORDS = ["the", "movie", "was", "great", "good", "bad", "awful", "very", "not", "plot", "actor", "scene", "end"]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

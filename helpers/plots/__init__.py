@@ -1,8 +1,11 @@
 """Every figure of the series: functions take arrays or records, return a Figure, and `save_figure` signs it."""
 
+import sys
 from datetime import date
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
 
@@ -36,6 +39,35 @@ VARIANT_NAMES = {
 }
 
 sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
+
+
+def describe(figure: Figure) -> str:
+    """A text alternative of `figure`: its titles, and for each panel what is drawn over what."""
+    parts = [figure.get_suptitle()]
+    for axes in figure.axes:
+        drawn = " over ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel())))
+        parts.append(": ".join(filter(None, (axes.get_title(), drawn))))
+    return ". ".join(" ".join(part.split()) for part in parts if part)
+
+
+def _describe_shown_figures() -> None:
+    """Has a notebook store `describe(figure)` beside every figure that it shows, for those who cannot see it."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if not hasattr(shell, "kernel"):
+        return
+    plt.switch_backend(matplotlib.get_backend())  # which sets up how figures are drawn, else at the first of them
+    formatter = shell.display_formatter.formatters["image/png"]
+    plain = formatter.lookup_by_type(Figure)
+
+    def draw(figure: Figure):
+        drawn = plain(figure)
+        image, size = drawn if isinstance(drawn, tuple) else (drawn, {})
+        return image, {**size, "alt": describe(figure)}
+
+    formatter.for_type(Figure, draw)
+
+
+_describe_shown_figures()
 
 
 def save_figure(figure: Figure, path: Path, provenance: str) -> Path:

@@ -225,7 +225,7 @@ def test_the_figure_has_what_is_stated_and_what_was_measured_of_each_number():
     assert len(names) == len(bars) > 10 and {name.split()[0] for name in names} == {
         c for c in verdicts if verdicts[c].bars
     }
-    assert figure.get_suptitle().startswith("22 claims: ")
+    assert figure.get_suptitle().startswith(f"{len(CLAIMS)} claims: ")
     for axes in figure.get_axes():
         left, right = axes.get_xlim()
         for line in axes.get_lines():

@@ -3,9 +3,7 @@
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from peft import get_peft_model
 
-from helpers.benchmarks.budget import memory_budget, real_model
 from helpers.claims.evidence import (
     CONFIRMED,
     ONLY_WHEN,
@@ -20,7 +18,6 @@ from helpers.claims.evidence import (
     shown_score,
 )
 from helpers.evaluation import PairedComparison, holm, paired_comparison
-from helpers.recipes import RECIPES
 from helpers.studies.compare import compare_runs, summarize
 
 
@@ -162,24 +159,6 @@ def competitive(evidence: Evidence) -> Verdict:
         "Each at its own best rate, chosen on validation rows with other seeds.",
         (path,),
         bars,
-    )
-
-
-def masks(evidence: Evidence) -> Verdict:
-    recipe = RECIPES["lora_bert_cased"]
-    budget = memory_budget(recipe)
-    share, refused = budget.trainable / budget.total, False
-    config = recipe.lora_config()
-    config.r = 0.2
-    try:
-        get_peft_model(real_model(recipe.base_model), config)
-    except TypeError:  # there is no matrix with 0.2 rows
-        refused = True
-    return Verdict(
-        f"peft {'refuses' if refused else 'takes'} r = 0.2; r = {recipe.r} trains {share:.3%}, exact",
-        REFUTED if refused and share < 0.2 else CONFIRMED,
-        "r is a rank, a whole number; nothing is masked (notebook 06).",
-        ("helpers/benchmarks/budget.py", "notebooks/06_lora_bert.ipynb"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Verdicts on memory, speed and counted parameters."""
+"""Verdicts on memory and speed."""
 
 from collections.abc import Mapping
 
@@ -131,34 +131,6 @@ def _less(ratios: Intervals) -> str:
     return f"{1 - max(high for _, high in ratios.values()):.0%} to {1 - min(low for low, _ in ratios.values()):.0%}"
 
 
-def half_a_percent(evidence: Evidence) -> Verdict:
-    budget = memory_budget(RECIPES["qlora_bert"])
-    share = budget.trainable / budget.total
-    verdict = CONFIRMED if 0.0045 <= share <= 0.0055 else REFUTED
-    return Verdict(
-        f"{share:.2%}, exact (bert-base-uncased's shape)",
-        verdict,
-        f"{budget.trainable:,} of {budget.total:,} parameters.",
-        ("helpers/benchmarks/budget.py",),
-        (Bar("share", (0.0045, 0.0055), share, share, "trained"),),
-    )
-
-
-def weights_in_4bit(evidence: Evidence) -> Verdict:
-    fp32 = sum(memory_budget(RECIPES["qlora_bert"].full_finetune()).weights.values()) / 1e6
-    four, least = (
-        sum(memory_budget(RECIPES["qlora_bert"], dtype=dtype).weights.values()) / 1e6 for dtype in ("fp32", "bf16")
-    )
-    verdict = CONFIRMED if four < 60 else REFUTED
-    return Verdict(
-        f"{fp32:.0f} MB and {four:.0f} MB ({least:.0f} MB with the rest in half precision), exact",
-        verdict,
-        "Embeddings, a fifth of BERT, do not go into 4 bits.",
-        ("helpers/benchmarks/budget.py",),
-        (Bar("share", (55 / 440, 55 / 440), least / fp32, four / fp32, "of the bytes in fp32"),),
-    )
-
-
 def seventy_percent(evidence: Evidence) -> Verdict:
     ratios, where, path = _ratios(evidence, "qlora", "full_finetune", "own_peak_bytes", ("bert-base",))
     recipe = RECIPES["qlora_bert"]
@@ -171,17 +143,6 @@ def seventy_percent(evidence: Evidence) -> Verdict:
         return Verdict(measured, UNDECIDED, sentence, (path,), (_saved(ratios, ABOUT_70, 0.75),))
     sentence = "The estimate leaves out activations, which rule the measurement."
     return Verdict(measured, _by_range(ratios, 0, 1 - ABOUT_70), sentence, (path,), (_saved(ratios, ABOUT_70, 0.75),))
-
-
-def paged_optimizer(evidence: Evidence) -> Verdict:
-    small, full = memory_budget(RECIPES["qlora_bert"]), memory_budget(RECIPES["qlora_bert"].full_finetune())
-    saved, saved_full = (budget.adamw - budget.adamw_8bit for budget in (small, full))
-    return Verdict(
-        f"{saved / 1e6:.1f} MB with LoRA, {saved_full / 1e6:,.0f} MB in full fine-tuning, exact",
-        f"{ONLY_WHEN} every weight trains" if saved < 0.05 * saved_full else CONFIRMED,
-        "LoRA leaves next to no optimizer state to shrink.",
-        ("helpers/benchmarks/budget.py",),
-    )
 
 
 def half_precision(evidence: Evidence) -> Verdict:
@@ -253,18 +214,6 @@ def checkpointing(evidence: Evidence) -> Verdict:
         "It pays where activations rule.",
         (path,),
         (_saved(memory, 0, 1),),
-    )
-
-
-def distilbert_share(evidence: Evidence) -> Verdict:
-    budget = memory_budget(RECIPES["lora_distilbert_qv"])
-    share = budget.trainable / budget.total
-    return Verdict(
-        f"{share:.2%}, exact (distilbert-base-uncased's shape)",
-        CONFIRMED if 0.01 <= share <= 0.02 else REFUTED,
-        "590,592 of them are the head's pre_classifier, not LoRA.",
-        ("helpers/benchmarks/budget.py",),
-        (Bar("share", (0.01, 0.02), share, share, "trained"),),
     )
 
 

@@ -8,7 +8,6 @@ from helpers.claims.accuracy import (
     competitive,
     epochs,
     few_parameters,
-    masks,
     out_of_the_box,
     pipeline,
     small_batch,
@@ -21,16 +20,13 @@ from helpers.claims.costs import (
     SHAPES_NEEDED,
     base_untouched,
     checkpointing,
-    distilbert_share,
-    half_a_percent,
     half_precision,
     memory_saved,
-    paged_optimizer,
     seventy_percent,
     trains_faster,
     two_to_three_times,
-    weights_in_4bit,
 )
+from helpers.claims.counts import distilbert_share, half_a_percent, masks, paged_optimizer, weights_in_4bit
 from helpers.claims.evidence import UNDECIDED, Claim, Evidence, Missing, Verdict
 from helpers.profiles import Profile
 

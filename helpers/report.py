@@ -70,9 +70,9 @@ def advice(record: RunRecord, baselines: Sequence[Baseline], skewed: bool) -> st
     score = {one.name: one.balanced_accuracy if skewed else one.accuracy for one in baselines}
     best = max(baselines, key=lambda one: score[one.name])
     if score[best.name] > run:
-        return (
-            f"The {best.name} is ahead of this model: it trains in seconds (helpers.baselines); take it, or more rows."
-        )
+        return f"The {best.name} is ahead of this model (helpers.baselines): take it, or more rows."
     if not skewed and not best.gain.seen:
-        return f"These test rows do not show that this model is better than the {best.name}, which trains in seconds."
-    return f"This model is ahead of the {best.name}, the better of what trains in seconds."
+        return (
+            f"These test rows do not show that this model is better than the {best.name}, which needs no fine-tuning."
+        )
+    return f"This model is ahead of the {best.name}, the better of what needs no fine-tuning."

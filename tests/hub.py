@@ -22,7 +22,7 @@ from helpers.base.hub import REVISIONS
 
 UNCASED, CASED = 30_522, 28_996
 NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses every connection, so that whoever asks the network fails
-SST2_TRAIN = 2_560  # source 004 takes 2,000 to train and 500 to validate
+SST2_TRAIN = 2_560  # the SST-2 post takes 2,000 to train and 500 to validate
 GOOD = ["wonderful", "great", "moving", "funny", "brilliant", "charming", "superb", "delightful"]
 BAD = ["awful", "boring", "dull", "terrible", "clumsy", "tedious", "bland", "lifeless"]
 FILLER = (

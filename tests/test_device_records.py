@@ -236,7 +236,7 @@ def test_notebook_04_reads_any_set_of_records_on_any_machine(devices, here, comm
 def test_the_figures_call_no_step_inside_its_scatter_a_gain(committed):
     write_device(committed, "cpu")
     ladders, steps = load_benchmarks("ladder")[0], load_benchmarks("steps")[0]
-    figure = plot_speed_ladder(ladders, {"lora_bert_sst2": "Source 004"})
+    figure = plot_speed_ladder(ladders, {"lora_bert_sst2": "The SST-2 post"})
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert [index for index, text in enumerate(texts) if "within scatter" in text] == [2]
     assert figure.axes[0].patches[2].get_facecolor() != figure.axes[0].patches[1].get_facecolor()

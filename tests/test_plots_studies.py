@@ -56,11 +56,11 @@ def test_the_rank_study_shows_rates_means_intervals_seeds_and_counts():
 
 
 def test_epochs_ring_the_best_and_stand_beside_what_was_stated(runs, record):
-    figure = studies.plot_epochs(runs, {"bag of words": record}, ["a", "b"], ("source 004", [0.53, 0.65, 0.77]))
+    figure = studies.plot_epochs(runs, {"bag of words": record}, ["a", "b"], ("the SST-2 post", [0.53, 0.65, 0.77]))
     epochs, scores = figure.axes
     ringed = [(line.get_xdata()[0], line.get_ydata()[0]) for line in epochs.lines if line.get_markersize() > 10]
     assert ringed == [(2, 0.8), (2, 0.8)]
-    assert "best 80.0%, epoch 2" in _texts(epochs) and "source 004" in _texts(epochs)
+    assert "best 80.0%, epoch 2" in _texts(epochs) and "the SST-2 post" in _texts(epochs)
     assert list(epochs.lines[-1].get_ydata()) == [0.53, 0.65, 0.77]
     names = [label.get_text() for label in scores.get_yticklabels()]
     assert names == ["bag of words", "as written\n42 s to train", "improved\n42 s to train"]

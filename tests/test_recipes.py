@@ -3,9 +3,10 @@ from dataclasses import replace
 import pytest
 from peft import LoraConfig
 
+from helpers.claims.verdicts import CLAIMS
 from helpers.models import build_model
 from helpers.recipe import Override
-from helpers.recipes import RECIPES
+from helpers.recipes import RECIPES, WRITE_UPS
 
 BERT = RECIPES["qlora_bert"]
 QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
@@ -13,7 +14,7 @@ QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
 # What each source states, copied from it by hand.
 STATED = {
     "lora_distilbert_q": {
-        "source": "000",
+        "source": "query-only",
         "base_model": "distilbert-base-uncased",
         "r": 4,
         "lora_alpha": 32,
@@ -24,7 +25,7 @@ STATED = {
         "num_train_epochs": 1,
     },
     "qlora_bert": {
-        "source": "001",
+        "source": "bert-qlora",
         "base_model": "bert-base-uncased",
         "dataset": "dipanjanS/imdb_sentiment_finetune_dataset20k",
         "r": 16,
@@ -43,9 +44,14 @@ STATED = {
         "max_length": 256,
         "early_stopping_patience": 2,
     },
-    "lora_bert_cased": {"source": "002", "base_model": "bert-base-cased", "lora_alpha": 1, "num_train_epochs": 30},
+    "lora_bert_cased": {
+        "source": "thirty-epoch",
+        "base_model": "bert-base-cased",
+        "lora_alpha": 1,
+        "num_train_epochs": 30,
+    },
     "lora_distilbert_qv": {
-        "source": "003",
+        "source": "Assignment 7",
         "base_model": "distilbert-base-uncased",
         "r": 8,
         "lora_alpha": 16,
@@ -55,7 +61,7 @@ STATED = {
         "per_device_train_batch_size": 16,
     },
     "lora_bert_sst2": {
-        "source": "004",
+        "source": "SST-2 post",
         "base_model": "bert-base-uncased",
         "dataset": "glue/sst2",
         "r": 8,
@@ -76,6 +82,10 @@ def test_recipes_say_what_their_sources_state(name):
     recipe = RECIPES[name]
     assert {field: getattr(recipe, field) for field in STATED[name]} == STATED[name]
     assert recipe.variant == "as_written"
+
+
+def test_recipes_and_claims_name_the_write_ups_they_are_from():
+    assert {recipe.source for recipe in RECIPES.values()} == set(WRITE_UPS) == {claim.source for claim in CLAIMS}
 
 
 def test_every_source_has_its_recipe():

@@ -71,7 +71,7 @@ def benchmark_prediction(execution: Execution, repeats: int = 5) -> StudyRecord:
 
 
 def benchmark_accuracy(execution: Execution) -> StudyRecord:
-    """Trains source 004 at its own scale: as written, and improved on the source's execution and on the fastest.
+    """Trains the SST-2 post at its own scale: as written, and improved on the source's execution and on the fastest.
 
     All runs have its epochs and are scored on the same test sentences, for paired tests: speed must cost nothing. A GPU
     also trains the improved recipe in fp16 and in fp32, all else as in the fastest.
@@ -102,7 +102,7 @@ def benchmark_accuracy(execution: Execution) -> StudyRecord:
 
 
 def benchmark_adapter(execution: Execution) -> StudyRecord:
-    """Trains source 004's recipe, improved, and checks what it says of the result.
+    """Trains the SST-2 post's recipe, improved, and checks what it says of the result.
 
     Compares every tensor of the base before and after, bit by bit. Asks `pipeline` for a label: on the saved folder,
     on one whose base names no labels, as BERT on the hub, and on that with the names given.

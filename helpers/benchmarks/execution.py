@@ -55,11 +55,11 @@ def benchmark_execution(
 ) -> StudyRecord:
     """Is `execution` the fastest here? Every number format, attention and thread count, in interleaved windows.
 
-    Source 003's improved recipe on random batches of `shapes` (rows, tokens). `PRECISION`, where it is set, is the one
-    format that counts as there. Windows of `window_seconds`, and at least one batch, go round in random order until
-    each contender's median is settled, for about `seconds`. What can't win is measured less, and its row says why as
-    `stopped`: a tenth of the best speed on one row (timed there alone), or half of it (two windows or more). `choice`
-    in the settings compares chosen and best.
+    Assignment 7's improved recipe on random batches of `shapes` (rows, tokens). `PRECISION`, where it is set, is
+    the one format that counts as there. Windows of `window_seconds`, and at least one batch, go round in random order
+    until each contender's median is settled, for about `seconds`. What can't win is measured less, and its row
+    says why as `stopped`: a tenth of the best speed on one row (timed there alone), or half of it (two windows or
+    more). `choice` in the settings compares chosen and best.
     """
     recipe = RECIPES["lora_distilbert_qv"].improved()
     base_model = base_model or PROFILES["full"].base_model(recipe.base_model)

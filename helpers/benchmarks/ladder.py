@@ -32,7 +32,7 @@ class SourceExecution:
     gradient_checkpointing: bool = False
 
 
-# The recipes that have a ladder. peft's preparation for k-bit training, which source 001 calls, turns checkpointing on.
+# The recipes that have a ladder. peft's preparation for k-bit training, which bert-qlora calls, turns checkpointing on.
 SOURCES = {
     "lora_distilbert_qv": SourceExecution(256),
     "lora_bert_sst2": SourceExecution(128),
@@ -104,12 +104,12 @@ def ladder(name: str, execution: Execution) -> list[Rung]:
 
 
 def methods_race(execution: Execution) -> list[Rung]:
-    """LoRA, QLoRA and full fine-tuning by source 001's improved settings, on this device's fastest execution."""
+    """LoRA, QLoRA and full fine-tuning by bert-qlora's improved settings, on this device's fastest execution."""
     return [Rung(method, method_recipe(method), execution) for method in ("lora", "qlora", "full_finetune")]
 
 
 def method_recipe(method: str) -> Recipe:
-    """Source 001's improved recipe as "full_finetune", "lora", "qlora" or "qlora_checkpointing"."""
+    """bert-qlora's improved recipe as "full_finetune", "lora", "qlora" or "qlora_checkpointing"."""
     recipe = RECIPES["qlora_bert"].improved()
     if method == "full_finetune":
         return recipe.full_finetune()

@@ -32,7 +32,7 @@ WINDOWS, MIN_SECONDS = 3, 1.0  # timed windows a measurement, and how long each 
 
 @dataclass(frozen=True)
 class StepSpec:
-    """One training step to measure: on random tokens, every row `tokens` long, with `improved()` settings of 001.
+    """One training step to measure: on random tokens, every row `tokens` long, `improved()` settings of bert-qlora.
 
     Frozen weights are stored as training stores them: fp32, and packed by QLoRA. `compile` is `torch.compile`.
     """

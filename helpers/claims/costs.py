@@ -158,7 +158,7 @@ def half_precision(evidence: Evidence) -> Verdict:
             return Verdict(
                 f"fp16 is {_times(ratios)} as fast as fp32; its accuracy: {shown_difference(test)} ({steps.device})",
                 REFUTED if lost else _by_range(ratios, 1),
-                "LoRA, QLoRA and full fine-tuning, each at one shape, and source 004's recipe trained in both formats.",
+                "LoRA, QLoRA and full fine-tuning, each at one shape, the SST-2 post's recipe trained in both formats.",
                 (relative_path(path), relative_path(other)),
             )
     sentence = f"It speaks of fp16 on a GPU: {COMMAND} steps accuracy, on one."

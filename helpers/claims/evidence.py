@@ -48,7 +48,7 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of a source (file in `RECIPES[...].source`'s numbering), when it holds, and what decides it.
+    """A statement of one of `recipes.WRITE_UPS`, when it holds, and what decides it.
 
     `rule` says what confirms the claim, as it was written down before the measurement.
     """

@@ -32,7 +32,7 @@ def plot_efficiency_comparison(
 ) -> Figure:
     """Trainable parameters, weight bytes and measured speed (line: range of the windows) at BERT-base's size.
 
-    `budgets` maps a method to its budget, `stated_mb` to the megabytes of weights that source 001 states. `steps` are
+    `budgets` maps a method to its budget, `stated_mb` to the megabytes of weights that bert-qlora states. `steps` are
     rows of the `steps` benchmark at one shape, one a method.
     """
     figure, (parameters, weights, speed) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
@@ -55,7 +55,7 @@ def plot_efficiency_comparison(
             weights.plot([stated_mb[method]] * 2, [row - 0.4, row + 0.4], color="black", lw=2)
     weights.set(
         title=f"4 bits: {held[0] / held[-1]:.1f} times smaller, not 8",
-        xlabel="weights (MB); line: as source 001 states",
+        xlabel="weights (MB); line: as bert-qlora states",
     )
     weights.set_xlim(right=max(held) * 1.3)
 

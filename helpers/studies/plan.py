@@ -42,7 +42,7 @@ REVIEWS = {"n_validation": 2_490, "n_test": 2_490}  # of IMDb; 19,922 are left: 
 
 
 def pooler(rows: Rows) -> Iterator[Run]:
-    """Source 004 as written, by pooler (as the package ships it, or the identity) and learning rate (notebook 06).
+    """The SST-2 post as written, by pooler (as the package ships it, or the identity) and learning rate (notebook 06).
 
     Then the same on 800 sentences once, 100 updates: an earlier sweep of that length saw no rate leave 50 %.
     """
@@ -57,7 +57,7 @@ def pooler(rows: Rows) -> Iterator[Run]:
                     yield Run("pooler", tuple(labels.items()), recipe, base_model, **SENTENCES, seed=seed)
 
 
-# What the search chose, as our version of source 004 has it.
+# What the search chose, as our version of the SST-2 post has it.
 FEW_ROWS = replace(
     RECIPES["lora_bert_sst2"].improved(), dataset="rotten_tomatoes", n_validation=None, assumed=(), overrides=()
 )
@@ -174,7 +174,7 @@ def _at_best_rates(study: str, label: str, variants: dict, rows: Rows) -> Iterat
 
 
 def batches(rows: Rows) -> Iterator[Run]:
-    """Source 000's recipe (claim A4) with batches of 4, 16 and 64 on 2,000 reviews, each at its best rate.
+    """The query-only post's recipe (claim A4) with batches of 4, 16 and 64 on 2,000 reviews, each at its best rate.
 
     Once with as many reviews seen (two epochs of 2,000), once with as many updates (250; four epochs of 250 to 4,000).
     """
@@ -204,7 +204,7 @@ WRITTEN = {
 
 
 def sources(rows: Rows) -> Iterator[Run]:
-    """Source 004 exactly, five seeds; the others as written, at their own scale, one seed."""
+    """The SST-2 post exactly, five seeds; the others as written, at their own scale, one seed."""
     exactly = replace(RECIPES["lora_bert_sst2"], dataset="rotten_tomatoes")
     for seed in range(42, 47):
         yield _at_scale("sources", exactly, seed)

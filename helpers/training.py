@@ -66,9 +66,9 @@ def fine_tune(
 
     Writes the record to `Data/<profile>/results` and the adapter to `Data/<profile>/checkpoints`; with `output` the
     adapter to that folder and no record. `splits` holds reviews as text (data.load_splits). `track` logs to W&B where
-    that is set up. While it trains, its checkpoints lie in `checkpoints` (None: a hidden folder, named after the run,
-    beside the adapter's). A run that was stopped or killed goes on from there, `restart` begins it anew (see `fit`).
-    They are gone when the results are written; with `keep` the caller removes them.
+    that is set up. While it trains, its checkpoints lie in `checkpoints` (None: a hidden folder beside the profile's
+    adapters, named after the run, or after `output`). A run that was stopped or killed goes on from there, `restart`
+    begins it anew (see `fit`). They are gone when the results are written; with `keep` the caller removes them.
 
     Among several processes (torchrun) each trains on its share of every update, the batch of `recipe` being that of
     one process; the first alone scores, writes and prints, and all others get None.
@@ -79,7 +79,8 @@ def fine_tune(
     held = sum(weight_bytes(model).values())
     labels = splits["test"].features["label"].names
     track = track and state.is_main_process
-    checkpoints = checkpoints or profile.checkpoints / f".{recipe.name}-{recipe.variant}-seed{profile.seed}"
+    name = output.name if output else f"{recipe.name}-{recipe.variant}-seed{profile.seed}"
+    checkpoints = checkpoints or profile.checkpoints / f".{name}"
     tracked = tracking.wandb_run(f"{recipe.name}-{recipe.variant}", asdict(recipe)) if track else nullcontext()
     with tracked as run:
         fitted = fit(

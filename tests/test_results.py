@@ -71,7 +71,7 @@ def test_a_record_says_when_and_with_what(record):
 
 def test_a_checkout_is_dirty_where_its_code_is(tmp_path, monkeypatch):
     def git(*command):
-        who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        who = ("-c", "user.name=x", "-c", "user.email=x")
         subprocess.run(["git", *who, *command], cwd=tmp_path, check=True, capture_output=True)
 
     code, record = tmp_path / "helpers" / "results.py", tmp_path / "Data" / "record.json"

@@ -64,8 +64,9 @@ def test_the_pages_lead_from_one_to_the_next_and_into_colab(site):
 
 
 def test_a_page_begins_with_words_and_folds_its_set_up(site):
+    read = parsed(site)
     for page in pages():
-        found = parsed(site)[page.file]
+        found = read[page.file]
         assert found.h1.get_text().startswith(f"{page.number} · {page.title}")
         (folded,) = found("details")
         assert "helpers/start.py" in folded.get_text() and "from helpers" in folded.get_text()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from datasets import DatasetDict
+from filelock import FileLock
 from transformers import Trainer
 
 from helpers import training
@@ -14,6 +15,7 @@ from helpers.data import LABELS, split_reviews, tokenize
 from helpers.evaluation import predict_logits
 from helpers.fitting import loop
 from helpers.fitting.loop import fit
+from helpers.fitting.resuming import Occupied
 from helpers.fitting.trainer import make_trainer, training_arguments
 from helpers.inference import SentimentClassifier
 from helpers.models import attach_lora, build_model, load_classifier, load_tokenizer, nf4_config
@@ -399,3 +401,14 @@ def test_what_trains_under_fp16_is_held_in_fp32(recipe, quantization, dtype):
     model = load_classifier(recipe.base_model, execution, quantization=quantization, dtype=dtype)
     trained = _trained_weights(attach_lora(model, recipe))
     assert len(trained) == 12 and {weight.dtype for weight in trained.values()} == {torch.float32}
+
+
+def test_a_run_with_a_folder_of_its_own_trains_beside_another_of_its_recipe(
+    splits, recipe, tiny_profile, fp32, tmp_path
+):
+    lock = tiny_profile.checkpoints / f".{recipe.name}-{recipe.variant}-seed{tiny_profile.seed}.lock"
+    model = build_model(recipe, recipe.base_model, fp32)
+    with FileLock(lock):  # as the other holds it
+        with pytest.raises(Occupied):
+            fine_tune(model, recipe, splits, tiny_profile, fp32)
+        assert fine_tune(model, recipe, splits, tiny_profile, fp32, output=tmp_path / "mine").adapter.name == "mine"

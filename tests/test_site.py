@@ -103,7 +103,10 @@ def browser():
     if path is None:
         pytest.skip("no Chromium here")
     with playwright.sync_playwright() as started:
-        running = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        try:
+            running = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"{path} does not start here: {error.message.splitlines()[0]}")
         yield running
         running.close()
 

@@ -9,7 +9,8 @@ from helpers.base.paths import ROOT
 from helpers.claims import __main__ as claims_command
 from helpers.claims.__main__ import write_readme
 from helpers.claims.evidence import CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Evidence, Missing, relative_path
-from helpers.claims.verdicts import CLAIMS, decide_all, markdown_table
+from helpers.claims.findings import findings, rank_gains, rate_gain, short_table
+from helpers.claims.verdicts import CLAIMS, decide_all
 from helpers.plots.claims import plot_claims, plot_few_rows, verdict_kind
 from helpers.profiles import Profile
 from helpers.results import StudyRecord, load_records
@@ -19,9 +20,17 @@ NOTHING = Profile("nothing", embedded=True, n_train=1, n_validation=1, n_test=1,
 
 def test_the_readme_says_what_the_records_say():
     text = claims_command.README.read_text(encoding="utf-8")
-    assert claims_command.START in text and claims_command.END in text
-    table = text.split(claims_command.START)[1].split(claims_command.END)[0].strip()
-    assert table == markdown_table(decide_all()), "run: python -m helpers.claims"
+    for part, says in (("findings", findings()), ("claims", short_table(decide_all()))):
+        start, end = claims_command.markers(part)
+        assert text.split(start)[1].split(end)[0].strip() == says, "run: python -m helpers.claims"
+
+
+def test_the_headlines_hold_by_the_rule_of_comparison():
+    evidence = Evidence()
+    assert rate_gain(evidence).verdict == "better" and rate_gain(evidence).low > 0.1
+    assert {gain.verdict for gain in rank_gains(evidence).values()} == {"no difference seen"}
+    rates = [row["learning_rate"] for row in evidence.study("ranks")[0].rows]
+    assert rates == sorted(rates, reverse=True), "the best rate falls with the rank"
 
 
 def test_all_22_claims_are_decided_by_records_that_are_there():
@@ -202,16 +211,14 @@ def test_a_record_outside_the_repository_is_shown_whole(tmp_path):
     assert relative_path(tmp_path / "steps.json") == (tmp_path / "steps.json").as_posix()
 
 
-def test_the_readme_s_table_is_replaced_and_nothing_else(tmp_path):
+def test_the_readme_s_computed_parts_are_replaced_and_nothing_else(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{claims_command.START}\nobsolete\n{claims_command.END}\nafter\n")
+    (first, second), (third, fourth) = map(claims_command.markers, claims_command.PARTS)
+    readme.write_text(f"before\n{first}\nobsolete\n{second}\nbetween\n{third}\nobsolete\n{fourth}\nafter\n")
     assert write_readme(readme) and not write_readme(readme)
     text = readme.read_text()
-    assert (
-        text.startswith(f"before\n{claims_command.START}\n| |")
-        and text.endswith(f"{claims_command.END}\nafter\n")
-        and "obsolete" not in text
-    )
+    assert text.startswith(f"before\n{first}\n- **") and f"\n{second}\nbetween\n{third}\n| " in text
+    assert text.endswith(f"{fourth}\nafter\n") and "obsolete" not in text
     readme.write_text("no markers")
     with pytest.raises(ValueError, match=r"README\.md lacks the lines"):
         write_readme(readme)

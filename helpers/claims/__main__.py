@@ -1,4 +1,4 @@
-"""`python -m helpers.claims`: the claims table for the README, computed from the records in `Data/`."""
+"""`python -m helpers.claims`: the findings and claims in the README, computed from the records in `Data/`."""
 
 import argparse
 import shutil
@@ -9,23 +9,30 @@ from helpers import profiles
 from helpers.base.paths import ROOT
 from helpers.base.writing import new_file, write_text
 from helpers.claims.evidence import EVIDENCE, relative_path
-from helpers.claims.verdicts import CLAIMS, decide_all, markdown_table
+from helpers.claims.findings import findings, short_table
+from helpers.claims.verdicts import CLAIMS, decide_all
 from helpers.profiles import PROFILES, Profile
 
 README = ROOT / "README.md"
-START, END = "<!-- claims: python -m helpers.claims -->", "<!-- end of claims -->"
+PARTS = ("findings", "claims")  # each between two markers
+
+
+def markers(part: str) -> tuple[str, str]:
+    """The lines around a part of the README that is computed."""
+    return f"<!-- {part}: python -m helpers.claims -->", f"<!-- end of {part} -->"
 
 
 def write_readme(path: Path = README) -> bool:
-    """Puts the table of the committed records between the markers in `path`; returns whether that changed it.
+    """Puts what the committed records say between the markers in `path`; returns whether that changed it.
 
     Raises ValueError when the markers are missing.
     """
-    text = path.read_text(encoding="utf-8")
-    if START not in text or END not in text:
-        raise ValueError(f"{path.name} lacks the lines {START} and {END}.")
-    before, after = text.split(START)[0], text.split(END)[1]
-    new = f"{before}{START}\n{markdown_table(decide_all())}\n{END}{after}"
+    text = new = path.read_text(encoding="utf-8")
+    for part, says in zip(PARTS, (findings(), short_table(decide_all())), strict=True):
+        start, end = markers(part)
+        if start not in text or end not in text:
+            raise ValueError(f"{path.name} lacks the lines {start} and {end}.")
+        new = f"{new.split(start)[0]}{start}\n{says}\n{end}{new.split(end)[1]}"
     if new != text:
         write_text(path, new)
     return new != text

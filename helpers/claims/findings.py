@@ -1,0 +1,72 @@
+"""The first screen of the README: what was found, with its numbers, and five of the claims; all from the records."""
+
+from helpers.benchmarks.budget import memory_budget
+from helpers.claims.evidence import Evidence, Verdict
+from helpers.claims.verdicts import CLAIMS
+from helpers.evaluation import PairedComparison
+from helpers.recipes import RECIPES
+from helpers.studies.compare import compare_runs, summarize
+
+SHOWN = ("A2", "C3", "B2", "C2", "E3")  # of the claims, in the README
+
+
+def rate_gain(evidence: Evidence) -> PairedComparison:
+    """What the SST-2 post gains, as written but for the learning rate: 1e-3 less Trainer's default of 5e-5."""
+    rows = _as_written(evidence)
+    return compare_runs(
+        {"gain": tuple([row for row in rows if row["learning_rate"] == rate] for rate in (1e-3, 5e-5))}
+    )["gain"]
+
+
+def rank_gains(evidence: Evidence) -> dict[int, PairedComparison]:
+    """What each rank gains over rank 16, each at its own best rate."""
+    rows = evidence.study("ranks")[0].rows
+    by_rank = {rank: [row for row in rows if row["r"] == rank] for rank in sorted({row["r"] for row in rows})}
+    return compare_runs({rank: (runs, by_rank[16]) for rank, runs in by_rank.items() if rank != 16})
+
+
+def _as_written(evidence: Evidence) -> list[dict]:
+    rows = evidence.study("pooler")[0].rows
+    return [row for row in rows if row["pooler"] == "identity" and row["n_train"] == 2_000]
+
+
+def findings(evidence: Evidence | None = None) -> str:
+    """Three findings as a Markdown list, each with its numbers and a link to its record."""
+    evidence = evidence or Evidence()
+    pooler, pooler_path = evidence.study("pooler")
+    by_rate = {point["learning_rate"]: point for point in summarize(_as_written(evidence), ["learning_rate"])}
+    gain = rate_gain(evidence)
+    ranks, ranks_path = evidence.study("ranks")
+    points = summarize(ranks.rows, ["r", "learning_rate"])
+    scores = [f"{point['accuracy']:.1%}" for point in points]
+    rates = [point["learning_rate"] for point in points]
+    budgets = memory_budget(RECIPES["qlora_bert"]), memory_budget(RECIPES["qlora_bert"].full_finetune())
+    four, whole = (sum(budget.weights.values()) / 1e6 for budget in budgets)
+    low, high, seeds = 100 * gain.low, 100 * gain.high, len(by_rate[1e-3]["accuracies"])
+    found = [
+        "**The default learning rate starves LoRA.** The SST-2 post, as written but for its rate, scores "
+        f"{by_rate[5e-5]['accuracy']:.1%} at Trainer's default of 5e-5 and {by_rate[1e-3]['accuracy']:.1%} at 1e-3: "
+        f"{100 * gain.difference:+.0f} points [{low:+.0f}, {high:+.0f}] ({pooler.settings['base_model']}, 2,000 "
+        f"sentences, {seeds} seeds, n = {pooler.settings['n_test']:,}, [record]({pooler_path})).",
+        "**Which rank hardly matters, once each has its own rate.** "
+        f"Ranks {_and([point['r'] for point in points])} score {_and(scores)}, no difference seen; the best rate falls "
+        f"from {rates[0]:g} to {rates[-1]:g} (as above, three seeds, [record]({ranks_path})).",
+        f"**In 4 bits BERT weighs {four:.0f} MB, not 55.** {whole:.0f} MB in fp32; embeddings, a fifth of it, stay out "
+        "([notebook 04](notebooks/04_efficiency_analysis.ipynb)).",
+    ]
+    return "\n".join(f"- {finding}" for finding in found)
+
+
+def short_table(verdicts: dict[str, Verdict]) -> str:
+    """Five of the claims as a Markdown table: claim, number, verdict."""
+    lines = ["| a write-up says | measured here | verdict |", "|---|---|---|"]
+    for claim in (claim for id in SHOWN for claim in CLAIMS if claim.id == id):
+        verdict = verdicts[claim.id]
+        measured = verdict.measured.partition(" (")[0]
+        lines.append(f"| {claim.text} | {measured} | {verdict.verdict} |")
+    return "\n".join(lines)
+
+
+def _and(values: list) -> str:
+    *first, last = map(str, values)
+    return f"{', '.join(first)} and {last}"

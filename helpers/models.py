@@ -1,4 +1,4 @@
-"""Classifiers: load a checkpoint in full precision or 4 bits, attach LoRA, count, save."""
+"""Classifiers: load a checkpoint in full precision or 4 bits, attach LoRA, count."""
 
 import os
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Your own labelled texts: read a file, say what is in it, split it."""
+"""Your own labelled texts: what is in them, their split, and a recipe for them, whatever the encoder."""
 
 import os
 from dataclasses import dataclass, replace

@@ -1,4 +1,9 @@
-"""`python -m helpers.benchmarks [NAME ...]`: measures this device and writes its records."""
+"""`python -m helpers.benchmarks [NAME ...]`: measures memory, speed and prediction on this device, for notebook 04.
+
+Records go to `cpu/<device>` or `gpu/<device>` below the data folder: they depend on the machine, not on the profile.
+Their settings name the device's own `execution`; rows of others stand beside it, and `records.main_rows` tells them
+apart.
+"""
 
 import argparse
 import sys

@@ -1,9 +1,4 @@
-"""`python -m helpers.benchmarks`: measures memory, speed and prediction on this device, for notebook 04.
-
-Records go to `cpu/<device>` or `gpu/<device>` below the data folder: they depend on the machine, not on the profile.
-Their settings name the device's own `execution`; rows of others stand beside it, and
-`device_records.main_rows` tells them apart.
-"""
+"""Memory and speed of one training step, by method, size and shape of batch; each in a process of its own."""
 
 import tempfile
 from collections.abc import Iterable

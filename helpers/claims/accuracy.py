@@ -1,4 +1,4 @@
-"""Verdicts on what was learned."""
+"""Verdicts on what was learned; each public function decides one claim of `verdicts.CLAIMS`."""
 
 from collections.abc import Callable, Mapping
 

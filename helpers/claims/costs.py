@@ -1,4 +1,4 @@
-"""Verdicts on memory and speed."""
+"""Verdicts on memory and speed; each public function decides one claim of `verdicts.CLAIMS`."""
 
 from collections.abc import Mapping
 

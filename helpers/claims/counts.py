@@ -1,4 +1,4 @@
-"""Verdicts that are counted on the real checkpoints' shapes: parameters and bytes."""
+"""Verdicts counted on the real checkpoints' shapes; each public function decides one claim of `verdicts.CLAIMS`."""
 
 from peft import get_peft_model
 

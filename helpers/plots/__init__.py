@@ -91,8 +91,10 @@ def provenance(record: RunRecord) -> str:
 
 
 def label_end(axes, x: float, y: float, text: str, color: str) -> None:
+    """Writes `text` behind the last point of a line."""
     axes.annotate(text, (x, y), xytext=(8, 0), textcoords="offset points", va="center", color=color, fontsize=9)
 
 
 def title(name: str) -> str:
+    """A corpus' name as a figure shows it."""
     return {"imdb": "IMDb", "rotten_tomatoes": "Rotten Tomatoes"}.get(name, name)

@@ -90,4 +90,5 @@ def settle_progress_bars(notebook: nbformat.NotebookNode) -> None:
 
 
 def clock(seconds: float) -> str:
+    """Minutes and seconds, such as 2:09."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -66,4 +66,5 @@ def _all_of(values: Iterable[object]) -> object:
 
 
 def clock(seconds: float) -> str:
+    """Hours and minutes, such as 1:05."""
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}"

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import matplotlib
@@ -7,6 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from helpers import plots
+from helpers.base.paths import ROOT
 from helpers.plots import runs
 from helpers.results import RunRecord
 
@@ -85,3 +89,22 @@ def test_the_confusion_of_many_classes_names_the_most_frequent_mistake(record):
     assert figure.axes[0].get_title().startswith("Most frequent mistake: 4 of 9\n'b' taken for 'c'\naccuracy 75.0%")
     record = replace(record, confusion_matrix=[[5, 0], [0, 3]])
     assert runs.plot_class_confusion(record, ["a", "b"]).axes[0].get_title().startswith("No mistakes\n")
+
+
+def test_a_kernel_that_draws_no_figures_inline_imports_the_plots():
+    code = (
+        "from IPython.core.interactiveshell import InteractiveShell as Shell\n"
+        "Shell.instance().kernel = None\nimport helpers.plots\nprint('imported')"
+    )
+    environment = {**os.environ, "MPLBACKEND": "agg"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "imported", done.stderr
+
+
+def test_a_figure_is_described_by_its_titles_and_axes():
+    figure, (left, right) = plt.subplots(1, 2)
+    figure.suptitle("Rank hardly\nmatters")
+    left.set(title="accuracy", xlabel="rank", ylabel="share")
+    right.set(xlabel="step")
+    assert plots.describe(figure) == "Rank hardly matters. accuracy: share over rank. step"
+    plt.close(figure)

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from dataclasses import replace
 from hashlib import sha256
 
@@ -225,6 +226,8 @@ def test_the_best_adapter_of_each_kind_is_kept_with_its_card(tiny, fp32, monkeyp
     (folder,) = adapters.published().iterdir()
     kept = RunRecord.load(folder / "record.json")
     assert folder.name == "lora" and kept.recipe == tiny.recipe.name, "the weak one came first"
+    shutil.rmtree(folder)  # as if the process had been killed before it was kept
+    assert studies_command.main([]) == 0 and RunRecord.load(folder / "record.json") == kept
     baseline = {"n_train": 48, "text": "whole", "method": "bag_of_words", "accuracy": 0.5, "correct": "10" * 32}
     adapters.write_cards([baseline, {**baseline, "text": "cut"}])
     card = (folder / "README.md").read_text()

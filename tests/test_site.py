@@ -12,6 +12,7 @@ from bs4 import BeautifulSoup
 from helpers.series import site as site_module
 from helpers.series.executing import NOTEBOOKS
 from helpers.series.site import markdown, pages, write_site
+from helpers.series.stamp import badges
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,20 @@ def test_nothing_runs_and_formulas_are_formulas(site):
         prose = " ".join(cell.get_text() for cell in page(class_="rendered_html"))
         assert not re.search(r"\$[A-Za-z\\][^$]*\$|\\frac|\\alpha", prose), name
     assert "<math" in markdown(r"$\alpha / r$") and "<mfrac>" in markdown("$$\\frac{a}{b}$$")
+
+
+def test_badges_of_a_stamped_copy_which_lie_elsewhere_are_left_out(tmp_path, monkeypatch):
+    def stamped(path, as_version):
+        notebook = read(path, as_version)
+        title, rest = notebook.cells[0].source.split("\n\n", 1)
+        notebook.cells[0].source = f"{title}\n\n{badges('https://github.com/someone/series', path.name)}\n\n{rest}"
+        return notebook
+
+    read = site_module.nbformat.read
+    monkeypatch.setattr(site_module.nbformat, "read", stamped)
+    write_site(tmp_path / "site")
+    for name, page in parsed(tmp_path / "site").items():
+        assert not [image["src"] for image in page("img") if image["src"].startswith("http")], name
 
 
 def test_without_an_address_nothing_is_promised(tmp_path):

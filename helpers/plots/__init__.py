@@ -57,7 +57,9 @@ def _describe_shown_figures() -> None:
         return
     plt.switch_backend(matplotlib.get_backend())  # which sets up how figures are drawn, else at the first of them
     formatter = shell.display_formatter.formatters["image/png"]
-    plain = formatter.lookup_by_type(Figure)
+    plain = formatter.type_printers.get(Figure)
+    if plain is None:  # figures are widgets, windows or files here
+        return
 
     def draw(figure: Figure):
         drawn = plain(figure)

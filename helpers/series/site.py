@@ -24,7 +24,7 @@ from pygments.formatters import HtmlFormatter
 from helpers.base.paths import ROOT, shown
 from helpers.base.writing import new_folder
 from helpers.series.executing import NOTEBOOKS
-from helpers.series.stamp import badges
+from helpers.series.stamp import BADGES, badges
 
 PAGE = Path(__file__).parent / "page"
 SITE = ROOT / "site"
@@ -78,12 +78,13 @@ def pages() -> list[Page]:
 
 def write_site(folder: Path = SITE, address: str = "") -> Path:
     """Writes the site to `folder`, whole or not at all, and returns the path of its first page."""
-    template = Environment(loader=FileSystemLoader(PAGE), trim_blocks=False).get_template("page.html.j2")
+    template = Environment(loader=FileSystemLoader(PAGE)).get_template("page.html.j2")
     all_pages, exporter = pages(), _Exporter()
     with new_folder(folder) as temporary:
         gallery = []
         for index, page in enumerate(all_pages):
             notebook = nbformat.read(page.source, as_version=4)
+            notebook.cells[0].source = BADGES.sub("", notebook.cells[0].source)  # pictures from elsewhere
             gallery += list(_pictures(notebook, page, temporary))
             body = BeautifulSoup(exporter.from_notebook_node(notebook)[0], "html.parser")
             _fold_setup(body)
@@ -105,8 +106,9 @@ def write_site(folder: Path = SITE, address: str = "") -> Path:
 
 
 def _index_text() -> str:
-    """The sections of the README that a reader of the site wants, without the addresses of badges."""
-    sections = re.split(r"^(?=## )", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M)
+    """The sections of the README that a reader of the site wants, without its badges."""
+    text = BADGES.sub("", (ROOT / "README.md").read_text(encoding="utf-8"))
+    sections = re.split(r"^(?=## )", text, flags=re.M)
     chosen = [re.match(r"## (.+)|", section)[1] in (None, *INDEX_PARTS) for section in sections]
     return "\n".join(section for section, wanted in zip(sections, chosen, strict=True) if wanted)
 
@@ -171,10 +173,12 @@ def _target(link: str, base: Path, site: Path) -> str:
         raise FileNotFoundError(f"{link!r} of {shown(base)} leads nowhere")
     if file.parent == NOTEBOOKS:
         return f"{file.stem}.html{mark}{anchor}"
-    copy = site / "repository" / file.relative_to(ROOT)
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(file, copy if copy.suffix != ".py" else copy.with_suffix(".py.txt"))  # which browsers show
-    return f"repository/{file.relative_to(ROOT).as_posix()}" + (".txt" if file.suffix == ".py" else "") + mark + anchor
+    name = Path("repository") / file.relative_to(ROOT)
+    if name.suffix == ".py":
+        name = name.with_suffix(".py.txt")  # which browsers show
+    (site / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, site / name)
+    return f"{name.as_posix()}{mark}{anchor}"
 
 
 def main(arguments: list[str] | None = None) -> int:

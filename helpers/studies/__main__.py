@@ -53,6 +53,8 @@ def _do(chosen: list[str], ledger: Ledger, minutes: float | None) -> None:
         while True:
             runs = list(STUDIES[name](ledger.rows))  # anew, as the searches decide what comes after them
             left = [run for run in runs if not ledger.has(run)]
+            for run in (run for run in runs if run.at_scale and run not in left):
+                keep_if_best(run)  # here, as a process may end between a run and this
             if not left:
                 break
             run = left[0]
@@ -61,9 +63,7 @@ def _do(chosen: list[str], ledger: Ledger, minutes: float | None) -> None:
                 return
             start = perf_counter()
             if run.at_scale:
-                record = train_at_scale(run, execution)
-                keep_if_best(run, record)
-                accuracy = record.metrics["accuracy"]
+                accuracy = train_at_scale(run, execution).metrics["accuracy"]
             else:
                 row = row_of(run, execution)
                 row["at"] = datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -15,7 +15,7 @@ from helpers.models import load_tokenizer
 from helpers.own_data import Findings, examine
 from helpers.report import Baseline
 from helpers.results import RunRecord
-from helpers.studies.runs import FULL, Run, splits_of
+from helpers.studies.runs import FULL, Run, record_of, splits_of
 
 RECORD = "record.json"
 MANY = 10_000  # training reviews
@@ -27,13 +27,15 @@ def published() -> Path:
     return FULL.figures / "adapters"
 
 
-def keep_if_best(run: Run, record: RunRecord) -> Path | None:
+def keep_if_best(run: Run) -> Path | None:
     """Copies the adapter of an improved run on many reviews to `published()` where it is the best of its kind so far.
 
     Kinds are "lora" and "qlora"; the best is the one with the most right of the validation rows, which are the same for
-    all. Returns the copy's folder, None where another is better or the run is of another sort.
+    all. Returns the copy's folder, None where another is better, the run is of another sort, or its adapter is not on
+    this machine.
     """
-    if run.recipe.variant != "improved" or record.n_train < MANY:
+    record = record_of(run)
+    if run.recipe.variant != "improved" or record.n_train < MANY or not (FULL.checkpoints / record.name).is_dir():
         return None
     folder = published() / ("qlora" if run.recipe.quantization else "lora")
     if (folder / RECORD).exists() and _validated(RunRecord.load(folder / RECORD)) >= _validated(record):

@@ -12,7 +12,7 @@ from helpers.results import RunRecord
 
 def test_two_adoptions_at_once_damage_nothing(record, tmp_path):
     """In a copy of the repository, as they write its README and its evidence, and both from the same moment on."""
-    for name in ("helpers", "Data/evidence"):
+    for name in ("helpers", "Data/evidence", "Data/full/results", "Data/cpu"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "README.md", tmp_path)
     results = tmp_path / "Data" / "quick" / "results"

@@ -163,7 +163,7 @@ def build_model(
 ) -> PreTrainedModel | PeftModel:
     """The model a recipe trains, on this machine's device: classifier and adapter.
 
-    The variants `full_finetune` and `head_only` have no adapter: every weight trains, or only the head.
+    The methods `full_finetune` and `head_only` have no adapter: every weight trains, or only the head.
     """
     set_seed(seed)
     model = load_classifier(
@@ -174,9 +174,9 @@ def build_model(
         labels=labels,
         seed=seed,
     )
-    if recipe.variant == "full_finetune":
+    if recipe.method == "full_finetune":
         return model
-    if recipe.variant == "head_only":
+    if recipe.method == "head_only":
         for name, parameter in model.named_parameters():
             parameter.requires_grad = any(part in HEAD_MODULES for part in name.split("."))
         return model

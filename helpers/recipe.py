@@ -17,7 +17,8 @@ DISTILBERT_LINEARS = ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2")
 TRUNCATIONS = ("head", "tail", "head+tail")
 SCHEDULES = ("linear", "cosine")
 OPTIMIZERS = ("adamw_torch", "paged_adamw_8bit")
-VARIANTS = ("as_written", "improved", "full_finetune", "head_only", "untrained", "bag_of_words", "frozen_encoder")
+METHODS = ("adapter", "full_finetune", "head_only", "bag_of_words", "frozen_encoder")
+VARIANTS = ("as_written", "improved", "untrained", *METHODS[1:])  # of which a recipe's record is named
 
 
 class Override(NamedTuple):
@@ -38,8 +39,9 @@ class Recipe:
     dropouts (None keeps them). `class_weights="balanced"` has each class count the same in the loss, however few its
     rows, and keeps the epoch with the best balanced accuracy. `use_rslora` scales the update by lora_alpha / sqrt(r)
     instead of lora_alpha / r (Kalajdzievski 2023, arXiv 2312.03732). `target_modules` are the ends of layer names:
-    "output.dense" is also the end of "attention.output.dense". `assumed` maps each setting the source leaves open to
-    why it has its value here.
+    "output.dense" is also the end of "attention.output.dense". `method` is what trains: an adapter, every weight, the
+    head alone, or one of the baselines, which train nothing of the encoder. `variant` is a label, part of the record's
+    name. `assumed` maps each setting the source leaves open to why it has its value here.
 
     Raises ValueError, naming the field, for a setting that cannot be trained.
     """
@@ -71,6 +73,7 @@ class Recipe:
     class_weights: str | None = None
     n_train: int | None = None
     n_validation: int | None = None
+    method: str = "adapter"
     variant: str = "as_written"
     assumed: tuple[tuple[str, str], ...] = ()
     overrides: tuple[Override, ...] = ()
@@ -100,6 +103,7 @@ class Recipe:
         self._require("truncation", self.truncation in TRUNCATIONS, f"one of {TRUNCATIONS}")
         self._require("lr_scheduler_type", self.lr_scheduler_type in SCHEDULES, f"one of {SCHEDULES}")
         self._require("optim", self.optim in OPTIMIZERS, f"one of {OPTIMIZERS}")
+        self._require("method", self.method in METHODS, f"one of {METHODS}")
         self._require("variant", self.variant in VARIANTS, f"one of {VARIANTS}")
         known = _known_linears(self.base_model)
         valid = _are_names(self.target_modules) and bool(self.target_modules)
@@ -147,11 +151,11 @@ class Recipe:
     def full_finetune(self) -> "Recipe":
         """This recipe with every weight trained instead of an adapter, at a rate that suits that (Devlin et al. 2019
         search 2e-5 to 5e-5 for BERT-base; a small encoder takes 1e-4)."""
-        return replace(self, variant="full_finetune", quantization=None, optim="adamw_torch", learning_rate=1e-4)
+        return replace(self.by("full_finetune"), optim="adamw_torch", learning_rate=1e-4)
 
-    def head_only(self) -> "Recipe":
-        """This recipe with the encoder frozen and no adapter: only what sits on top of it is trained."""
-        return replace(self, variant="head_only")
+    def by(self, method: str) -> "Recipe":
+        """This recipe with one of METHODS that has no adapter, and so no 4 bits; `variant` says so, too."""
+        return replace(self, method=method, variant=method, quantization=None)
 
     def lora_config(self) -> LoraConfig:
         """The peft configuration this recipe stands for."""
@@ -170,7 +174,9 @@ class Recipe:
 
 # What can be changed from a terminal: all but what identifies a recipe, and tells why it is as it is.
 SETTINGS = tuple(
-    field.name for field in fields(Recipe) if field.name not in ("name", "source", "variant", "assumed", "overrides")
+    field.name
+    for field in fields(Recipe)
+    if field.name not in ("name", "source", "method", "variant", "assumed", "overrides")
 )
 
 

@@ -1,8 +1,11 @@
 """The ledger: one JSON record a run. Everything the figures, the tables and the README state is read from here."""
 
 import json
+import os
 import platform
+import shlex
 import subprocess
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from importlib import metadata
@@ -15,7 +18,8 @@ from helpers.base.writing import write_json
 from helpers.profiles import Profile
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "scikit-learn")
-LATER_FIELDS = {"revisions", "run"}  # that earlier records do not have
+COMMAND = "SERIES_COMMAND"  # the environment variable that tells a notebook's kernel what started it
+LATER_FIELDS = {"revisions", "run", "command"}  # that earlier records do not have
 
 
 def versions() -> dict[str, str]:
@@ -39,6 +43,19 @@ def git_commit() -> str | None:
         return None
 
 
+def running_command() -> str | None:
+    """The command of this series that this process runs, to be typed again; None in a notebook that was opened by hand.
+
+    The home folder is written as `~`.
+    """
+    if command := os.environ.get(COMMAND):
+        return command
+    _, *words = sys.orig_argv
+    if len(words) < 2 or words[0] != "-m" or not words[1].startswith("helpers."):
+        return None
+    return shlex.join(["python", *words]).replace(str(Path.home()), "~")
+
+
 @dataclass
 class RunRecord:
     """One run: what was trained, on what, how it scored and what it cost.
@@ -48,6 +65,7 @@ class RunRecord:
     the run, such as `adapter_bytes` of a bag of words, is None. `correct` has one character a test row, in their order:
     1 where the prediction is right; it makes paired tests between runs on the same rows possible. `revisions` says
     which version of checkpoint and data was loaded, by name: the hub's commit, a sha256 or a package's version.
+    `command`, under `profile`, does it again (see `running_command`).
     """
 
     recipe: str
@@ -78,6 +96,7 @@ class RunRecord:
     settings: dict[str, object] = field(default_factory=dict)
     revisions: dict[str, str] = field(default_factory=dict)
     run: str | None = None
+    command: str | None = field(default_factory=running_command)
     versions: dict[str, str] = field(default_factory=versions)
     created_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     git_commit: str | None = field(default_factory=git_commit)

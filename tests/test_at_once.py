@@ -12,7 +12,7 @@ from helpers.results import RunRecord
 
 def test_two_adoptions_at_once_damage_nothing(record, tmp_path):
     """In a copy of the repository, as they write its README and its evidence, and both from the same moment on."""
-    for name in ("helpers", "Data/evidence", "Data/full/results", "Data/cpu"):
+    for name in ("helpers", "Data/quick/evidence", "Data/full/results", "Data/cpu"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "README.md", tmp_path)
     results = tmp_path / "Data" / "quick" / "results"
@@ -33,9 +33,9 @@ def test_two_adoptions_at_once_damage_nothing(record, tmp_path):
         process.stdin.flush()
     for process in both:
         said, errors = process.communicate()
-        assert process.returncode == 0 and "40 records copied to Data/evidence" in said, errors
-    evidence = tmp_path / "Data" / "evidence"
-    before = {path.name: path.read_bytes() for path in (ROOT / "Data" / "evidence").iterdir()}
+        assert process.returncode == 0 and "40 records copied to Data/quick/evidence" in said, errors
+    evidence = tmp_path / "Data" / "quick" / "evidence"
+    before = {path.name: path.read_bytes() for path in (ROOT / "Data" / "quick" / "evidence").iterdir()}
     assert {path.name for path in evidence.iterdir()} == before.keys() | {f"{run.name}.json" for run in ours}
     assert all((evidence / name).read_bytes() == data for name, data in before.items())
     assert [RunRecord.load(evidence / f"{run.name}.json") for run in ours] == ours

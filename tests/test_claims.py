@@ -47,7 +47,7 @@ def test_all_22_claims_are_decided_by_records_that_are_there():
 
 
 def test_a_claim_without_its_record_names_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr("helpers.claims.evidence.EVIDENCE", tmp_path)
+    monkeypatch.setattr("helpers.claims.evidence.kept", lambda profile: tmp_path)
     monkeypatch.setattr("helpers.claims.evidence.AT_SCALE", tmp_path)
     monkeypatch.setattr("helpers.profiles.COMMITTED", tmp_path)
     verdicts = decide_all()
@@ -62,7 +62,7 @@ def test_a_claim_without_its_record_names_the_command(tmp_path, monkeypatch):
 @pytest.fixture
 def evidence(record, tmp_path, monkeypatch):
     """A folder of run records that stands for the committed ones, and a function that adds to it."""
-    monkeypatch.setattr("helpers.claims.evidence.EVIDENCE", tmp_path)
+    monkeypatch.setattr("helpers.claims.evidence.kept", lambda profile: tmp_path)
     monkeypatch.setattr("helpers.claims.evidence.AT_SCALE", tmp_path)
     monkeypatch.setattr("helpers.claims.evidence.relative_path", lambda path: path.name)
 
@@ -251,7 +251,7 @@ def test_the_curve_has_a_line_for_each_method():
 
 def test_adopting_copies_runs_and_studies(record, tmp_path, monkeypatch):
     monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path)
-    monkeypatch.setattr(claims_command, "EVIDENCE", tmp_path / "evidence")
+    monkeypatch.setattr(claims_command, "kept", lambda profile: tmp_path / "evidence")
     record.save(tmp_path / "nothing" / "results")
     StudyRecord("rank", "x", "nothing", "cpu", {}, []).save(tmp_path / "nothing" / "results" / "studies")
     assert [path.name for path in claims_command.adopt(NOTHING)] == [f"{record.name}.json", "rank.json"]
@@ -260,7 +260,7 @@ def test_adopting_copies_runs_and_studies(record, tmp_path, monkeypatch):
 
 def test_two_that_adopt_at_once_damage_nothing(record, tmp_path, monkeypatch):
     monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path)
-    monkeypatch.setattr(claims_command, "EVIDENCE", tmp_path / "evidence")
+    monkeypatch.setattr(claims_command, "kept", lambda profile: tmp_path / "evidence")
     records = [replace(record, seed=seed) for seed in range(10)]
     for run in records:
         run.save(tmp_path / "nothing" / "results")
@@ -273,7 +273,7 @@ def test_two_that_adopt_at_once_damage_nothing(record, tmp_path, monkeypatch):
 
 def test_an_adoption_that_fails_half_way_leaves_the_earlier_record(record, tmp_path, monkeypatch):
     monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path)
-    monkeypatch.setattr(claims_command, "EVIDENCE", tmp_path / "evidence")
+    monkeypatch.setattr(claims_command, "kept", lambda profile: tmp_path / "evidence")
     record.save(tmp_path / "nothing" / "results")
     claims_command.adopt(NOTHING)
 

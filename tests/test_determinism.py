@@ -20,7 +20,7 @@ from helpers.recipes import RECIPES
 from helpers.training import fine_tune
 
 # Of a record: what is measured, when it was made, and whether somebody edits the checkout meanwhile.
-MEASURED = ("train_seconds", "train_samples_per_second", "peak_memory_bytes", "created_at", "git_commit")
+MEASURED = ("train_seconds", "train_samples_per_second", "peak_memory_bytes", "created_at", "git_commit", "command")
 EXECUTIONS = {"fp32": Execution("cpu", "fp32", "sdpa"), "bf16": Execution("cpu", "bf16", "lean")}
 
 

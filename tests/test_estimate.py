@@ -18,7 +18,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 @pytest.fixture(scope="module")
 def records() -> tuple[StudyRecord, StudyRecord]:
     return tuple(
-        StudyRecord.load(COMMITTED / "evidence" / f"{name}.json") for name in ("notebook_times", "estimate_t4")
+        StudyRecord.load(COMMITTED / "quick" / "evidence" / f"{name}.json")
+        for name in ("notebook_times", "estimate_t4")
     )
 
 

@@ -44,7 +44,7 @@ def test_on_a_gpu_the_sources_half_precision_runs_and_the_dropout_step_is_left_o
 def test_the_race_is_of_methods_with_the_same_settings():
     recipes = {rung.change: rung.recipe for rung in methods_race(CPU)}
     assert recipes["lora"] == replace(recipes["qlora"], quantization=None)
-    assert recipes["full_finetune"].variant == "full_finetune" and recipes["full_finetune"].quantization is None
+    assert recipes["full_finetune"].method == "full_finetune" and recipes["full_finetune"].quantization is None
     assert method_recipe("qlora_checkpointing") == recipes["qlora"]
 
 

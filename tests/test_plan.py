@@ -102,7 +102,7 @@ def test_few_rows_has_the_methods_sizes_and_seeds_that_it_promises():
         assert seeds[size, "qlora"] == seeds[size, "full_finetune"] == 5
     for run in scored:
         recipe = run.recipe
-        if recipe.variant in ("improved", "full_finetune", "head_only"):
+        if recipe.method in ("adapter", "full_finetune", "head_only"):
             n_train = recipe.n_train or 5_530
             updates = recipe.epochs(n_train) * ceil(n_train / recipe.per_device_train_batch_size)
             assert updates >= 400 and recipe.epochs(n_train) >= 3

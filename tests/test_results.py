@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -96,8 +97,19 @@ def test_no_git_is_no_error(monkeypatch):
     assert git_commit() is None
 
 
+def test_a_record_says_which_command_made_it(monkeypatch):
+    monkeypatch.delenv(results.COMMAND, raising=False)
+    monkeypatch.setattr(sys, "orig_argv", ["/x/python", "-m", "helpers.train", "a b", "--output", f"{Path.home()}/out"])
+    assert results.running_command() == "python -m helpers.train 'a b' --output ~/out"
+    for others in (["/x/python", "-m", "ipykernel_launcher", "-f", "x.json"], ["/x/python"], ["python", "-c", "1"]):
+        monkeypatch.setattr(sys, "orig_argv", others)
+        assert results.running_command() is None
+    monkeypatch.setenv(results.COMMAND, "python -m helpers.series 02")
+    assert results.running_command() == "python -m helpers.series 02"
+
+
 def test_the_committed_records_are_of_the_types_they_state():
-    paths = sorted((ROOT / "Data" / "evidence").glob("*.json"))
+    paths = sorted((ROOT / "Data" / "quick" / "evidence").glob("*.json"))
     kinds = [RunRecord if "variant" in json.loads(path.read_text()) else StudyRecord for path in paths]
     assert {type(kind.load(path)) for kind, path in zip(kinds, paths, strict=True)} == {RunRecord, StudyRecord}
 

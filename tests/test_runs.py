@@ -13,6 +13,7 @@ from helpers.data import split_reviews, tokenize
 from helpers.fitting.loop import fit
 from helpers.models import build_model, load_tokenizer
 from helpers.profiles import EMBEDDED_BERT
+from helpers.recipe import METHODS
 from helpers.recipes import RECIPES
 from helpers.results import RunRecord, StudyRecord
 from helpers.studies import __main__ as studies_command
@@ -70,7 +71,7 @@ def test_a_run_is_named_by_what_decides_its_result(tiny):
     assert {run.id for run in same} == {tiny.id}
     recipes = [
         replace(tiny.recipe, **change)
-        for change in ({"r": 9}, {"learning_rate": 1e-3}, {"n_train": 47}, {"variant": "full_finetune"},
+        for change in ({"r": 9}, {"learning_rate": 1e-3}, {"n_train": 47}, {"method": "full_finetune"},
                        {"max_length": 12}, {"min_updates": 9}, {"dataset": "imdb"}, {"quantization": "nf4"})
     ]  # fmt: skip
     others = [replace(tiny, recipe=recipe) for recipe in recipes]
@@ -91,15 +92,15 @@ def test_a_seed_draws_the_training_rows():
     assert len(set(drawn(100, 8, 0))) == 8
 
 
-@pytest.mark.parametrize("variant", ["improved", "full_finetune", "head_only", "bag_of_words", "frozen_encoder"])
-def test_every_method_gives_a_row(tiny, fp32, variant):
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gives_a_row(tiny, fp32, method):
     runs._embeddings.cache_clear()
-    row = row_of(replace(tiny, recipe=replace(tiny.recipe, variant=variant, num_train_epochs=6)), fp32)
+    row = row_of(replace(tiny, recipe=replace(tiny.recipe, method=method, num_train_epochs=6)), fp32)
     assert (row["r"], row["seed"], row["n_train"], len(row["correct"])) == (8, 0, 48, 64)
     assert row["accuracy"] == row["correct"].count("1") / 64 and row["trainable_params"] > 0 and row["seconds"] >= 0
-    if variant == "bag_of_words":
+    if method == "bag_of_words":
         assert row["accuracy"] > 0.9 and row["C"] > 0
-    elif variant != "frozen_encoder":
+    elif method != "frozen_encoder":
         assert (row["epochs"], row["updates"]) == (6, 18)
 
 
@@ -112,7 +113,7 @@ def test_a_cut_text_is_no_longer_than_the_encoder_s_tokens(tiny, fp32, monkeypat
     seen = []
     original = baselines.bag_of_words
     monkeypatch.setattr(runs, "bag_of_words", lambda *rows: (seen.append(rows[0]["text"][0]), original(*rows))[1])
-    bag = replace(tiny, recipe=replace(tiny.recipe, variant="bag_of_words", max_length=8))
+    bag = replace(tiny, recipe=replace(tiny.recipe, method="bag_of_words", max_length=8))
     row_of(bag, fp32)
     row_of(replace(bag, cut_text=True), fp32)
     whole, cut = (len(text.split()) for text in seen)

@@ -35,13 +35,14 @@ def notebooks(tmp_path, monkeypatch):
 
 
 def test_notebooks_run_in_order_in_fresh_kernels(notebooks, tmp_path, capsys):
-    notebooks("02_b", "print('x' in dir())")
+    notebooks("02_b", "print('x' in dir())", "import os\nprint(os.environ['SERIES_COMMAND'])")
     notebooks("01_a", "x = 1", "x + 1")
     assert series_command.main([]) == 0
     output = capsys.readouterr().out
     assert output.index("01_a") < output.index("02_b") < output.index("All done in 0:")
     copy = nbformat.read(tmp_path / "Data/quick/notebooks/02_b.ipynb", 4)
     assert copy.cells[0].outputs[0].text == "False\n"
+    assert copy.cells[1].outputs[0].text == "python -m helpers.series 02\n"
     assert nbformat.read(tmp_path / "notebooks/01_a.ipynb", 4).cells[1].outputs == []
 
 
@@ -75,7 +76,7 @@ def test_a_kernel_that_dies_ends_the_series_in_one_line_and_keeps_what_it_wrote(
 
 
 def test_a_kernel_that_does_not_start_is_one_line(notebooks, monkeypatch, capsys):
-    def execute(self):
+    def execute(self, **options):
         raise RuntimeError("Kernel didn't respond in 60 seconds")
 
     notebooks("01_a", "1")

@@ -203,17 +203,17 @@ def test_tracking_follows_the_run_offline(splits, recipe, tiny_profile, fp32, mo
     assert LABELS[0].encode() in written
 
 
-@pytest.mark.parametrize("variant", ["full_finetune", "head_only"])
-def test_without_an_adapter_the_encoder_trains_or_stays(variant, splits, recipe, tiny_profile, fp32):
-    recipe = replace(getattr(recipe, variant)(), num_train_epochs=1)
+@pytest.mark.parametrize("method", ["full_finetune", "head_only"])
+def test_without_an_adapter_the_encoder_trains_or_stays(method, splits, recipe, tiny_profile, fp32):
+    recipe = replace(recipe.by(method), num_train_epochs=1)
     model = build_model(recipe, recipe.base_model, fp32)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     result = fine_tune(model, recipe, splits, tiny_profile, fp32)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert {"classifier.weight", "bert.pooler.dense.weight"} <= changed
-    assert any("attention" in name for name in changed) == (variant == "full_finetune")
-    assert result.adapter is None and result.record.variant == variant
-    assert (result.record.trainable_params == result.record.total_params) == (variant == "full_finetune")
+    assert any("attention" in name for name in changed) == (method == "full_finetune")
+    assert result.adapter is None and result.record.variant == method
+    assert (result.record.trainable_params == result.record.total_params) == (method == "full_finetune")
 
 
 # -- memory that runs out --------------------------------------------------------------------------------------------

@@ -54,11 +54,11 @@ def real_model(checkpoint: str) -> PreTrainedModel:
 def memory_budget(recipe: Recipe, checkpoint: str | None = None, dtype: str = "fp32") -> MemoryBudget:
     """The budget of `recipe` on `checkpoint` (default: its own), what is not quantized stored as `dtype`.
 
-    `dtype` is "fp32" or "bf16"; what trains is fp32 in any case. A recipe of variant "full_finetune" trains all.
+    `dtype` is "fp32" or "bf16"; what trains is fp32 in any case. The method "full_finetune" trains all.
     """
     model: PreTrainedModel | PeftModel = real_model(checkpoint or recipe.base_model)
     quantized = {id(layer.weight) for layer in _encoder_linears(model)} if recipe.quantization else set()
-    if recipe.variant != "full_finetune":
+    if recipe.method != "full_finetune":
         with torch.device("meta"):
             model = get_peft_model(model, recipe.lora_config())
     parameters = list(model.parameters())

@@ -115,4 +115,4 @@ def estimate() -> StudyRecord:
 
 
 if __name__ == "__main__":
-    print(f"Wrote {estimate().save(COMMITTED / 'evidence').relative_to(COMMITTED.parent)}")
+    print(f"Wrote {estimate().save(COMMITTED / 'quick' / 'evidence').relative_to(COMMITTED.parent)}")

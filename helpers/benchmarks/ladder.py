@@ -139,7 +139,7 @@ class _Runner:
         model = load_classifier(
             base_model, load, quantization=recipe.quantization, model_dropout=recipe.model_dropout, seed=0
         )
-        if recipe.variant != "full_finetune":
+        if recipe.method != "full_finetune":
             model = attach_lora(model, recipe, execution.gradient_checkpointing)
         self.step = TrainingStep(model, execution, recipe.optim)
         ids = [truncate(row, max_length, recipe.truncation) for row in encoded]

@@ -8,7 +8,7 @@ from pathlib import Path
 from helpers import profiles
 from helpers.base.paths import ROOT
 from helpers.base.writing import new_file, write_text
-from helpers.claims.evidence import EVIDENCE, relative_path
+from helpers.claims.evidence import kept, relative_path
 from helpers.claims.findings import findings, short_table
 from helpers.claims.verdicts import CLAIMS, decide_all
 from helpers.profiles import PROFILES, Profile
@@ -39,11 +39,11 @@ def write_readme(path: Path = README) -> bool:
 
 
 def adopt(profile: Profile) -> list[Path]:
-    """Copies a profile's run records and studies to `Data/evidence`, to be committed; returns the copies."""
+    """Copies a profile's run records and studies to `Data/<profile>/evidence`, to be committed; returns the copies."""
     folder = profiles.DATA_DIR / profile.name / "results"
     copies = []
     for path in sorted(folder.rglob("[!.]*.json")):
-        copies.append(EVIDENCE / path.name)
+        copies.append(kept(profile.name) / path.name)
         with new_file(copies[-1]) as temporary:
             shutil.copy(path, temporary)
     return copies
@@ -52,10 +52,11 @@ def adopt(profile: Profile) -> list[Path]:
 def main(arguments: list[str] | None = None) -> int:
     """Prints the verdicts and brings the README up to date."""
     parser = argparse.ArgumentParser(prog="python -m helpers.claims", description=__doc__)
-    parser.add_argument("--adopt", choices=sorted(PROFILES), help="first copy this profile's records to Data/evidence")
+    parser.add_argument("--adopt", choices=sorted(PROFILES), help="first copy this profile's records to its evidence/")
     options = parser.parse_args(arguments)
     if options.adopt:
-        print(f"{len(adopt(PROFILES[options.adopt]))} records copied to {relative_path(EVIDENCE)}")
+        copies = adopt(PROFILES[options.adopt])
+        print(f"{len(copies)} records copied to {relative_path(kept(options.adopt))}")
     verdicts = decide_all()
     for claim in CLAIMS:
         print(f"{claim.id}  {verdicts[claim.id].verdict:40s} {verdicts[claim.id].measured}")

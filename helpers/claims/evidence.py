@@ -12,10 +12,14 @@ from helpers.evaluation import PairedComparison
 from helpers.profiles import Profile
 from helpers.results import RunRecord, StudyRecord
 
-EVIDENCE = profiles.COMMITTED / "evidence"  # the committed run records that the README's table rests on
 AT_SCALE = profiles.COMMITTED / "full" / "results"  # what `make full` measured
 CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "not decided here"
 ONLY_WHEN = "confirmed only when"
+
+
+def kept(profile: str) -> Path:
+    """The folder of those of a profile's records that are in git, where a run on any machine writes the others."""
+    return profiles.COMMITTED / profile / "evidence"
 
 
 class Missing(Exception):
@@ -68,7 +72,7 @@ class Evidence:
 
     def __init__(self, profile: Profile | None = None):
         self.roots = [profiles.COMMITTED] if profile is None else [profiles.COMMITTED, profiles.DATA_DIR]
-        self.folders = [AT_SCALE, EVIDENCE]
+        self.folders = [AT_SCALE, kept("hub"), kept("quick")]
         if profile is not None:
             self.folders.insert(0, profiles.DATA_DIR / profile.name / "results")
 

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -34,10 +35,6 @@ from helpers.fitting.trainer import EVAL_BATCH_SIZE, effective_batch_size, make_
 from helpers.models import check_tokenizer, keep_4bit_layout
 from helpers.profiles import Execution
 from helpers.recipe import Recipe
-
-# Each training makes full garbage collections, which walk every object there is, those of the imported libraries too.
-# Frozen objects are passed over: a short training would spend seconds on them.
-gc.freeze()
 
 
 class Fit(NamedTuple):
@@ -81,6 +78,7 @@ def fit(
     """
     check_tokenizer(model, tokenizer)
     keep_4bit_layout(model)
+    _freeze_libraries()
     state, resumable = process_state(execution.device), checkpoints is not None and validation is not None
     with tempfile.TemporaryDirectory() as scratch, alone(checkpoints, state) if resumable else nullcontext():
         folder = checkpoints if resumable else Path(scratch)
@@ -125,6 +123,15 @@ def fit(
         if resumable and state.is_main_process and not keep:
             shutil.rmtree(folder, ignore_errors=True)
     return fitted
+
+
+@cache
+def _freeze_libraries() -> None:
+    """Has garbage collection pass over what a process holds when its first training begins, the libraries above all.
+
+    Each training makes full collections, which walk every object there is: seconds of a short one.
+    """
+    gc.freeze()
 
 
 def _identity(

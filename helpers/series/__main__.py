@@ -26,7 +26,7 @@ def takes(number: str, times: StudyRecord, estimate: StudyRecord) -> str:
     return f"Takes: {clock(seconds)} minutes under `quick` ({device}, measured); on a T4 under `hub` {t4} (estimated)."
 
 
-def write_times(folder: Path = NOTEBOOKS, records: Path = COMMITTED / "evidence") -> None:
+def write_times(folder: Path = NOTEBOOKS, records: Path = COMMITTED / "quick" / "evidence") -> None:
     """Writes `takes` into the head of each notebook in `folder`, from the committed records."""
     times, estimate = (StudyRecord.load(records / f"{name}.json") for name in ("notebook_times", "estimate_t4"))
     for path in sorted(folder.glob("[0-9]*.ipynb")):

@@ -1,5 +1,6 @@
 """One notebook in a fresh kernel, and one line where it fails."""
 
+import os
 import sys
 from pathlib import Path
 from time import perf_counter
@@ -10,6 +11,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from helpers.base.paths import ROOT, shown
 from helpers.base.writing import write_text
+from helpers.results import COMMAND
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -49,7 +51,7 @@ def run_notebook(source: Path, target: Path, unfinished: Path | None = None) -> 
         on_cell_start=show,
     )
     try:
-        client.execute()
+        client.execute(env={**os.environ, COMMAND: f"python -m helpers.series {source.stem[:2]}"})
     except (CellExecutionError, DeadKernelError, AssertionError) as error:  # the last: nbclient, of a kernel that died
         settle_progress_bars(notebook)
         written = write_text(unfinished or target, nbformat.writes(notebook) + "\n")

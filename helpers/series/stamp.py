@@ -10,24 +10,25 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FETCH = "test -d series || git clone -q --depth 1 {address} series"
 CELL = """\
 import os
 
-fetch = "{fetch}"
-assert os.path.isdir("../helpers") or not os.system(fetch), "{otherwise}"
+{check}
 %run {{"series" if os.path.isdir("series") else ".."}}/helpers/start.py"""
-NO_INTERNET = "Nothing fetched. On Kaggle: Settings > Turn on internet."
-NO_ADDRESS = "First fetch the series: !git clone ADDRESS series"
+THERE = """\
+assert os.path.isdir("../helpers") or os.path.isdir("series"), "First fetch the series: !git clone ADDRESS series"\
+"""
+FETCHED = """\
+fetch = "test -d series || git clone -q --depth 1 {address} series"
+assert os.path.isdir("../helpers") or not os.system(fetch), "Nothing fetched. On Kaggle: Settings > Turn on internet."\
+"""
 README_NOTEBOOK = "02_lora_distilbert.ipynb"  # where README's badge leads
 BADGES = re.compile(r"\[!\[Open in Colab\].*\n\n")
 
 
 def first_cell(address: str = "") -> str:
     """The source of each notebook's first code cell; without an address it asks for a clone, in one line."""
-    if address:
-        return CELL.format(fetch=FETCH.format(address=address), otherwise=NO_INTERNET)
-    return CELL.format(fetch="test -d series", otherwise=NO_ADDRESS)
+    return CELL.format(check=FETCHED.format(address=address) if address else THERE)
 
 
 def badges(address: str, notebook: str) -> str:

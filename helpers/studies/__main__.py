@@ -70,7 +70,7 @@ def _do(chosen: list[str], ledger: Ledger, minutes: float | None) -> None:
                 ledger.add(run, row, execution, runs)
                 accuracy = row["accuracy"]
             seconds = perf_counter() - start
-            if run.recipe.variant not in ("bag_of_words", "frozen_encoder"):
+            if run.recipe.method not in ("bag_of_words", "frozen_encoder"):
                 ledger.paces.append(seconds / work(run))
             after = [other for later in chosen[chosen.index(name) :] for other in STUDIES[later](ledger.rows)]
             after = [other for other in after if not ledger.has(other)]

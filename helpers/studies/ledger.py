@@ -51,9 +51,9 @@ def work(run: Run) -> float:
     recipe, reviews = run.recipe, run.recipe.dataset != "rotten_tomatoes"
     length = min(recipe.max_length, 240) if reviews else 28
     n_train = recipe.n_train or (19_922 if reviews else 5_530)
-    if recipe.variant in ("bag_of_words", "frozen_encoder"):
+    if recipe.method in ("bag_of_words", "frozen_encoder"):
         return 0.01 * n_train * length
-    weight = {"head_only": 0.35, "full_finetune": 1.1}.get(recipe.variant, 1.3 if recipe.quantization else 1.0)
+    weight = {"head_only": 0.35, "full_finetune": 1.1}.get(recipe.method, 1.3 if recipe.quantization else 1.0)
     dropout = 1.0 if recipe.model_dropout == 0 else 1.3
     scored = run.n_test if run.scored_on == "test" else run.n_validation
     return length * (weight * dropout * n_train * recipe.epochs(n_train) + 0.3 * scored)

@@ -33,8 +33,7 @@ class Run:
     """One training, or one baseline, and the rows it is scored on.
 
     `study` names the record that its row goes to, `labels` what sets the row apart there, such as `{"r": 8}`.
-    `recipe.variant` says what is trained: "full_finetune", "head_only", "bag_of_words", "frozen_encoder", else an
-    adapter. `n_validation` and `n_test` are drawn first and the same for all runs, `scored_on` is one of the two names;
+    `n_validation` and `n_test` are drawn first and the same for all runs, `scored_on` is one of the two names;
     `seed` fixes which of the other rows are the `recipe.n_train` training rows, and head, adapter and order. The last
     step counts. With `at_scale` the run has a RunRecord and an adapter of its own, and its best epoch counts.
     `cut_text` gives a bag of words no more of a text than the encoder's tokens.
@@ -55,12 +54,11 @@ class Run:
     def decisive(self) -> dict[str, object]:
         """All that decides the result but for the device, which moves it by its number format."""
         settings = asdict(self.recipe)
-        for name in ("name", "source", "base_model", "assumed", "overrides"):
+        for name in ("name", "source", "base_model", "method", "assumed", "overrides"):
             del settings[name]
+        settings["variant"] = self.recipe.method  # as runs were named before `method` was a field of its own
         if settings["class_weights"] is None:  # which came later, and leaves the names of earlier runs alone
             del settings["class_weights"]
-        if settings["variant"] in ("as_written", "improved"):
-            settings["variant"] = "adapter"
         names = ("n_validation", "n_test", "seed", "scored_on", "at_scale", "cut_text")
         rows = {name: getattr(self, name) for name in names}
         versions = {**checkpoint_revision(self.base_model), **dataset_revision(self.recipe.dataset, FULL)}
@@ -128,13 +126,13 @@ def row_of(run: Run, execution: Execution) -> dict[str, object]:
     rows = drawn(len(splits["train"]), recipe.n_train, run.seed)
     start = perf_counter()
     extra: dict[str, object] = {}
-    if recipe.variant == "bag_of_words":
+    if recipe.method == "bag_of_words":
         tokenizer = load_tokenizer(run.base_model)
         texts = _cut(splits, tokens, tokenizer) if run.cut_text else splits
         model = bag_of_words(texts["train"].select(rows), texts["validation"])
         predictions = model.predict(list(texts[run.scored_on]["text"]))
         extra = {"trainable_params": model[-1].coef_.size, "C": model[-1].C}
-    elif recipe.variant == "frozen_encoder":
+    elif recipe.method == "frozen_encoder":
         vectors = _embeddings(execution, *tokens_key)
         labels = {name: np.array(part["label"]) for name, part in splits.items()}
         train = vectors["train"][rows], labels["train"][rows]

@@ -49,11 +49,11 @@ RATES = {
 
 
 def method(name: str, recipe: Recipe) -> Recipe:
-    """`recipe` as one of the methods that are compared: its adapter, in 4 bits, or another variant of it."""
+    """`recipe` as one of the methods that are compared: its adapter, in 4 bits, or none."""
     if name in ("lora", "qlora"):
         return replace(recipe, quantization="nf4" if name == "qlora" else None)
     plain = {} if name in ("full_finetune", "head_only") else {"min_updates": None}  # epochs mean nothing to a baseline
-    return replace(recipe, variant=name, quantization=None, **plain)
+    return replace(recipe.by(name), **plain)
 
 
 def best_rate(

@@ -223,7 +223,7 @@ def test_notebook_04_reads_any_set_of_records_on_any_machine(devices, here, comm
                 exec(compile("".join(cell["source"]), cell["id"], "exec"), namespace)
     plt.close("all")
     shown = DEVICES[here if here in devices or here == "t4" else _first(devices)]
-    assert f"shown below: {shown[0]}, {shown[1].precision}, {shown[1].attention} attention" in capsys.readouterr().out
+    assert f"measured on {shown[0]}, {shown[1].precision}, {shown[1].attention} attention: " in capsys.readouterr().out
     rates = namespace["shapes"]["samples/s"][16, 256]
     assert rates["bert-base", "lora"] == pytest.approx(2.5 * rates["bert-base", "full_finetune"])
     assert sorted(path.name for path in (committed / "quick").glob("*.png")) == [

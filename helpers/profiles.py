@@ -135,7 +135,7 @@ class Execution:
 
     `precision` is "bf16", "fp16" (both autocast over fp32 weights) or "fp32". `gradient_checkpointing` computes the
     activations a second time in the backward pass instead of keeping them. `fast_dropout` draws a CPU's dropout masks
-    in bulk, `last_layer_at_cls` computes the last layer only where a classifier reads it (see both in `efficiency`).
+    in bulk, `last_layer_at_cls` computes the last layer only where a classifier reads it (see both in `speedups`).
     """
 
     device: str

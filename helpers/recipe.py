@@ -128,7 +128,8 @@ class Recipe:
     def with_settings(self, settings: Sequence[str]) -> "Recipe":
         """This recipe with settings given as text, such as "r=32"; its name, and so that of its record, says which.
 
-        Several values are separated by commas. Raises ValueError for what is no setting, and as the recipe does.
+        Several values are separated by commas; a hub name's slash is `--` in the recipe's name. Raises ValueError for
+        what is no setting, and as the recipe does.
         """
         changes: dict[str, Any] = {}
         for setting in settings:
@@ -142,7 +143,7 @@ class Recipe:
             if isinstance(getattr(self, name), tuple) and isinstance(value, str):
                 value = tuple(part.strip() for part in value.split(","))
             changes[name] = value
-        return replace(self, **changes, name=",".join([self.name, *(setting.strip() for setting in settings)]))
+        return replace(self, **changes, name=",".join([self.name, *map(str.strip, settings)]).replace("/", "--"))
 
     def improved(self) -> "Recipe":
         """This recipe with every entry of `overrides` applied (each carries its reason)."""

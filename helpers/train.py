@@ -122,6 +122,8 @@ def _options(arguments: Sequence[str] | None, state: PartialState) -> argparse.N
                     parser.error(f"--data needs {', '.join('--' + name.replace('_', '-') for name in missing)} too")
             elif not options.recipe:
                 parser.error(f"name a RECIPE ({names}), or a file with --data")
+            elif options.base_model:
+                parser.error("--base-model goes with --data; a recipe takes --set base_model=NAME, under PROFILE=hub")
     except SystemExit:
         state.wait_for_everyone()  # torchrun ends all processes once one has ended: the first is to speak before
         raise
@@ -171,6 +173,8 @@ def _job(options: argparse.Namespace) -> _Job:
     profile, execution = current_profile(), fastest_execution()
     recipe = RECIPES[options.recipe].improved() if options.improved else RECIPES[options.recipe]
     recipe = _as_asked(options, recipe)
+    if profile.embedded and recipe.base_model != RECIPES[options.recipe].base_model:
+        raise ValueError(f"PROFILE={profile.name} has its own encoder; PROFILE=hub loads {recipe.base_model!r}.")
     splits = load_splits(recipe, profile)
     print(f"Profile {profile.name}: {recipe.name}, {recipe.variant}, {len(splits['train']):,} reviews", flush=True)
     model = build_model(recipe, profile.base_model(recipe.base_model), execution, profile.seed)

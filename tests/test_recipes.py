@@ -190,6 +190,8 @@ def test_settings_given_as_text_change_a_recipe_and_its_name():
     assert recipe.name.startswith("lora_bert_sst2,r=32,learning_rate=1e-3,")
     assert RECIPES["lora_bert_sst2"].with_settings([]) == RECIPES["lora_bert_sst2"]
     assert RECIPES["lora_bert_sst2"].with_settings(["truncation=tail"]).truncation == "tail"
+    of_the_hub = RECIPES["lora_bert_sst2"].with_settings(["dataset=USER/NAME"])
+    assert of_the_hub.dataset == "USER/NAME" and of_the_hub.name == "lora_bert_sst2,dataset=USER--NAME"
 
 
 @pytest.mark.parametrize(

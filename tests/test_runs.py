@@ -173,6 +173,15 @@ def test_rows_of_runs_that_are_no_longer_asked_for_go(study, monkeypatch, tiny):
     assert [row["seed"] for row in _toy().rows] == [0, 1] and len(study) == 5
 
 
+def test_a_run_that_is_added_later_stands_in_its_place(study, monkeypatch, tiny):
+    for seeds in ((0, 2), (0, 1, 2)):
+        monkeypatch.setattr(
+            studies_command, "STUDIES", {"toy": lambda rows, s=seeds: (replace(tiny, seed=one) for one in s)}
+        )
+        studies_command.main([])
+    assert study == [0, 2, 1] and [row["seed"] for row in _toy().rows] == [0, 1, 2]
+
+
 def test_a_study_s_record_names_the_checkpoints_of_all_its_runs(study, monkeypatch, tiny):
     both = [replace(tiny, seed=0), replace(tiny, seed=1, base_model=f"{tiny.base_model}/.")]
     monkeypatch.setattr(studies_command, "STUDIES", {"toy": lambda rows: iter(both)})

@@ -95,6 +95,11 @@ def test_a_recipe_can_be_played_with_and_its_record_says_so(small_quick, capsys)
             "does not divide lora_bert_sst2's update of 8 rows; choose 1, 2, 4, 8.",
         ),
         ("quicker", [], "PROFILE='quicker' is not a profile"),
+        (
+            "quick",
+            ["--set", "base_model=roberta-base"],
+            "PROFILE=quick has its own encoder; PROFILE=hub loads 'roberta-base'",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_start_is_one_line(monkeypatch, tmp_path, capsys, profile, options, message):
@@ -121,6 +126,9 @@ def test_an_unknown_recipe_lists_the_known(capsys):
     with pytest.raises(SystemExit):
         train.main(["lora_gpt"])
     assert "lora_distilbert_qv" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train.main(["lora_bert_sst2", "--base-model", "roberta-base"])
+    assert "--base-model goes with --data" in capsys.readouterr().err
 
 
 def test_a_terminal_that_cannot_show_a_label_gets_escapes(tiny_checkpoints, tmp_path):

@@ -118,7 +118,7 @@ def method_recipe(method: str) -> Recipe:
 
 @lru_cache(maxsize=32)
 def training_flops(recipe: Recipe, base_model: str, at_cls: bool = True) -> StepFlops:
-    """Matrix-product operations of a step of `recipe`, by its shape (see `efficiency.StepFlops`).
+    """Matrix-product operations of a step of `recipe`, by its shape (see `timing.StepFlops`).
 
     They are counted on an unquantized copy that keeps its activations, so that work done twice does not count as work
     (model FLOPs utilization, Chowdhery et al. 2022, arXiv 2204.02311, appendix B). `at_cls` is the execution's

@@ -25,18 +25,19 @@ class Ledger:
         return record_of(run) is not None if run.at_scale else run.id in self.rows
 
     def add(self, run: Run, row: dict, execution: Execution, current: Sequence[Run]) -> None:
-        """Writes `row` to its study's record, from which rows of runs that are not among the `current` ones go."""
+        """Writes `row` to its study's record, in the order of the `current` runs; rows of others go."""
         kept = self.records[run.study].rows if run.study in self.records else []
         self.rows[run.id] = row
         study = {other.id: other for other in current if other.study == run.study}
-        rows = [other for other in kept if other["run"] in study and other["run"] != run.id]
+        by_run = {other["run"]: other for other in (*kept, row)}
+        rows = [by_run[name] for name in study if name in by_run]
         settings = {"precision": execution.precision}
         for name in ("base_model", "scored_on", "n_validation", "n_test"):
             settings[name] = _all_of(getattr(other, name) for other in study.values())
         for name in ("dataset", "max_length"):
             settings[name] = _all_of(getattr(other.recipe, name) for other in study.values())
         command = f"make full ONLY={run.study.removesuffix('_search')}"
-        record = StudyRecord(run.study, command, "full", execution.device_name, settings, [*rows, row])
+        record = StudyRecord(run.study, command, "full", execution.device_name, settings, rows)
         record.save(FULL.results / "studies")
         self.records[run.study] = record
 

@@ -72,7 +72,8 @@ def _by_range(ratios: Intervals, at_least: float, at_most: float = float("inf"))
     if len(inside) == len(ratios):
         return CONFIRMED
     if inside:
-        return f"{ONLY_WHEN} the shape is {_shapes(inside)}"
+        undecided = len(ratios) - len(inside) - len(outside)
+        return f"{ONLY_WHEN} the shape is {_shapes(inside)}; outside at {len(outside)}, open at {undecided} others"
     if len(outside) == len(ratios):
         return REFUTED
     return f"{UNDECIDED}: the scatter reaches over the limit; run {COMMAND} steps on a quiet machine"

@@ -1,8 +1,10 @@
 """The first screen of the README: what was found, with its numbers, and five of the claims; all from the records."""
 
+from collections import Counter
+
 from helpers.benchmarks.budget import memory_budget
-from helpers.claims.evidence import Evidence, Verdict
-from helpers.claims.verdicts import CLAIMS
+from helpers.claims.evidence import CONFIRMED, ONLY_WHEN, REFUTED, Evidence, Verdict
+from helpers.claims.verdicts import CLAIMS, decide_all
 from helpers.evaluation import PairedComparison
 from helpers.recipes import RECIPES
 from helpers.studies.compare import compare_runs, summarize
@@ -30,7 +32,7 @@ def _as_written(evidence: Evidence) -> list[dict]:
 
 
 def findings(evidence: Evidence | None = None) -> str:
-    """Three findings as a Markdown list, each with its numbers and a link to its record."""
+    """How many claims are decided, and three findings as a Markdown list, each with its numbers and its record."""
     evidence = evidence or Evidence()
     pooler, pooler_path = evidence.study("pooler")
     by_rate = {point["learning_rate"]: point for point in summarize(_as_written(evidence), ["learning_rate"])}
@@ -42,22 +44,35 @@ def findings(evidence: Evidence | None = None) -> str:
     farthest = max(max(-gain.low, gain.high) for gain in gains)
     scores = [f"{point['accuracy']:.1%}" for point in points]
     rates = [point["learning_rate"] for point in points]
-    budgets = memory_budget(RECIPES["qlora_bert"]), memory_budget(RECIPES["qlora_bert"].full_finetune())
-    four, whole = (sum(budget.weights.values()) / 1e6 for budget in budgets)
+    recipe = RECIPES["qlora_bert"]
+    budgets = memory_budget(recipe, dtype="bf16"), memory_budget(recipe), memory_budget(recipe.full_finetune())
+    least, four, whole = (sum(budget.weights.values()) / 1e6 for budget in budgets)
+    where = f"{pooler.settings['base_model']}, 2,000 sentences of Rotten Tomatoes"
     low, high, seeds = 100 * gain.low, 100 * gain.high, len(by_rate[1e-3]["accuracies"])
     found = [
-        "**The default learning rate starves LoRA.** The SST-2 post, as written but for its rate, scores "
+        "**At the default learning rate LoRA hardly learns.** The SST-2 post, as written but for its rate, scores "
         f"{by_rate[5e-5]['accuracy']:.1%} at Trainer's default of 5e-5 and {by_rate[1e-3]['accuracy']:.1%} at 1e-3: "
-        f"{100 * gain.difference:+.0f} points [{low:+.0f}, {high:+.0f}] ({pooler.settings['base_model']}, 2,000 "
-        f"sentences, {seeds} seeds, n = {pooler.settings['n_test']:,}, [record]({pooler_path})).",
-        "**Which rank hardly matters, once each has its own rate.** "
+        f"{100 * gain.difference:+.0f} points [{low:+.0f}, {high:+.0f}] ({where}, {seeds} seeds, "
+        f"n = {pooler.settings['n_test']:,}, [record]({pooler_path})).",
+        "**No rank is seen to be better than another, once each has its own rate.** "
         f"Ranks {_and([point['r'] for point in points])} score {_and(scores)}: {seen}, none more than "
         f"{100 * farthest:.1f} points from rank 16 by its interval; the best rate falls from {rates[0]:g} to "
         f"{rates[-1]:g} (as above, three seeds, [record]({ranks_path})).",
-        f"**In 4 bits BERT weighs {four:.0f} MB, not 55.** {whole:.0f} MB in fp32; embeddings, a fifth of it, stay out "
-        "([notebook 04](notebooks/04_efficiency_analysis.ipynb)).",
+        f"**In 4 bits BERT weighs {least:.0f} to {four:.0f} MB, not 55.** {whole:.0f} MB in fp32; embeddings, a fifth "
+        "of it, stay out ([notebook 04](notebooks/04_efficiency_analysis.ipynb)).",
     ]
-    return "\n".join(f"- {finding}" for finding in found)
+    return "\n".join([_decided(decide_all()), "", *(f"- {finding}" for finding in found)])
+
+
+def _decided(verdicts: dict[str, Verdict]) -> str:
+    kinds = Counter(verdict.verdict.partition(" ")[0] for verdict in verdicts.values())
+    limited = sum(verdict.verdict.startswith(ONLY_WHEN) for verdict in verdicts.values())
+    confirmed, refuted = kinds[CONFIRMED] - limited, kinds[REFUTED]
+    return (
+        f"Of {len(CLAIMS)} claims {confirmed + limited + refuted} are decided: {confirmed} confirmed, {limited} under "
+        f"a condition, {refuted} refuted. The accuracies that are stated for the real checkpoints wait for a run under "
+        "`PROFILE=hub`."
+    )
 
 
 def short_table(verdicts: dict[str, Verdict]) -> str:
@@ -67,7 +82,8 @@ def short_table(verdicts: dict[str, Verdict]) -> str:
         verdict = verdicts[claim.id]
         measured = verdict.measured.partition(" (")[0]
         lines.append(f"| {claim.text} | {measured} | {verdict.verdict} |")
-    return "\n".join(lines)
+    _, _, where = verdicts["A2"].measured.partition(" (")
+    return "\n".join([*lines, "", f"*Speed as measured on {where.rstrip(')')}).*" if where else ""])
 
 
 def _and(values: list) -> str:

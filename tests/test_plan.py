@@ -83,12 +83,26 @@ def test_the_best_change_is_taken_and_what_was_ahead_is_tried_on_top_of_it():
     assert _settings_search({"rank 4": 0.004}) == (set(), ())
 
 
-def test_our_version_of_source_004_is_what_the_search_chose():
+def test_our_version_of_the_sst2_post_is_what_the_search_chose():
     rows = {row["run"]: row for row in StudyRecord.load(AT_SCALE / "studies" / "settings.json").rows}
     chosen = search._candidates([search.chosen_changes(rows)])
     improved = replace(RECIPES["lora_bert_sst2"].improved(), dataset="rotten_tomatoes", n_validation=None)
     for run in chosen:
         assert replace(run, recipe=replace(improved, n_train=run.recipe.n_train)).id == run.id
+
+
+def test_the_change_that_is_best_for_the_fewest_rows_is_scored_on_test_rows():
+    rows, scored = {}, []
+    while left := [run for run in STUDIES["fewest"](rows) if run.id not in rows]:
+        scored += [run for run in left if run.study == "fewest"]
+        for run in left:
+            change, size = (dict(run.labels)[name] for name in ("change", "rows"))
+            rows[run.id] = {
+                "accuracy": {"800 updates": 0.7, "batches of 8": 0.9 if size == 500 else 0.5}.get(change, 0.6)
+            }
+    assert Counter(dict(run.labels)["rows"] for run in scored) == {100: 5, 250: 5, 500: 5}
+    assert {dict(run.labels)["change"] for run in scored} == {"800 updates"}
+    assert {run.recipe.min_updates for run in scored} == {800} and {run.scored_on for run in scored} == {"test"}
 
 
 def test_few_rows_has_the_methods_sizes_and_seeds_that_it_promises():

@@ -26,6 +26,14 @@ def rank_gains(evidence: Evidence) -> dict[int, PairedComparison]:
     return compare_runs({rank: (runs, by_rank[16]) for rank, runs in by_rank.items() if rank != 16})
 
 
+def layers_gain(evidence: Evidence) -> PairedComparison:
+    """What rank 4 on every linear layer gains over rank 18 on query and value; p is corrected for three rivals."""
+    rows = evidence.study("layers")[0].rows
+    by_layers = {name: [row for row in rows if row["layers"] == name] for name in {row["layers"] for row in rows}}
+    pairs = {name: (runs, by_layers["query + value"]) for name, runs in by_layers.items() if name != "query + value"}
+    return compare_runs(pairs)["every linear layer"]
+
+
 def _as_written(evidence: Evidence) -> list[dict]:
     rows = evidence.study("pooler")[0].rows
     return [row for row in rows if row["pooler"] == "identity" and row["n_train"] == 2_000]
@@ -43,6 +51,8 @@ def findings(evidence: Evidence | None = None) -> str:
     seen = " and ".join(dict.fromkeys(gain.verdict for gain in gains))
     farthest = max(max(-gain.low, gain.high) for gain in gains)
     scores = [f"{point['accuracy']:.1%}" for point in points]
+    layers_path = evidence.study("layers")[1]
+    spread = layers_gain(evidence)
     rates = [point["learning_rate"] for point in points]
     recipe = RECIPES["qlora_bert"]
     budgets = memory_budget(recipe, dtype="bf16"), memory_budget(recipe), memory_budget(recipe.full_finetune())
@@ -57,7 +67,9 @@ def findings(evidence: Evidence | None = None) -> str:
         "**No rank is seen to be better than another, once each has its own rate.** "
         f"Ranks {_and([point['r'] for point in points])} score {_and(scores)}: {seen}, none more than "
         f"{100 * farthest:.1f} points from rank 16 by its interval; the best rate falls from {rates[0]:g} to "
-        f"{rates[-1]:g} (as above, three seeds, [record]({ranks_path})).",
+        f"{rates[-1]:g} (as above, three seeds, [record]({ranks_path})). Where it goes matters more: rank 4 on every "
+        f"linear layer is {100 * spread.difference:.1f} points [{100 * spread.low:+.1f}, {100 * spread.high:+.1f}] above rank "
+        f"18 on query and value, as many parameters ([record]({layers_path})).",
         f"**In 4 bits BERT weighs {least:.0f} to {four:.0f} MB, not 55.** {whole:.0f} MB in fp32; embeddings, a fifth "
         "of it, stay out ([notebook 04](notebooks/04_efficiency_analysis.ipynb)).",
     ]

@@ -144,6 +144,7 @@ FEWER = {  # by name, what is changed of a recipe at the sizes where LoRA was be
     "every linear layer, half the rate": lambda lora: {
         "target_modules": EVERY_LINEAR, "learning_rate": lora.learning_rate / 2
     },
+    "every linear layer, rank 4": lambda lora: {"target_modules": EVERY_LINEAR, "r": 4, "lora_alpha": 8},
     "rank 64, half the rate": lambda lora: {"r": 64, "lora_alpha": 128, "learning_rate": lora.learning_rate / 2},
     "pooler trained": lambda lora: {"modules_to_save": ("pooler",)},
     "800 updates": lambda lora: {"min_updates": 800},

@@ -9,7 +9,7 @@ from helpers.base.paths import ROOT
 from helpers.claims import __main__ as claims_command
 from helpers.claims.__main__ import write_readme
 from helpers.claims.evidence import CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Evidence, Missing, relative_path
-from helpers.claims.findings import findings, rank_gains, rate_gain, short_table
+from helpers.claims.findings import findings, layers_gain, rank_gains, rate_gain, short_table
 from helpers.claims.verdicts import CLAIMS, decide_all
 from helpers.plots.claims import plot_claims, plot_few_rows, verdict_kind
 from helpers.profiles import Profile
@@ -29,6 +29,7 @@ def test_the_headlines_hold_by_the_rule_of_comparison():
     evidence = Evidence()
     assert rate_gain(evidence).verdict == "better" and rate_gain(evidence).low > 0.1
     assert {gain.verdict for gain in rank_gains(evidence).values()} == {"no difference seen"}
+    assert layers_gain(evidence).verdict == "better"
     rates = [row["learning_rate"] for row in evidence.study("ranks")[0].rows]
     assert rates == sorted(rates, reverse=True), "the best rate falls with the rank"
 

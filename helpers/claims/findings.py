@@ -68,8 +68,8 @@ def findings(evidence: Evidence | None = None) -> str:
         f"Ranks {_and([point['r'] for point in points])} score {_and(scores)}: {seen}, none more than "
         f"{100 * farthest:.1f} points from rank 16 by its interval; the best rate falls from {rates[0]:g} to "
         f"{rates[-1]:g} (as above, three seeds, [record]({ranks_path})). Where it goes matters more: rank 4 on every "
-        f"linear layer is {100 * spread.difference:.1f} points [{100 * spread.low:+.1f}, {100 * spread.high:+.1f}] above rank "
-        f"18 on query and value, as many parameters ([record]({layers_path})).",
+        f"linear layer is {100 * spread.difference:.1f} points [{100 * spread.low:+.1f}, {100 * spread.high:+.1f}] above "
+        f"rank 18 on query and value, as many parameters ([record]({layers_path})).",
         f"**In 4 bits BERT weighs {least:.0f} to {four:.0f} MB, not 55.** {whole:.0f} MB in fp32; embeddings, a fifth "
         "of it, stay out ([notebook 04](notebooks/04_efficiency_analysis.ipynb)).",
     ]

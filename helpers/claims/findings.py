@@ -52,7 +52,7 @@ def findings(evidence: Evidence | None = None) -> str:
     farthest = max(max(-gain.low, gain.high) for gain in gains)
     scores = [f"{point['accuracy']:.1%}" for point in points]
     layers_path = evidence.study("layers")[1]
-    spread = layers_gain(evidence)
+    more, least_more, most_more = (100 * value for value in layers_gain(evidence)[:3])
     rates = [point["learning_rate"] for point in points]
     recipe = RECIPES["qlora_bert"]
     budgets = memory_budget(recipe, dtype="bf16"), memory_budget(recipe), memory_budget(recipe.full_finetune())
@@ -68,7 +68,7 @@ def findings(evidence: Evidence | None = None) -> str:
         f"Ranks {_and([point['r'] for point in points])} score {_and(scores)}: {seen}, none more than "
         f"{100 * farthest:.1f} points from rank 16 by its interval; the best rate falls from {rates[0]:g} to "
         f"{rates[-1]:g} (as above, three seeds, [record]({ranks_path})). Where it goes matters more: rank 4 on every "
-        f"linear layer is {100 * spread.difference:.1f} points [{100 * spread.low:+.1f}, {100 * spread.high:+.1f}] above "
+        f"linear layer is {more:.1f} points [{least_more:+.1f}, {most_more:+.1f}] above "
         f"rank 18 on query and value, as many parameters ([record]({layers_path})).",
         f"**In 4 bits BERT weighs {least:.0f} to {four:.0f} MB, not 55.** {whole:.0f} MB in fp32; embeddings, a fifth "
         "of it, stay out ([notebook 04](notebooks/04_efficiency_analysis.ipynb)).",

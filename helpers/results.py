@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from types import UnionType
-from typing import get_args, get_origin
+from typing import TypeVar, get_args, get_origin
 
 from helpers.base.paths import shown
 from helpers.base.writing import write_json
@@ -56,8 +56,25 @@ def running_command() -> str | None:
     return shlex.join(["python", *words]).replace(str(Path.home()), "~")
 
 
+Kind = TypeVar("Kind", bound="_Record")
+
+
+class _Record:
+    """What both kinds of record have: a place in a folder, by their name."""
+
+    def save(self, folder: Path) -> Path:
+        """Writes `<folder>/<name>.json` whole or not at all, and returns its path."""
+        return write_json(Path(folder) / f"{self.name}.json", asdict(self))
+
+    @classmethod
+    def load(cls: type[Kind], path: Path) -> Kind:
+        """The record in `path`. Raises ValueError, naming the file, for what is no JSON object, and for a field that it
+        does not know, that is missing or of another type."""
+        return _load(cls, path)
+
+
 @dataclass
-class RunRecord:
+class RunRecord(_Record):
     """One run: what was trained, on what, how it scored and what it cost.
 
     Sizes are bytes, times seconds, `max_length` tokens; `confusion_matrix` has true classes as rows. `history` holds
@@ -112,19 +129,9 @@ class RunRecord:
         rows = [sum(row) for row in self.confusion_matrix]
         return self.accuracy_ci95[0] > max(rows) / sum(rows)
 
-    def save(self, folder: Path) -> Path:
-        """Writes `<folder>/<name>.json` whole or not at all, and returns its path."""
-        return write_json(Path(folder) / f"{self.name}.json", asdict(self))
-
-    @classmethod
-    def load(cls, path: Path) -> "RunRecord":
-        """The record in `path`. Raises ValueError, naming the file, for what is no JSON object, and for a field that it
-        does not know, that is missing or of another type."""
-        return _load(cls, path)
-
 
 @dataclass
-class StudyRecord:
+class StudyRecord(_Record):
     """Many short runs, or many measurements, that answer one question: `rows` holds one dict for each.
 
     `command` reruns it. `settings` holds what all rows share; `profile` is None where the device alone decides.
@@ -139,16 +146,6 @@ class StudyRecord:
     versions: dict[str, str] = field(default_factory=versions)
     created_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     git_commit: str | None = field(default_factory=git_commit)
-
-    def save(self, folder: Path) -> Path:
-        """Writes `<folder>/<name>.json` whole or not at all, and returns its path."""
-        return write_json(Path(folder) / f"{self.name}.json", asdict(self))
-
-    @classmethod
-    def load(cls, path: Path) -> "StudyRecord":
-        """The record in `path`. Raises ValueError, naming the file, for what is no JSON object, and for a field that it
-        does not know, that is missing or of another type."""
-        return _load(cls, path)
 
 
 def load_records(folder: Path) -> list[RunRecord]:

@@ -52,13 +52,17 @@ def plot_dataset_stats(lengths: Mapping[str, np.ndarray], counts: Mapping[str, S
     shorter, longer = sorted(lengths, key=lambda name: np.median(lengths[name]))
     ratio = np.median(lengths[longer]) / np.median(lengths[shorter])
     histogram.set(
-        title=f"{title(longer)} texts are {ratio:.0f} times longer", xlabel="tokens per text", ylabel="share of texts"
+        title=f"{title(longer)} texts are {ratio:.0f} times as long (median)",
+        xlabel="tokens per text",
+        ylabel="share of texts",
     )
     histogram.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
     grid = np.geomspace(8, 2048, 200)
     for name, values in lengths.items():
         kept.plot(grid, [np.minimum(values, limit).sum() / values.sum() for limit in grid], color=COLORS[name], lw=2)
+        half = np.interp(0.5, [np.minimum(values, limit).sum() / values.sum() for limit in grid], grid)
+        kept.text(0.85 * half, 0.5, title(name), color=COLORS[name], ha="right", fontsize=9)
         for limit in limits:
             share = np.minimum(values, limit).sum() / values.sum()
             kept.plot(limit, share, "o", color=COLORS[name])
@@ -77,12 +81,13 @@ def plot_dataset_stats(lengths: Mapping[str, np.ndarray], counts: Mapping[str, S
     return figure
 
 
-def plot_training_curves(records: Sequence[RunRecord], reference: tuple[str, float] | None = None) -> Figure:
+def plot_training_curves(records: Sequence[RunRecord]) -> Figure:
     """Training and validation loss, and validation accuracy, over epochs; one colour a record's variant.
 
-    `reference` is a name and an accuracy to draw as a line, such as the bag of words.
+    A dotted line marks the loss of a model that guesses between two classes.
     """
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    best = []
     for record in records:
         color, name = COLORS[record.variant], VARIANT_NAMES[record.variant]
         train, validation = record.history["train"], record.history["validation"]
@@ -91,15 +96,12 @@ def plot_training_curves(records: Sequence[RunRecord], reference: tuple[str, flo
         loss.plot(points, [row["loss"] for row in validation], "o-", color=color, lw=2)
         accuracy.plot(points, [row["accuracy"] for row in validation], "o-", color=color, lw=2)
         label_end(loss, points[-1], validation[-1]["loss"], name, color)
-        best = max(validation, key=lambda row: row["accuracy"])
-        label_end(accuracy, points[-1], validation[-1]["accuracy"], f"{name}\nbest {best['accuracy']:.1%}", color)
+        best.append(f"{name} {max(row['accuracy'] for row in validation):.1%}")
+        label_end(accuracy, points[-1], validation[-1]["accuracy"], name, color)
     epochs = max(row["epoch"] for record in records for row in record.history["validation"])
-    if reference:
-        color, text = COLORS["bag_of_words"], f"{reference[0]} (test) {reference[1]:.1%}"
-        accuracy.plot([0, epochs], [reference[1]] * 2, color=color, ls="--", lw=1.2)
-        accuracy.text(0.03, reference[1], text, va="center", fontsize=9, color=color, backgroundcolor="white")
-    loss.set(title="Loss: thin is training, dots are validation", ylabel="cross-entropy")
-    accuracy.set(title="Validation accuracy after each epoch", ylabel="accuracy")
+    loss.axhline(np.log(2), color="0.5", ls=":", lw=1.2)
+    loss.set(title="Loss: thin is training, with dots validation", ylabel="cross-entropy")
+    accuracy.set(title=f"Best epoch: {', '.join(best)}", ylabel="validation accuracy")
     for axes in (loss, accuracy):
         axes.set(xlabel="epochs", xlim=(0, 1.3 * epochs))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

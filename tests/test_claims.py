@@ -218,7 +218,7 @@ def test_the_readme_s_computed_parts_are_replaced_and_nothing_else(tmp_path):
     readme.write_text(f"before\n{first}\nobsolete\n{second}\nbetween\n{third}\nobsolete\n{fourth}\nafter\n")
     assert write_readme(readme) and not write_readme(readme)
     text = readme.read_text()
-    assert text.startswith(f"before\n{first}\n- **") and f"\n{second}\nbetween\n{third}\n| " in text
+    assert text.startswith(f"before\n{first}\nOf 22 claims") and f"\n{second}\nbetween\n{third}\n| " in text
     assert text.endswith(f"{fourth}\nafter\n") and "obsolete" not in text
     readme.write_text("no markers")
     with pytest.raises(ValueError, match=r"README\.md lacks the lines"):

@@ -156,7 +156,7 @@ def draw_intervals(axes: Axes, names: Sequence[str], points: Sequence[dict[str, 
         axes.text(point["high"] + 0.004, row, f"{point['accuracy']:.1%}", va="center", fontsize=9)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(right=min(1.0, axes.get_xlim()[1] + 0.12 * (axes.get_xlim()[1] - axes.get_xlim()[0])))
+    axes.set_xlim(right=min(1.0, axes.get_xlim()[1] + 0.17 * (axes.get_xlim()[1] - axes.get_xlim()[0])))
     _percent(axes.xaxis)
     axes.grid(axis="y", visible=False)
 

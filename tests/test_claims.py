@@ -225,6 +225,13 @@ def test_the_readme_s_computed_parts_are_replaced_and_nothing_else(tmp_path):
         write_readme(readme)
 
 
+def test_without_the_records_of_the_findings_the_readme_stays_and_one_line_says_why(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("helpers.claims.evidence.AT_SCALE", tmp_path)
+    before = claims_command.README.read_bytes()
+    assert claims_command.main([]) == 1 and claims_command.README.read_bytes() == before
+    assert capsys.readouterr().err.endswith("is missing. Run: make full ONLY=pooler\n")
+
+
 def test_the_figure_has_what_is_stated_and_what_was_measured_of_each_number():
     verdicts = decide_all()
     figure = plot_claims(verdicts)

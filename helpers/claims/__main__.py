@@ -8,7 +8,7 @@ from pathlib import Path
 from helpers import profiles
 from helpers.base.paths import ROOT
 from helpers.base.writing import new_file, write_text
-from helpers.claims.evidence import kept, relative_path
+from helpers.claims.evidence import Missing, kept, relative_path
 from helpers.claims.findings import findings, short_table
 from helpers.claims.verdicts import CLAIMS, decide_all
 from helpers.profiles import PROFILES, Profile
@@ -50,7 +50,7 @@ def adopt(profile: Profile) -> list[Path]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the verdicts and brings the README up to date."""
+    """Prints the verdicts and brings the README up to date; the exit status is 1 where a record for it is missing."""
     parser = argparse.ArgumentParser(prog="python -m helpers.claims", description=__doc__)
     parser.add_argument("--adopt", choices=sorted(PROFILES), help="first copy this profile's records to its evidence/")
     options = parser.parse_args(arguments)
@@ -60,7 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
     verdicts = decide_all()
     for claim in CLAIMS:
         print(f"{claim.id}  {verdicts[claim.id].verdict:40s} {verdicts[claim.id].measured}")
-    print("README.md written" if write_readme() else "README.md was up to date")
+    try:
+        print("README.md written" if write_readme() else "README.md was up to date")
+    except Missing as missing:
+        print(f"README.md is as it was: a record that it rests on is missing. Run: {missing}", file=sys.stderr)
+        return 1
     return 0
 
 

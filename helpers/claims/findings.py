@@ -42,38 +42,51 @@ def _as_written(evidence: Evidence) -> list[dict]:
 def findings(evidence: Evidence | None = None) -> str:
     """How many claims are decided, and three findings as a Markdown list, each with its numbers and its record."""
     evidence = evidence or Evidence()
-    pooler, pooler_path = evidence.study("pooler")
+    found = _of_the_rate(evidence), _of_the_rank(evidence), _of_the_weights()
+    return "\n".join([_decided(decide_all()), "", *(f"- {finding}" for finding in found)])
+
+
+def _of_the_rate(evidence: Evidence) -> str:
+    study, path = evidence.study("pooler")
     by_rate = {point["learning_rate"]: point for point in summarize(_as_written(evidence), ["learning_rate"])}
-    gain = rate_gain(evidence)
-    ranks, ranks_path = evidence.study("ranks")
-    points = summarize(ranks.rows, ["r", "learning_rate"])
-    gains = rank_gains(evidence).values()
+    return (
+        "**At the default learning rate LoRA hardly learns.** The SST-2 post, as written but for its rate, scores "
+        f"{by_rate[5e-5]['accuracy']:.1%} at Trainer's default of 5e-5 and {by_rate[1e-3]['accuracy']:.1%} at 1e-3: "
+        f"{_points(rate_gain(evidence), 0)} ({study.settings['base_model']}, 2,000 sentences of Rotten Tomatoes, "
+        f"{len(by_rate[1e-3]['accuracies'])} seeds, n = {study.settings['n_test']:,}, [record]({path}))."
+    )
+
+
+def _of_the_rank(evidence: Evidence) -> str:
+    study, path = evidence.study("ranks")
+    points, gains = summarize(study.rows, ["r", "learning_rate"]), rank_gains(evidence).values()
     seen = " and ".join(dict.fromkeys(gain.verdict for gain in gains))
     farthest = max(max(-gain.low, gain.high) for gain in gains)
     scores = [f"{point['accuracy']:.1%}" for point in points]
-    layers_path = evidence.study("layers")[1]
-    more, least_more, most_more = (100 * value for value in layers_gain(evidence)[:3])
-    rates = [point["learning_rate"] for point in points]
+    return (
+        "**No rank is seen to be better than another, once each has its own rate.** "
+        f"Ranks {_and([point['r'] for point in points])} score {_and(scores)}: {seen}, "
+        f"none more than {100 * farthest:.1f} points from rank 16 by its interval; the best rate falls from "
+        f"{points[0]['learning_rate']:g} to {points[-1]['learning_rate']:g} (as above, three seeds, [record]({path})). "
+        f"Where it goes matters more: rank 4 on every linear layer gains {_points(layers_gain(evidence), 1)} over rank "
+        f"18 on query and value, as many parameters ([record]({evidence.study('layers')[1]}))."
+    )
+
+
+def _of_the_weights() -> str:
     recipe = RECIPES["qlora_bert"]
     budgets = memory_budget(recipe, dtype="bf16"), memory_budget(recipe), memory_budget(recipe.full_finetune())
-    least, four, whole = (sum(budget.weights.values()) / 1e6 for budget in budgets)
-    where = f"{pooler.settings['base_model']}, 2,000 sentences of Rotten Tomatoes"
-    low, high, seeds = 100 * gain.low, 100 * gain.high, len(by_rate[1e-3]["accuracies"])
-    found = [
-        "**At the default learning rate LoRA hardly learns.** The SST-2 post, as written but for its rate, scores "
-        f"{by_rate[5e-5]['accuracy']:.1%} at Trainer's default of 5e-5 and {by_rate[1e-3]['accuracy']:.1%} at 1e-3: "
-        f"{100 * gain.difference:+.0f} points [{low:+.0f}, {high:+.0f}] ({where}, {seeds} seeds, "
-        f"n = {pooler.settings['n_test']:,}, [record]({pooler_path})).",
-        "**No rank is seen to be better than another, once each has its own rate.** "
-        f"Ranks {_and([point['r'] for point in points])} score {_and(scores)}: {seen}, none more than "
-        f"{100 * farthest:.1f} points from rank 16 by its interval; the best rate falls from {rates[0]:g} to "
-        f"{rates[-1]:g} (as above, three seeds, [record]({ranks_path})). Where it goes matters more: rank 4 on every "
-        f"linear layer is {more:.1f} points [{least_more:+.1f}, {most_more:+.1f}] above "
-        f"rank 18 on query and value, as many parameters ([record]({layers_path})).",
-        f"**In 4 bits BERT weighs {least:.0f} to {four:.0f} MB, not 55.** {whole:.0f} MB in fp32; embeddings, a fifth "
-        "of it, stay out ([notebook 04](notebooks/04_efficiency_analysis.ipynb)).",
-    ]
-    return "\n".join([_decided(decide_all()), "", *(f"- {finding}" for finding in found)])
+    least, most, whole = (sum(budget.weights.values()) / 1e6 for budget in budgets)
+    return (
+        f"**In 4 bits BERT weighs {least:.0f} to {most:.0f} MB, not 55.** {whole:.0f} MB in fp32; embeddings, a fifth "
+        "of it, stay out ([notebook 04](notebooks/04_efficiency_analysis.ipynb))."
+    )
+
+
+def _points(gain: PairedComparison, digits: int) -> str:
+    """For example "+19 points [+16, +22]"."""
+    difference, low, high = (f"{100 * value:+.{digits}f}" for value in gain[:3])
+    return f"{difference} points [{low}, {high}]"
 
 
 def _decided(verdicts: dict[str, Verdict]) -> str:

@@ -1,12 +1,14 @@
 """Every figure of the series: functions take arrays or records, return a Figure, and `save_figure` signs it."""
 
 import sys
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from helpers.base.writing import new_file
@@ -20,7 +22,7 @@ COLORS = {
     "bag_of_words": "#009E73",
     "full_finetune": "#D55E00",
     "head_only": "#CC79A7",
-    "frozen_encoder": "#F0E442",
+    "frozen_encoder": "#000000",
     "lora": "#0072B2",
     "qlora": "#56B4E9",
     "train": "#56B4E9",
@@ -92,9 +94,14 @@ def provenance(record: RunRecord) -> str:
     )
 
 
-def label_end(axes, x: float, y: float, text: str, color: str) -> None:
-    """Writes `text` behind the last point of a line."""
-    axes.annotate(text, (x, y), xytext=(8, 0), textcoords="offset points", va="center", color=color, fontsize=9)
+def label_ends(axes: Axes, labels: Sequence[tuple[float, float, str, str]], gap: float) -> None:
+    """Writes `labels` (x, y, text, color) right of their points, moved up where closer than `gap` of the axis."""
+    step, above = gap * (axes.get_ylim()[1] - axes.get_ylim()[0]), float("-inf")
+    for x, y, text, color in sorted(labels, key=lambda label: label[1]):
+        above = max(y, above + step)
+        axes.annotate(
+            text, (x, above), xytext=(10, 0), textcoords="offset points", va="center", color=color, fontsize=9
+        )
 
 
 def title(name: str) -> str:

@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from helpers.claims.evidence import CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Bar, Claim, Verdict
 from helpers.claims.verdicts import CLAIMS
-from helpers.plots import COLORS
+from helpers.plots import COLORS, label_ends
 
 VERDICT_COLORS = {CONFIRMED: "#009E73", ONLY_WHEN: "#E69F00", REFUTED: "#D55E00", UNDECIDED: "#999999"}
 METHODS = {
@@ -96,13 +96,8 @@ def plot_few_rows(points: Mapping[str, Sequence[dict]], title: str, n_scored: in
         spread = [[abs(point[side] - point["accuracy"]) for point in found] for side in ("low", "high")]
         style = {"fmt": "o-" if method != "qlora" else "s:", "color": COLORS[method], "lw": 1.8, "ms": 5}
         axes.errorbar(shifted, accuracy, yerr=spread, elinewidth=1.2, capsize=2, **style)
-        ends.append((accuracy[-1], shifted[-1], method))
+        ends.append((shifted[-1], accuracy[-1], METHODS[method], COLORS[method]))
     sizes = sorted({point["n_train"] for found in points.values() for point in found})
-    for rank, (accuracy, last, method) in enumerate(sorted(ends)):
-        axes.annotate(
-            METHODS[method], (last, accuracy), xytext=(12, 11 * (rank - (len(ends) - 1) / 2)),
-            textcoords="offset points", va="center", color=COLORS[method], fontsize=9,
-        )  # fmt: skip
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.minorticks_off()
@@ -110,4 +105,5 @@ def plot_few_rows(points: Mapping[str, Sequence[dict]], title: str, n_scored: in
     axes.set(title=title, xlabel="training rows (log scale)")
     axes.set_ylabel(f"test accuracy, 95 % interval over seeds and rows (n = {n_scored:,})")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    label_ends(axes, ends, gap=0.04)
     return figure

@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from helpers.plots import COLORS, VARIANT_NAMES, label_end, title
+from helpers.plots import COLORS, VARIANT_NAMES, label_ends, title
 from helpers.results import RunRecord
 
 
@@ -62,7 +62,7 @@ def plot_dataset_stats(lengths: Mapping[str, np.ndarray], counts: Mapping[str, S
     for name, values in lengths.items():
         kept.plot(grid, [np.minimum(values, limit).sum() / values.sum() for limit in grid], color=COLORS[name], lw=2)
         half = np.interp(0.5, [np.minimum(values, limit).sum() / values.sum() for limit in grid], grid)
-        kept.text(0.85 * half, 0.5, title(name), color=COLORS[name], ha="right", fontsize=9)
+        kept.text(1.15 * half, 0.5, title(name), color=COLORS[name], fontsize=9)
         for limit in limits:
             share = np.minimum(values, limit).sum() / values.sum()
             kept.plot(limit, share, "o", color=COLORS[name])
@@ -87,7 +87,7 @@ def plot_training_curves(records: Sequence[RunRecord]) -> Figure:
     A dotted line marks the loss of a model that guesses between two classes.
     """
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    best = []
+    best, ends = [], {"loss": [], "accuracy": []}
     for record in records:
         color, name = COLORS[record.variant], VARIANT_NAMES[record.variant]
         train, validation = record.history["train"], record.history["validation"]
@@ -95,17 +95,19 @@ def plot_training_curves(records: Sequence[RunRecord]) -> Figure:
         loss.plot([r["epoch"] for r in train], [r["loss"] for r in train], color=color, lw=1.2, alpha=0.6)
         loss.plot(points, [row["loss"] for row in validation], "o-", color=color, lw=2)
         accuracy.plot(points, [row["accuracy"] for row in validation], "o-", color=color, lw=2)
-        label_end(loss, points[-1], validation[-1]["loss"], name, color)
         best.append(f"{name} {max(row['accuracy'] for row in validation):.1%}")
-        label_end(accuracy, points[-1], validation[-1]["accuracy"], name, color)
+        for measure, found in ends.items():
+            found.append((points[-1], validation[-1][measure], name, color))
     epochs = max(row["epoch"] for record in records for row in record.history["validation"])
-    loss.axhline(np.log(2), color="0.5", ls=":", lw=1.2)
+    loss.plot([0, epochs], [np.log(2)] * 2, color="0.5", ls=":", lw=1.2)
     loss.set(title="Loss: thin is training, with dots validation", ylabel="cross-entropy")
     accuracy.set(title=f"Best epoch: {', '.join(best)}", ylabel="validation accuracy")
     for axes in (loss, accuracy):
         axes.set(xlabel="epochs", xlim=(0, 1.3 * epochs))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.margins(y=0.1)
+    for axes, found in zip((loss, accuracy), ends.values(), strict=True):
+        label_ends(axes, found, gap=0.06)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return figure
 

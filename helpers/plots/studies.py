@@ -9,7 +9,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from helpers.plots import COLORS, VARIANT_NAMES
+from helpers.plots import COLORS, VARIANT_NAMES, label_ends
 from helpers.results import RunRecord
 
 STUDY_COLORS = {
@@ -57,7 +57,7 @@ def plot_rank_study(
     over_rate.minorticks_off()
     over_rate.set_xlim(rates[0] / 1.2, rates[-1] * 1.7)
     _percent(over_rate.yaxis)
-    _label_ends(over_rate, ends, gap=0.06)
+    label_ends(over_rate, ends, gap=0.06)
     over_rate.set(xlabel="peak learning rate (the best of each rank is ringed)", ylabel="validation accuracy")
     draw_line(over_rank, ranks, "r", COLORS["improved"])
     over_rank.set_xscale("log", base=2)
@@ -106,7 +106,7 @@ def plot_epochs(
         axes[2].minorticks_off()
         axes[2].set_xlim(values[0] / 1.6, values[-1] * 5)
         ends = [(points[-1]["learning_rate"], points[-1]["accuracy"], name) for name, points in rates.items()]
-        _label_ends(axes[2], [(*end, STUDY_COLORS[end[-1]]) for end in ends], gap=0.05)
+        label_ends(axes[2], [(*end, STUDY_COLORS[end[-1]]) for end in ends], gap=0.05)
         axes[2].set(xlabel="peak learning rate", ylabel="test accuracy")
     for panel, title in zip(axes, titles, strict=True):
         panel.set_title(title, fontsize=11)
@@ -131,7 +131,7 @@ def draw_epochs(axes: Axes, runs: Sequence[RunRecord], stated: tuple[str, Sequen
     last = max(label[0] for label in labels)
     axes.set_xlim(0.7, last + 0.5 * (last - 0.7))
     axes.margins(y=0.12)
-    _label_ends(axes, labels, gap=0.12)
+    label_ends(axes, labels, gap=0.12)
     axes.set(xlabel="epochs", ylabel=f"validation accuracy (n = {runs[0].n_validation:,})")
     axes.set_xticks(range(1, round(last) + 1, 1 + round(last) // 10))
     _percent(axes.yaxis)
@@ -171,16 +171,6 @@ def _percent(axis: Axis) -> None:
     """Whole percents, at places that are whole percents."""
     axis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-
-
-def _label_ends(axes: Axes, labels: Sequence[tuple[float, float, str, str]], gap: float) -> None:
-    """Writes `labels` (x, y, text, color) right of their points, moved up where closer than `gap` of the axis."""
-    step, above = gap * (axes.get_ylim()[1] - axes.get_ylim()[0]), float("-inf")
-    for x, y, text, color in sorted(labels, key=lambda label: label[1]):
-        above = max(y, above + step)
-        axes.annotate(
-            text, (x, above), xytext=(10, 0), textcoords="offset points", va="center", color=color, fontsize=9
-        )
 
 
 def _point(record: RunRecord) -> dict[str, Any]:

@@ -4,10 +4,10 @@ Beside it, in the same record, the commands that two other examples ask for unti
 READMEs give them; these load data and checkpoints from a hub, and are not run here. The clone goes to FOLDER.
 """
 
+import argparse
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from time import perf_counter, sleep
@@ -60,9 +60,12 @@ def measure(folder: Path) -> dict[str, float]:
     return {name: round(value) for name, value in seconds.items()}
 
 
-def main(folder: str | None = None) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="for the clone; default: one that goes")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        seconds = measure(Path(folder or scratch).resolve())
+        seconds = measure((options.folder or Path(scratch)).resolve())
     rows = [{"example": "this series", "commands": list(OURS), "seconds": seconds}]
     rows += [{"example": BESIDE + name, "commands": list(commands)} for name, commands in OTHERS.items()]
     for row in rows:
@@ -73,4 +76,4 @@ def main(folder: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

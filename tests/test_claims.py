@@ -225,6 +225,16 @@ def test_the_readme_s_computed_parts_are_replaced_and_nothing_else(tmp_path):
         write_readme(readme)
 
 
+def test_the_readme_says_what_the_install_took():
+    record = StudyRecord.load(ROOT / "Data/cpu/amd-epyc-2-threads/install.json")
+    ours, *others = record.rows
+    text = claims_command.README.read_text(encoding="utf-8")
+    assert f"{len(ours['commands'])} commands and {ours['seconds']['first figure']} seconds" in text
+    counts = [len(row["commands"]) for row in others]
+    assert "the {} commands of LLMs-from-scratch's IMDb example and the {} of peft's".format(*counts) in text
+    assert all(len(ours["commands"]) < count for count in counts)
+
+
 def test_without_the_records_of_the_findings_the_readme_stays_and_one_line_says_why(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("helpers.claims.evidence.AT_SCALE", tmp_path)
     before = claims_command.README.read_bytes()

@@ -1,6 +1,7 @@
 """Scores: one metric that needs no hub, bootstrap intervals, and paired tests."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import evaluate
@@ -160,6 +161,16 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
+@lru_cache(maxsize=4)
+def _resamples(runs: int, rows: int, chunks: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """How often each run and each row is drawn, in `chunks` of 500 resamples: drawing takes longer than their use."""
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(chunks):
+        drawn = (rng.multinomial(count, np.full(count, 1 / count), size=500) for count in (runs, rows))
+        found.append(tuple(counts.astype(np.uint8 if counts.max() < 256 else int) for counts in drawn))
+    return found
+
+
 def crossed_interval(values: np.ndarray, draws: int = 5_000, seed: int = 0) -> tuple[float, float, float]:
     """95 % bootstrap interval of the mean of `values`, (seeds, rows), over both, and the p-value of a mean of zero.
 
@@ -171,13 +182,12 @@ def crossed_interval(values: np.ndarray, draws: int = 5_000, seed: int = 0) -> t
     means = values.mean(axis=1, keepdims=True)
     if runs > 1:
         values = values + (means - means.mean()) * (np.sqrt(runs / (runs - 1)) - 1)
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(-(-draws // 500)):
-        of_runs = rng.multinomial(runs, np.full(runs, 1 / runs), size=500) / runs
-        of_rows = rng.multinomial(rows, np.full(rows, 1 / rows), size=500) / rows
-        found.append(((of_runs @ values) * of_rows).sum(axis=1))
-    drawn = np.concatenate(found)
+    drawn = np.concatenate(
+        [
+            ((of_runs / runs @ values) * (of_rows / rows)).sum(axis=1)
+            for of_runs, of_rows in _resamples(runs, rows, -(-draws // 500), seed)
+        ]
+    )
     beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
     low, high = np.percentile(drawn, (2.5, 97.5))
     return float(low), float(high), min(1.0, 2 * float(beyond + 1) / (len(drawn) + 1))

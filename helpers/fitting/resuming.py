@@ -11,6 +11,7 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
@@ -69,9 +70,9 @@ def identity(settings: dict, train: Dataset, validation: Dataset | None, **loade
 
 def _digest(rows: Dataset) -> str:
     """A name for tokenized rows: their number, and a sha256 over ids and labels."""
-    ids = rows.with_format("numpy")["input_ids"][:]
-    digest = sha256(np.concatenate(list(ids)).astype(np.int64).tobytes() if len(rows) else b"")
-    digest.update(np.array([len(row) for row in ids]).tobytes() + np.array(rows["label"][:]).tobytes())
+    ids = rows.with_format("arrow")[:]["input_ids"]  # as "numpy", datasets asks torchvision for what new ones lack
+    digest = sha256(pc.list_flatten(ids).to_numpy().astype(np.int64).tobytes())
+    digest.update(pc.list_value_length(ids).to_numpy().tobytes() + np.array(rows["label"][:]).tobytes())
     return f"{len(rows):,} rows, {digest.hexdigest()[:12]}"
 
 

@@ -266,3 +266,20 @@ def test_a_second_signal_ends_it_at_once(job, monkeypatch):
         job.run()
     assert not isinstance(stopped.value, Stopped)
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_run_is_named_without_the_format_that_fails_beside_new_versions_of_torchvision(monkeypatch):
+    """As on Colab, whose datasets asks torchvision for a VideoReader wherever rows are wanted as numpy."""
+
+    def tensorize(self, value):
+        raise ImportError("cannot import name 'VideoReader' from 'torchvision.io'")
+
+    monkeypatch.setattr("datasets.formatting.np_formatter.NumpyFormatter._tensorize", tensorize)
+    rows = Dataset.from_dict({"input_ids": [[1, 2, 3], [4]], "label": [0, 1]})
+    with pytest.raises(ImportError, match="VideoReader"):
+        rows.with_format("numpy")["input_ids"][:]
+    names = [
+        resuming.identity({}, part, None)["rows"]["train"] for part in (rows, rows.select([1, 0]), rows.select([]))
+    ]
+    assert len(set(names)) == 3
+    assert resuming.identity({}, rows.select([1, 0]).select([1, 0]), None)["rows"]["train"] == names[0]

@@ -11,7 +11,7 @@ from helpers.claims.__main__ import write_readme
 from helpers.claims.evidence import CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Evidence, Missing, relative_path
 from helpers.claims.findings import findings, layers_gain, rank_gains, rate_gain, short_table
 from helpers.claims.verdicts import CLAIMS, decide_all
-from helpers.plots.claims import plot_claims, plot_few_rows, verdict_kind
+from helpers.plots.claims import plot_claims, plot_few_rows
 from helpers.profiles import Profile
 from helpers.results import StudyRecord, load_records
 
@@ -20,7 +20,7 @@ NOTHING = Profile("nothing", embedded=True, n_train=1, n_validation=1, n_test=1,
 
 def test_the_readme_says_what_the_records_say():
     text = claims_command.README.read_text(encoding="utf-8")
-    for part, says in (("findings", findings()), ("claims", short_table(decide_all()))):
+    for part, says in (("findings", findings(decide_all())), ("claims", short_table(decide_all()))):
         start, end = claims_command.markers(part)
         assert text.split(start)[1].split(end)[0].strip() == says, "run: python -m helpers.claims"
 
@@ -57,7 +57,7 @@ def test_a_claim_without_its_record_names_the_command(tmp_path, monkeypatch):
     assert verdicts["B5"].verdict == f"{UNDECIDED}: run make full ONLY=few_rows"
     assert verdicts["C4"].verdict == f"{UNDECIDED}: run make full, for lora_bert_cased-as_written-seed42.json"
     assert verdicts["B1"].verdict == CONFIRMED  # a count needs no record
-    assert all(verdict_kind(verdict) for verdict in verdicts.values())
+    assert all(verdict.kind for verdict in verdicts.values())
 
 
 @pytest.fixture
@@ -216,13 +216,14 @@ def test_the_readme_s_computed_parts_are_replaced_and_nothing_else(tmp_path):
     readme = tmp_path / "README.md"
     (first, second), (third, fourth) = map(claims_command.markers, claims_command.PARTS)
     readme.write_text(f"before\n{first}\nobsolete\n{second}\nbetween\n{third}\nobsolete\n{fourth}\nafter\n")
-    assert write_readme(readme) and not write_readme(readme)
+    verdicts = decide_all()
+    assert write_readme(verdicts, readme) and not write_readme(verdicts, readme)
     text = readme.read_text()
     assert text.startswith(f"before\n{first}\nOf 22 claims") and f"\n{second}\nbetween\n{third}\n| " in text
     assert text.endswith(f"{fourth}\nafter\n") and "obsolete" not in text
     readme.write_text("no markers")
     with pytest.raises(ValueError, match=r"README\.md lacks the lines"):
-        write_readme(readme)
+        write_readme(verdicts, readme)
 
 
 def test_the_readme_says_what_the_install_took():

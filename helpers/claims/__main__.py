@@ -8,7 +8,7 @@ from pathlib import Path
 from helpers import profiles
 from helpers.base.paths import ROOT
 from helpers.base.writing import new_file, write_text
-from helpers.claims.evidence import Missing, kept, relative_path
+from helpers.claims.evidence import KEPT, Missing, Verdict, kept, relative_path
 from helpers.claims.findings import findings, short_table
 from helpers.claims.verdicts import CLAIMS, decide_all
 from helpers.profiles import PROFILES, Profile
@@ -22,13 +22,13 @@ def markers(part: str) -> tuple[str, str]:
     return f"<!-- {part}: python -m helpers.claims -->", f"<!-- end of {part} -->"
 
 
-def write_readme(path: Path = README) -> bool:
-    """Puts what the committed records say between the markers in `path`; returns whether that changed it.
+def write_readme(verdicts: dict[str, Verdict], path: Path = README) -> bool:
+    """Puts findings and verdicts between the markers in `path`; returns whether that changed it.
 
-    Raises ValueError when the markers are missing.
+    Raises ValueError when the markers are missing, Missing where a record is that the findings rest on.
     """
     text = new = path.read_text(encoding="utf-8")
-    for part, says in zip(PARTS, (findings(), short_table(decide_all())), strict=True):
+    for part, says in zip(PARTS, (findings(verdicts), short_table(verdicts)), strict=True):
         start, end = markers(part)
         if start not in text or end not in text:
             raise ValueError(f"{path.name} lacks the lines {start} and {end}.")
@@ -52,7 +52,7 @@ def adopt(profile: Profile) -> list[Path]:
 def main(arguments: list[str] | None = None) -> int:
     """Prints the verdicts and brings the README up to date; the exit status is 1 where a record for it is missing."""
     parser = argparse.ArgumentParser(prog="python -m helpers.claims", description=__doc__)
-    parser.add_argument("--adopt", choices=sorted(PROFILES), help="first copy this profile's records to its evidence/")
+    parser.add_argument("--adopt", choices=KEPT, help="first copy this profile's records to its evidence/")
     options = parser.parse_args(arguments)
     if options.adopt:
         copies = adopt(PROFILES[options.adopt])
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     for claim in CLAIMS:
         print(f"{claim.id}  {verdicts[claim.id].verdict:40s} {verdicts[claim.id].measured}")
     try:
-        print("README.md written" if write_readme() else "README.md was up to date")
+        print("README.md written" if write_readme(verdicts) else "README.md was up to date")
     except Missing as missing:
         print(f"README.md is as it was: a record that it rests on is missing. Run: {missing}", file=sys.stderr)
         return 1

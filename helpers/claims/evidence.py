@@ -17,6 +17,9 @@ CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "not decided here"
 ONLY_WHEN = "confirmed only when"
 
 
+KEPT = ("hub", "quick")  # the profiles that `make run` writes anew anywhere; what `full` measures is in git as it is
+
+
 def kept(profile: str) -> Path:
     """The folder of those of a profile's records that are in git, where a run on any machine writes the others."""
     return profiles.COMMITTED / profile / "evidence"
@@ -49,6 +52,11 @@ class Verdict(NamedTuple):
     records: tuple[str, ...] = ()
     bars: tuple[Bar, ...] = ()
 
+    @property
+    def kind(self) -> str:
+        """Which of the four kinds of verdict it is, without its condition."""
+        return next(kind for kind in (ONLY_WHEN, CONFIRMED, REFUTED, UNDECIDED) if self.verdict.startswith(kind))
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -72,7 +80,7 @@ class Evidence:
 
     def __init__(self, profile: Profile | None = None):
         self.roots = [profiles.COMMITTED] if profile is None else [profiles.COMMITTED, profiles.DATA_DIR]
-        self.folders = [AT_SCALE, kept("hub"), kept("quick")]
+        self.folders = [AT_SCALE, *map(kept, KEPT)]
         if profile is not None:
             self.folders.insert(0, profiles.DATA_DIR / profile.name / "results")
 

@@ -3,8 +3,8 @@
 from collections import Counter
 
 from helpers.benchmarks.budget import memory_budget
-from helpers.claims.evidence import CONFIRMED, ONLY_WHEN, REFUTED, Evidence, Verdict
-from helpers.claims.verdicts import CLAIMS, decide_all
+from helpers.claims.evidence import CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Evidence, Verdict
+from helpers.claims.verdicts import CLAIMS
 from helpers.evaluation import PairedComparison
 from helpers.recipes import RECIPES
 from helpers.studies.compare import compare_runs, summarize
@@ -39,11 +39,11 @@ def _as_written(evidence: Evidence) -> list[dict]:
     return [row for row in rows if row["pooler"] == "identity" and row["n_train"] == 2_000]
 
 
-def findings(evidence: Evidence | None = None) -> str:
+def findings(verdicts: dict[str, Verdict]) -> str:
     """How many claims are decided, and three findings as a Markdown list, each with its numbers and its record."""
-    evidence = evidence or Evidence()
+    evidence = Evidence()
     found = _of_the_rate(evidence), _of_the_rank(evidence), _of_the_weights()
-    return "\n".join([_decided(decide_all()), "", *(f"- {finding}" for finding in found)])
+    return "\n".join([_decided(verdicts), "", *(f"- {finding}" for finding in found)])
 
 
 def _of_the_rate(evidence: Evidence) -> str:
@@ -90,13 +90,11 @@ def _points(gain: PairedComparison, digits: int) -> str:
 
 
 def _decided(verdicts: dict[str, Verdict]) -> str:
-    kinds = Counter(verdict.verdict.partition(" ")[0] for verdict in verdicts.values())
-    limited = sum(verdict.verdict.startswith(ONLY_WHEN) for verdict in verdicts.values())
-    confirmed, refuted = kinds[CONFIRMED] - limited, kinds[REFUTED]
+    kinds = Counter(verdict.kind for verdict in verdicts.values())
     return (
-        f"Of {len(CLAIMS)} claims {confirmed + limited + refuted} are decided: {confirmed} confirmed, {limited} under "
-        f"a condition, {refuted} refuted. The accuracies that are stated for the real checkpoints wait for a run under "
-        "`PROFILE=hub`."
+        f"Of {len(CLAIMS)} claims {len(CLAIMS) - kinds[UNDECIDED]} are decided: {kinds[CONFIRMED]} confirmed, "
+        f"{kinds[ONLY_WHEN]} under a condition, {kinds[REFUTED]} refuted. The accuracies that are stated for the real "
+        "checkpoints wait for a run under `PROFILE=hub`."
     )
 
 
@@ -108,7 +106,7 @@ def short_table(verdicts: dict[str, Verdict]) -> str:
         measured = verdict.measured.partition(" (")[0]
         lines.append(f"| {claim.text} | {measured} | {verdict.verdict} |")
     _, _, where = verdicts["A2"].measured.partition(" (")
-    return "\n".join([*lines, "", f"*Speed as measured on {where.rstrip(')')}).*" if where else ""])
+    return "\n".join([*lines, "", f"*Speed as measured on {where.removesuffix(')')}.*" if where else ""])
 
 
 def _and(values: list) -> str:

@@ -24,11 +24,6 @@ METHODS = {
 }
 
 
-def verdict_kind(verdict: Verdict) -> str:
-    """Which of the four kinds of verdict it is, without its condition."""
-    return next(kind for kind in (ONLY_WHEN, CONFIRMED, REFUTED, UNDECIDED) if verdict.verdict.startswith(kind))
-
-
 AXES = {  # of the claims that state a number
     "accuracy": "accuracy",
     "difference": "difference of accuracies (points)",
@@ -52,7 +47,7 @@ def plot_claims(verdicts: dict[str, Verdict]) -> Figure:
             panels = place.subplots(len(column), squeeze=False, height_ratios=[len(bars[axis]) + 1 for axis in column])
             for panel, axis in zip(panels[:, 0], column, strict=True):
                 _draw_bars(panel, axis, bars[axis], verdicts)
-    kinds = [verdict_kind(verdicts[claim.id]) for claim in CLAIMS]
+    kinds = [verdicts[claim.id].kind for claim in CLAIMS]
     counts = ", ".join(f"{kinds.count(kind)} {kind.removesuffix(' when')}" for kind in VERDICT_COLORS if kind in kinds)
     figure.suptitle(f"{len(CLAIMS)} claims: {counts}", fontsize=13)
     without = [c.id for c in CLAIMS if not verdicts[c.id].bars]
@@ -71,7 +66,7 @@ def _draw_bars(axes: Axes, axis: str, bars: list[tuple[Claim, Bar]], verdicts: d
         low, high = max(bar.stated[0], left), min(bar.stated[1], right)
         width = max(high - low, room / 5)  # or a single number would be no bar
         axes.barh(row, width, left=(low + high - width) / 2, height=0.8, color="0.85", zorder=0)
-        color = VERDICT_COLORS[verdict_kind(verdicts[claim.id])]
+        color = VERDICT_COLORS[verdicts[claim.id].kind]
         axes.plot([bar.low, bar.high], [row, row], color=color, lw=5, solid_capstyle="butt")
         axes.plot((bar.low + bar.high) / 2, row, "o", color=color, ms=6)
     names = [f"{claim.id}  {bar.label}".rstrip() for claim, bar in bars]

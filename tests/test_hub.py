@@ -21,6 +21,13 @@ from helpers.results import RunRecord
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TRAINED_IN = {
+    "lora_distilbert_qv": "02_lora_distilbert",
+    "lora_distilbert_q": "02_lora_distilbert",
+    "qlora_bert": "03_qlora_bert",
+    "lora_bert_cased": "06_lora_bert",
+    "lora_bert_sst2": "06_lora_bert",
+}
 TOKENS = {"bert-base-uncased": UNCASED, "bert-base-cased": CASED, "distilbert-base-uncased": UNCASED}
 
 
@@ -34,17 +41,11 @@ def hub(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def running(hub, request) -> dict[str, Future]:
-    """What the chosen tests need, two at a time: each notebook's outputs as text, each recipe's process."""
+    """The outputs as text of each notebook that the chosen tests need; two run at a time."""
     chosen = [item.callspec.id for item in request.session.items if "running" in item.fixturenames]
+    chosen = {TRAINED_IN.get(name, name) for name in chosen}
     with ThreadPoolExecutor(2) as workers:
-        started = {path.stem: workers.submit(_run_notebook, hub, path) for path in NOTEBOOKS if path.stem in chosen}
-        apart = hub | {
-            "DATA_DIR": str(Path(hub["DATA_DIR"]) / "commands")
-        }  # the notebooks write runs of the same names
-        started |= {
-            name: workers.submit(_python, apart, "-m", "helpers.train", name) for name in RECIPES if name in chosen
-        }
-        yield started
+        yield {path.stem: workers.submit(_run_notebook, hub, path) for path in NOTEBOOKS if path.stem in chosen}
         workers.shutdown(cancel_futures=True)
 
 
@@ -73,11 +74,20 @@ def test_a_notebook_runs_through(running, path):
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_a_recipe_trains_on_its_own_checkpoint_and_data(hub, running, name):
-    done = running[name].result()
+def test_a_notebook_trains_a_recipe_on_its_own_checkpoint_and_data(hub, running, name):
+    running[TRAINED_IN[name]].result()
+    _trained(hub, name)
+
+
+def test_a_command_trains_a_recipe_on_its_own_checkpoint_and_data(hub, tmp_path):
+    environment = hub | {"DATA_DIR": str(tmp_path)}  # the notebooks write runs of the same names
+    done = _python(environment, "-m", "helpers.train", "lora_bert_cased")
     assert done.returncode == 0, done.stderr[-3_000:]
-    recipe = RECIPES[name]
-    folder = Path(hub["DATA_DIR"]) / "commands" / "hub"
+    _trained(environment, "lora_bert_cased")
+
+
+def _trained(environment: dict[str, str], name: str) -> None:
+    recipe, folder = RECIPES[name], Path(environment["DATA_DIR"]) / "hub"
     record = RunRecord.load(folder / "results" / f"{name}-as_written-seed42.json")
     assert (record.profile, record.base_model) == ("hub", recipe.base_model)
     assert record.revisions[recipe.base_model] == REVISIONS[recipe.base_model]

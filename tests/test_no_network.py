@@ -40,6 +40,7 @@ def test_data_encoder_training_and_prediction_need_no_network(tmp_path):
         from helpers.recipes import RECIPES
         print({name: len(part) for name, part in load_splits(RECIPES["qlora_bert"], current_profile()).items()})
         arguments = "--data rows.csv --text-column text --label-column label --output model --merge --track".split()
+        arguments += ["--set", "min_updates=20"]
         assert train.main(arguments) == 0
         print(SentimentClassifier.from_pretrained("model").predict("the film was great")[0].label)
     """

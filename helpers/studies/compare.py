@@ -22,7 +22,7 @@ def scores(predictions: np.ndarray, rows: Dataset) -> dict[str, object]:
 def summarize(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> list[dict[str, Any]]:
     """The runs that share the labels `by`, such as ("r",), over their seeds, in the order they first come.
 
-    Each has those labels and `trainable_params`, `n_train`, `seconds` (mean), `accuracies` (one a seed), `accuracy`
+    Each has those labels and `trainable_params`, `n_train`, `accuracies` (one a seed), `accuracy`
     (their mean), `low` and `high`: its 95 % interval over seeds and rows (see `evaluation.crossed_interval`).
     """
     groups: dict[tuple, list[dict[str, Any]]] = {}
@@ -36,7 +36,6 @@ def summarize(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> list[dict[st
                 **dict(zip(by, labels, strict=True)),
                 "trainable_params": runs[0]["trainable_params"],
                 "n_train": runs[0]["n_train"],
-                "seconds": float(np.mean([run.get("train_seconds", run.get("seconds")) for run in runs])),
                 "accuracies": [run["accuracy"] for run in runs],
                 "accuracy": float(np.mean([run["accuracy"] for run in runs])),
                 "low": low,

@@ -118,7 +118,10 @@ def drawn(n_rows: int, n_train: int | None, seed: int) -> np.ndarray:
 
 
 def row_of(run: Run, execution: Execution) -> dict[str, object]:
-    """Does `run` and returns its row: labels, seed, rows, updates, costs, accuracy, `correct`, and the run's name."""
+    """Does `run` and returns its row: labels, seed, rows, updates, accuracy, `correct`, and the run's name.
+
+    Its `seconds` are the clock's, whatever else the machine did meanwhile: for the forecast, not for a comparison.
+    """
     recipe = run.recipe
     key = (recipe.dataset, run.n_validation, run.n_test)
     tokens_key = (*key, run.base_model, recipe.max_length, recipe.truncation)

@@ -150,6 +150,8 @@ FEWER = {  # by name, what is changed of a recipe at the sizes where LoRA was be
     "800 updates": lambda lora: {"min_updates": 800},
     "batches of 8": lambda lora: {"per_device_train_batch_size": 8},
     "dropout 0.1": lambda lora: {"model_dropout": 0.1, "lora_dropout": 0.1},
+    "200 updates": lambda lora: {"min_updates": 200},
+    "a quarter of the rate": lambda lora: {"learning_rate": lora.learning_rate / 4},
 }  # fmt: skip
 
 

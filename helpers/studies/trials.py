@@ -2,12 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from time import perf_counter
 
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from tqdm.auto import tqdm
 
-from helpers.baselines import bag_of_words
 from helpers.data import dataset_name
 from helpers.fitting.loop import fit
 from helpers.models import build_model, count_parameters
@@ -69,17 +67,3 @@ def run_study(
     record = StudyRecord(name, command, profile.name, execution.device_name, settings, rows)
     record.save(folder or profile.results / "studies")
     return record
-
-
-def score_bag_of_words_on(train: Dataset, scored: Dataset) -> dict[str, object]:
-    """A study's row for TF-IDF with logistic regression, fitted on `train`."""
-    start = perf_counter()
-    model = bag_of_words(train)
-    seconds = perf_counter() - start
-    row = {
-        "seed": 0,
-        "n_train": len(train),
-        "trainable_params": model[-1].coef_.size,
-        "train_seconds": round(seconds, 2),
-    }
-    return {**row, **scores(model.predict(list(scored["text"])), scored)}

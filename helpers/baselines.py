@@ -1,6 +1,5 @@
 """The trivial competitors on the same rows: a bag of words, and the frozen encoder read by its mean embedding."""
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,32 +12,26 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel, PreTrainedTokenizerBase
 
-from helpers.base.hub import checkpoint_options
-from helpers.checkpoints import resolve_checkpoint
 from helpers.evaluation import predict_in_batches
+from helpers.models import from_hub
 from helpers.profiles import Execution
 
 BAG_C = (0.1, 1.0, 10.0, 100.0)  # inverse strengths of regularization that are tried on validation rows
 ENCODER_C = (0.001, 0.01, 0.1, 1.0)
-DEFAULT_C = 10.0  # of a bag of words without validation rows
 
 
-def bag_of_words(train: Dataset, validation: Dataset | None = None, class_weights: str | None = None) -> Pipeline:
+def bag_of_words(train: Dataset, validation: Dataset, class_weights: str | None = None) -> Pipeline:
     """TF-IDF over words and word pairs with logistic regression, fitted on `train`: the baseline to beat.
 
-    Its C is the one of `BAG_C` that is most accurate on `validation`, by log loss where several are; None: `DEFAULT_C`.
+    Its C is the one of `BAG_C` that is most accurate on `validation`, by log loss where several are.
     With `class_weights="balanced"` each class counts the same, and the best balanced accuracy decides.
     `.predict(texts)` gives labels, `.predict_proba(texts)` probabilities of shape (n, classes).
     """
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     features = vectorizer.fit_transform(list(train["text"]))
-    if validation is None:
-        classifier = _logistic(DEFAULT_C, class_weights).fit(features, train["label"])
-    else:
-        scored = vectorizer.transform(list(validation["text"])), validation["label"]
-        fitted = [_logistic(c, class_weights).fit(features, train["label"]) for c in BAG_C]
-        classifier = _best(fitted, *scored, class_weights)
-    return make_pipeline(vectorizer, classifier)
+    scored = vectorizer.transform(list(validation["text"])), validation["label"]
+    fitted = [_logistic(c, class_weights).fit(features, train["label"]) for c in BAG_C]
+    return make_pipeline(vectorizer, _best(fitted, *scored, class_weights))
 
 
 def frozen_encoder(
@@ -72,10 +65,9 @@ def mean_embeddings(
     """The mean over its tokens of each text's last hidden states, shape (len(ids), width): how sentence encoders are
     read (Reimers and Gurevych 2019, arXiv 1908.10084). Nothing is trained.
     """
-    checkpoint = resolve_checkpoint(base_model)
     attention = None if execution.attention == "sdpa" else execution.attention
-    options = {"use_safetensors": True, **({} if os.path.isdir(checkpoint) else checkpoint_options(checkpoint))}
-    model = AutoModel.from_pretrained(checkpoint, attn_implementation=attention, **options).to(execution.device)
+    options = {"dtype": torch.float32, "attn_implementation": attention, "use_safetensors": True}
+    model = from_hub(AutoModel.from_pretrained, base_model, **options).to(execution.device)
 
     def embed(batch) -> torch.Tensor:
         mask = batch["attention_mask"].unsqueeze(-1)

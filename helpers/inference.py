@@ -56,19 +56,19 @@ class SentimentClassifier:
             model = model.merge_and_unload().to(execution.compute_dtype)
         return cls(model, tokenizer, execution, max_length=settings["max_length"], truncation=settings["truncation"])
 
-    def predict(self, texts: str | Sequence[str], tokens_per_batch: int | None = None) -> list[Prediction]:
+    def predict(self, texts: str | Sequence[str]) -> list[Prediction]:
         """A label and its probability for each text, in order; one string is a list of one, no texts an empty list."""
-        logits = self.logits(texts, tokens_per_batch)
+        logits = self.logits(texts)
         if not len(logits):
             return []
         labels = self.model.config.id2label
         return [Prediction(labels[int(row.argmax())], float(row.max())) for row in softmax(logits, axis=1)]
 
-    def logits(self, texts: str | Sequence[str], tokens_per_batch: int | None = None) -> np.ndarray:
+    def logits(self, texts: str | Sequence[str]) -> np.ndarray:
         """Logits of shape (len(texts), n_labels), in order. Batches are made of texts of similar length.
 
         An empty text is answered, too: by what the model makes of no words. Raises TypeError for anything but strings,
-        ValueError for a text with half a character and for `tokens_per_batch` below 1; of a text its index is named.
+        ValueError for a text with half a character; its index is named.
         """
         texts = _list_of(texts)
         for index, text in enumerate(texts):
@@ -77,7 +77,7 @@ class SentimentClassifier:
                 raise error(f"texts must be strings, and text {index} {problem}")
         encoded = self.tokenizer([clean(text) for text in texts], verbose=False)["input_ids"] if texts else []
         ids = [truncate(row, self.max_length, self.truncation) for row in encoded]
-        return predict_logits(self.model, self.tokenizer, ids, self.execution, tokens_per_batch)
+        return predict_logits(self.model, self.tokenizer, ids, self.execution)
 
 
 def _list_of(texts: object) -> list:

@@ -62,18 +62,17 @@ def load_classifier(
     execution: Execution,
     *,
     quantization: str | None = None,
-    dtype: torch.dtype = torch.float32,
     model_dropout: float | None = None,
     labels: tuple[str, ...] = LABELS,
     seed: int = 42,
 ) -> PreTrainedModel:
-    """A sequence classifier on a pretrained encoder, its new head drawn from `seed` and kept in fp32.
+    """A sequence classifier on a pretrained encoder in fp32, its new head drawn from `seed`.
 
     A checkpoint that already classifies into as many labels keeps its head; one with other labels gets a new one.
 
-    `quantization="nf4"` stores the encoder's linear layers in 4 bits; `dtype` is that of everything else outside the
-    head. `model_dropout` replaces all of the encoder's dropouts. Raises ConnectionError, naming `PROFILE=quick`, when
-    a hub checkpoint cannot be had, and ValueError for an unknown `quantization`.
+    `quantization="nf4"` stores the encoder's linear layers in 4 bits. `model_dropout` replaces all of the encoder's
+    dropouts. Raises ConnectionError, naming `PROFILE=quick`, when a hub checkpoint cannot be had, and ValueError for an
+    unknown `quantization`.
     """
     if quantization not in (None, "nf4"):
         raise ValueError(f"quantization={quantization!r} is neither None nor 'nf4'.")
@@ -88,7 +87,7 @@ def load_classifier(
         AutoModelForSequenceClassification.from_pretrained,
         base_model,
         config=config,
-        dtype=dtype,
+        dtype=torch.float32,
         # Unset, transformers takes SDPA wherever the architecture has it; asking for it by name fails where it has not.
         attn_implementation=None if execution.attention == "sdpa" else execution.attention,
         ignore_mismatched_sizes=True,
@@ -97,9 +96,6 @@ def load_classifier(
         # By index, since among several processes accelerate asks a 4-bit model whether it lies on this one's GPU.
         device_map={"": torch.cuda.current_device() if execution.device == "cuda" else "cpu"} if quantization else None,
     )
-    for name, module in model.named_modules():
-        if name.split(".")[-1] in HEAD_MODULES:
-            module.float()
     keep_4bit_layout(model)
     if execution.last_layer_at_cls:
         last_layer_at_cls(model)
@@ -183,15 +179,9 @@ def build_model(
     return attach_lora(model, recipe, execution.gradient_checkpointing)
 
 
-def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+def count_parameters(model: PreTrainedModel | PeftModel) -> tuple[int, int]:
     """(trainable, total) parameters. A 4-bit layer counts the weights it stands for, not its packed bytes."""
-    trainable = total = 0
-    for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        count = state.shape.numel() if state is not None else parameter.numel()
-        total += count
-        trainable += count if parameter.requires_grad else 0
-    return trainable, total
+    return model.num_parameters(only_trainable=True), model.num_parameters()
 
 
 def weight_bytes(model: torch.nn.Module) -> dict[str, int]:
@@ -210,11 +200,6 @@ def weight_bytes(model: torch.nn.Module) -> dict[str, int]:
             statistics = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
             held["nf4 statistics"] += sum(value.nbytes for value in statistics)
     return dict(held)
-
-
-def count_4bit_modules(model: torch.nn.Module) -> int:
-    """How many linear layers hold 4-bit weights."""
-    return sum(isinstance(module, Linear4bit) for module in model.modules())
 
 
 def keep_4bit_layout(model: torch.nn.Module) -> None:

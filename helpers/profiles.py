@@ -22,12 +22,12 @@ def data_folder(name: str) -> Path:
 
     An empty `name` is `COMMITTED`. Raises ValueError for a folder that cannot be created.
     """
-    folder = ROOT / Path(name.strip()).expanduser() if name.strip() else COMMITTED
     try:
-        return _folder(folder)
-    except OSError as error:
+        return _folder(ROOT / Path(name.strip()).expanduser() if name.strip() else COMMITTED)
+    except (OSError, RuntimeError) as error:  # the latter: `~` of a user that is not
+        why = getattr(error, "strerror", None) or error
         raise ValueError(
-            f"DATA_DIR={name!r} cannot be created ({error.strerror}). Name one that you may write; mount a Drive first."
+            f"DATA_DIR={name!r} cannot be created ({why}). Name one that you may write; mount a Drive first."
         ) from error
 
 

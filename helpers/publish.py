@@ -88,5 +88,5 @@ def push_to_hub(folder: str | Path, repo_id: str | None = None) -> str:
         api.create_repo(repo_id, private=True, exist_ok=True)
         url = api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=[f"{REPORT}/*", f"{MERGED}/*"])
     except Exception as error:  # the model is safe on disk, whatever the network or the hub says
-        return f"Not uploaded ({type(error).__name__}: {str(error).splitlines()[0]}). To upload: {command}"
+        return f"Not uploaded ({type(error).__name__}: {' '.join(str(error).split())[:200]}). To upload: {command}"
     return f"Uploaded: {url}"

@@ -19,7 +19,7 @@ from helpers.profiles import Profile
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "scikit-learn")
 COMMAND = "SERIES_COMMAND"  # the environment variable that tells a notebook's kernel what started it
-LATER_FIELDS = {"revisions", "run", "command"}  # that earlier records do not have
+LATER_FIELDS = {"revisions", "run"}  # that earlier records do not have
 
 
 def versions() -> dict[str, str]:
@@ -50,10 +50,12 @@ def running_command() -> str | None:
     """
     if command := os.environ.get(COMMAND):
         return command
-    _, *words = sys.orig_argv
+    words = [word for word in sys.orig_argv[1:] if word != "-u"]  # which torchrun adds
     if len(words) < 2 or words[0] != "-m" or not words[1].startswith("helpers."):
         return None
-    return shlex.join(["python", *words]).replace(str(Path.home()), "~")
+    processes = os.environ.get("LOCAL_WORLD_SIZE")
+    start = ["torchrun", f"--nproc_per_node={processes}"] if processes else ["python"]
+    return shlex.join([*start, *words]).replace(f"{Path.home()}{os.sep}", f"~{os.sep}")
 
 
 Kind = TypeVar("Kind", bound="_Record")
@@ -70,7 +72,23 @@ class _Record:
     def load(cls: type[Kind], path: Path) -> Kind:
         """The record in `path`. Raises ValueError, naming the file, for what is no JSON object, and for a field that it
         does not know, that is missing or of another type."""
-        return _load(cls, path)
+        name = Path(path).name
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError, too
+            raise ValueError(f"{name} is no JSON that can be read: {error}") from error
+        if not isinstance(data, dict):
+            raise ValueError(f"{name} holds a {type(data).__name__}, not an object with a record's fields.")
+        known = {entry.name for entry in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise ValueError(f"{name} has unknown fields: {', '.join(unknown)}.")
+        if missing := sorted(known - set(data) - LATER_FIELDS):
+            raise ValueError(f"{name} lacks fields: {', '.join(missing)}.")
+        if wrong := [entry for entry in fields(cls) if entry.name in data and not _fits(data[entry.name], entry.type)]:
+            found, kind = repr(data[wrong[0].name])[:60], wrong[0].type
+            expected = kind if get_args(kind) else kind.__name__
+            raise ValueError(f"{name}: {wrong[0].name} is {found}; it must be {expected}.")
+        return cls(**data)
 
 
 @dataclass
@@ -124,6 +142,12 @@ class RunRecord(_Record):
         return f"{self.recipe}-{self.variant}-seed{self.seed}"
 
     @property
+    def score(self) -> str:
+        """The accuracy with its interval, such as `75.0% [71.2%, 78.8%]`."""
+        low, high = self.accuracy_ci95
+        return f"{self.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
+
+    @property
     def above_largest_class(self) -> bool:
         """Whether the accuracy's interval lies above what always naming the test rows' largest class would score."""
         rows = [sum(row) for row in self.confusion_matrix]
@@ -164,14 +188,13 @@ def summary(records: list[RunRecord], profile: Profile) -> str:
     for record in records:
         if record.variant in ("bag_of_words", "untrained"):
             continue
-        low, high = record.accuracy_ci95
         baseline = baselines.get(rows_of(record))
         rows.append(
             (
                 record.recipe,
                 record.variant,
                 f"{record.n_test:,}",
-                f"{record.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]",
+                record.score,
                 f"{baseline.metrics['accuracy']:.1%}" if baseline else "",
                 f"{record.train_seconds:.0f}",
             )
@@ -180,26 +203,6 @@ def summary(records: list[RunRecord], profile: Profile) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     place = shown(profile.figures)
     return "\n".join([*lines, "", f"Figures: {place}/*.png   Records: {place}/results/*.json"])
-
-
-def _load(cls, path: Path):
-    name = Path(path).name
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError, too
-        raise ValueError(f"{name} is no JSON that can be read: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{name} holds a {type(data).__name__}, not an object with a record's fields.")
-    known = {entry.name for entry in fields(cls)}
-    if unknown := sorted(set(data) - known):
-        raise ValueError(f"{name} has unknown fields: {', '.join(unknown)}.")
-    if missing := sorted(known - set(data) - LATER_FIELDS):
-        raise ValueError(f"{name} lacks fields: {', '.join(missing)}.")
-    if wrong := [entry for entry in fields(cls) if entry.name in data and not _fits(data[entry.name], entry.type)]:
-        found, kind = repr(data[wrong[0].name])[:60], wrong[0].type
-        expected = kind if get_args(kind) else kind.__name__
-        raise ValueError(f"{name}: {wrong[0].name} is {found}; it must be {expected}.")
-    return cls(**data)
 
 
 def _fits(value: object, kind: object) -> bool:

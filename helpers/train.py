@@ -226,8 +226,7 @@ def _say_how_the_file_went(
     options: argparse.Namespace, job: _Job, result: FineTuned, baselines: Sequence[Baseline]
 ) -> None:
     record, test = result.record, job.splits["test"]
-    low, high = record.accuracy_ci95
-    accuracy = f"Accuracy {record.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}] on {record.n_test:,} test rows"
+    accuracy = f"Accuracy {record.score} on {record.n_test:,} test rows"
     scores = class_scores(result.predictions, test["label"], test.features["label"].names)
     table = f"{scores.head(SHOWN_CLASSES).round(3).to_string()}\n"
     if len(scores) > SHOWN_CLASSES:

@@ -74,7 +74,8 @@ def fine_tune(
     one process; the first alone scores, writes and prints, and all others get None.
     """
     state = process_state(execution.device)
-    recipe = replace(recipe, num_train_epochs=profile.epochs(recipe.epochs(len(splits["train"]))))
+    of_one = -(-len(splits["train"]) // state.num_processes)  # the rows that one process trains on
+    recipe = replace(recipe, num_train_epochs=profile.epochs(recipe.epochs(of_one)))
     tokenizer, tokens = tokenize_splits(recipe, splits, profile)
     held = sum(weight_bytes(model).values())
     labels = splits["test"].features["label"].names
@@ -94,7 +95,6 @@ def fine_tune(
             report_to="wandb" if run else "none",
             checkpoints=checkpoints,
             restart=restart,
-            keep=True,  # scoring takes its time, too
         )
         if not state.is_main_process:
             return None

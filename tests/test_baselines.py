@@ -13,7 +13,7 @@ from helpers.recipes import RECIPES
 
 
 def test_the_bag_of_words_learns_a_word(toy_reviews):
-    model = bag_of_words(toy_reviews.select(range(100)))
+    model = bag_of_words(toy_reviews.select(range(80)), toy_reviews.select(range(80, 100)))
     rest = toy_reviews.select(range(100, 200))
     assert accuracy_score(rest["label"], model.predict(list(rest["text"]))) > 0.95
     assert model.predict_proba(list(rest["text"])).shape == (100, 2)
@@ -63,7 +63,7 @@ def test_the_frozen_encoder_reads_reviews_and_the_random_one_less_well(fp32):
 def test_texts_without_common_words_cannot_be_counted():
     rows = Dataset.from_dict({"text": ["alpha", "beta", "gamma"], "label": [0, 1, 0]})
     with pytest.raises(ValueError, match=r"no terms remain|empty vocabulary"):
-        bag_of_words(rows)
+        bag_of_words(rows, rows)
 
 
 def test_balanced_weights_find_more_of_a_rare_class(toy_reviews):
@@ -73,7 +73,7 @@ def test_balanced_weights_find_more_of_a_rare_class(toy_reviews):
     texts = [text if noise.random() < 0.3 else "the movie" for text in skewed["text"]]
     skewed = Dataset.from_dict({"text": texts, "label": skewed["label"]})
     rest = concatenate_datasets([bad.select(range(60, 70)), good.select(range(60, 70))])
-    found = [bag_of_words(skewed, None, weights).predict(list(rest["text"])).sum() for weights in (None, "balanced")]
+    found = [bag_of_words(skewed, skewed, weights).predict(list(rest["text"])).sum() for weights in (None, "balanced")]
     assert found[0] < found[1]
 
     vectors = noise.normal(size=(66, 4)) + np.array(skewed["label"])[:, None]

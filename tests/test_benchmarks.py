@@ -9,7 +9,7 @@ from helpers.benchmarks import __main__ as benchmarks_command
 from helpers.benchmarks import execution, steps
 from helpers.benchmarks.execution import benchmark_execution
 from helpers.benchmarks.fresh import in_fresh_process
-from helpers.benchmarks.records import device_folder, device_record, load_benchmarks
+from helpers.benchmarks.records import device_folder, device_record, find_benchmarks
 from helpers.benchmarks.steps import StepSpec, benchmark_steps, measure_step, step_specs
 
 
@@ -74,13 +74,13 @@ def test_records_are_found_by_device_and_an_unknown_benchmark_is_refused(tmp_pat
     monkeypatch.setattr(profiles, "COMMITTED", tmp_path / "Data")
     monkeypatch.setattr(profiles, "DATA_DIR", tmp_path / "drive")
     assert device_folder(fp32).parent == tmp_path / "drive" / "cpu" and " " not in device_folder(fp32).name
-    assert load_benchmarks("steps") == []
+    assert find_benchmarks("steps") == []
     record = results.StudyRecord("steps", "x", None, "cpu", {}, [])
     record.save(device_folder(fp32))
-    assert load_benchmarks("steps") == []  # of an older form: it does not name its execution
+    assert find_benchmarks("steps") == []  # of an older form: it does not name its execution
     record = device_record("steps", fp32, {}, [])
     record.save(device_folder(fp32))
-    assert load_benchmarks("steps") == [record]
+    assert [found for _, found in find_benchmarks("steps")] == [record]
     with pytest.raises(SystemExit):
         benchmarks_command.main(["speed"])
     assert "there is execution, ladder, prediction, steps" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from helpers.base.paths import ROOT
 from helpers.benchmarks import records, steps
 from helpers.benchmarks.budget import memory_budget
 from helpers.benchmarks.ladder import method_recipe
-from helpers.benchmarks.records import benchmark_to_show, device_folder, find_benchmarks, load_benchmarks, main_rows
+from helpers.benchmarks.records import benchmark_to_show, device_folder, find_benchmarks, main_rows
 from helpers.benchmarks.steps import StepSpec, live_specs, measure_step, step_specs, steps_to_show
 from helpers.claims.evidence import CONFIRMED, REFUTED, UNDECIDED, Evidence
 from helpers.claims.verdicts import CLAIMS, decide_all, markdown_table
@@ -131,7 +131,7 @@ def test_a_t4_and_an_a100_measure_the_formats_that_they_multiply():
 def test_records_are_read_gpus_first_by_name_and_the_own_one_before(devices, committed):
     for name in devices:
         write_device(committed, name)
-    assert [record.device for record in load_benchmarks("steps")] == [
+    assert [record.device for _, record in find_benchmarks("steps")] == [
         DEVICES[name][0] for name in ("a100", "t4", "cpu") if name in devices
     ]
     for name, (label, execution) in DEVICES.items():
@@ -235,7 +235,7 @@ def test_notebook_04_reads_any_set_of_records_on_any_machine(devices, here, comm
 
 def test_the_figures_call_no_step_inside_its_scatter_a_gain(committed):
     write_device(committed, "cpu")
-    ladders, steps = load_benchmarks("ladder")[0], load_benchmarks("steps")[0]
+    ladders, steps = (find_benchmarks(name)[0][1] for name in ("ladder", "steps"))
     figure = plot_speed_ladder(ladders, {"lora_bert_sst2": "The SST-2 post"})
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert [index for index, text in enumerate(texts) if "within scatter" in text] == [2]

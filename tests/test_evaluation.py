@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
+from helpers import evaluation
 from helpers.evaluation import (
     ClassificationMetrics,
     PairedComparison,
@@ -66,21 +67,22 @@ def test_the_interval_of_a_perfect_score_and_of_nothing():
             accuracy_interval(predictions, references)
 
 
-def test_logits_come_in_the_order_of_the_texts(fp32, tiny_checkpoints):
+def test_logits_come_in_the_order_of_the_texts(fp32, tiny_checkpoints, monkeypatch):
+    monkeypatch.setitem(evaluation.TOKENS_PER_BATCH, "cpu", 12)
     model, tokenizer = load_classifier(tiny_checkpoints["bert"], fp32), load_tokenizer(tiny_checkpoints["bert"])
     texts = ["the movie was great great great", "bad", "the plot was awful", "great"]
     ids = tokenizer(texts)["input_ids"]
-    together = predict_logits(model, tokenizer, ids, fp32, tokens_per_batch=12)
+    together = predict_logits(model, tokenizer, ids, fp32)
     alone = np.concatenate([predict_logits(model, tokenizer, [row], fp32) for row in ids])
     assert together.shape == (4, 2)
     np.testing.assert_allclose(together, alone, atol=1e-6)
     assert len(np.unique(together[:, 0])) == 4
     assert predict_logits(model, tokenizer, [], fp32).shape == (0, 2)
-    with pytest.raises(ValueError, match="tokens_per_batch=0"):
-        predict_logits(model, tokenizer, ids, fp32, tokens_per_batch=0)
 
 
-def test_batches_hold_like_lengths_and_are_filled_up_to_the_limit(fp32, tiny_checkpoints):
+def test_batches_hold_like_lengths_and_are_filled_up_to_the_limit(fp32, tiny_checkpoints, monkeypatch):
+    monkeypatch.setitem(evaluation.TOKENS_PER_BATCH, "cpu", 12)
+
     class Model:
         config, dtype, shapes = SimpleNamespace(num_labels=2), torch.float32, []
 
@@ -93,7 +95,7 @@ def test_batches_hold_like_lengths_and_are_filled_up_to_the_limit(fp32, tiny_che
 
     model, tokenizer = Model(), load_tokenizer(tiny_checkpoints["bert"])
     ids = [[5] * length for length in (9, 2, 3, 40, 2, 3)]
-    predict_logits(model, tokenizer, ids, fp32, tokens_per_batch=12)
+    predict_logits(model, tokenizer, ids, fp32)
     assert model.shapes == [(4, 3), (1, 9), (1, 40)]  # a text longer than the limit is a batch of its own
 
 
@@ -155,12 +157,13 @@ def test_the_most_confidently_wrong_rows_come_first():
     assert table.iloc[0].tolist() == ["c", "x", "y", 0.8]
 
 
-def test_prediction_goes_on_in_smaller_batches_where_memory_runs_out(tiny_checkpoints, fp32):
+def test_prediction_goes_on_in_smaller_batches_where_memory_runs_out(tiny_checkpoints, fp32, monkeypatch):
+    monkeypatch.setitem(evaluation.TOKENS_PER_BATCH, "cpu", 160)
     model = load_classifier(tiny_checkpoints["bert"], fp32)
     tokenizer = load_tokenizer(tiny_checkpoints["bert"])
     rng = np.random.default_rng(0)
     ids = [[2, *rng.integers(5, 18, length).tolist(), 3] for length in rng.integers(3, 12, 40)]
-    expected, sizes = predict_logits(model, tokenizer, ids, fp32, tokens_per_batch=160), []
+    expected, sizes = predict_logits(model, tokenizer, ids, fp32), []
 
     def refuse(module, args, kwargs):
         sizes.append(len(kwargs["input_ids"]))
@@ -168,7 +171,7 @@ def test_prediction_goes_on_in_smaller_batches_where_memory_runs_out(tiny_checkp
             torch.empty(2**60, dtype=torch.uint8)  # the CPU's allocator says so itself
 
     model.register_forward_pre_hook(refuse, with_kwargs=True)
-    logits = predict_logits(model, tokenizer, ids, fp32, tokens_per_batch=160)
+    logits = predict_logits(model, tokenizer, ids, fp32)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     assert sizes[0] > 10 and sum(size > 5 for size in sizes) < 5, "each batch had to fail anew"
     model.register_forward_pre_hook(lambda *_: torch.empty(2**60, dtype=torch.uint8))

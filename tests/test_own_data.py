@@ -1,6 +1,7 @@
 """A file of one's own: reading, findings, split. Training on it is in test_train.py."""
 
 from collections import Counter
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -138,6 +139,9 @@ def test_large_whole_numbers_with_gaps_keep_their_digits(tmp_path):
     labels = pa.array([2**53 + 1, None, 3])
     pq.write_table(pa.table({"text": ["a", "b", "c"], "label": labels}), tmp_path / "a.parquet")
     assert read_rows(tmp_path / "a.parquet", "text", "label")["label"].tolist() == ["9007199254740993", None, "3"]
+    labels = pa.array([Decimal("1.0"), None, Decimal("2.5")])
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": labels}), tmp_path / "a.parquet")
+    assert read_rows(tmp_path / "a.parquet", "text", "label")["label"].tolist() == ["1", None, "2.5"]
 
 
 def test_nan_is_a_word_among_labels_whatever_the_order_of_rows():

@@ -258,3 +258,5 @@ def test_the_data_folder_is_taken_from_the_root_and_from_home(tmp_path, monkeypa
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"DATA_DIR='.*lora' cannot be created .* mount a Drive first"):
         profiles.data_folder(str(tmp_path / "file" / "lora"))
+    with pytest.raises(ValueError, match="DATA_DIR='~nobody-of-that-name/x' cannot be created"):
+        profiles.data_folder("~nobody-of-that-name/x")

@@ -52,7 +52,6 @@ def test_the_rank_study_shows_rates_means_intervals_seeds_and_counts():
     assert "bag of words 65.0%" in _texts(over_rank)
     assert [label.get_text() for label in of_layers.get_yticklabels()] == [point["name"] for point in layers]
     assert len(of_schemes.get_yticklabels()) == 1
-    assert len(studies.plot_rank_study(search, ranks, counts, [], [], 0.65, titles[:2]).axes) == 2
 
 
 def test_epochs_ring_the_best_and_stand_beside_what_was_stated(runs, record):

@@ -224,3 +224,9 @@ def test_an_upload_that_fails_says_how_to_repeat_it(hub, monkeypatch):
     monkeypatch.setattr(publish.HfApi, "upload_folder", refuse)
     line = push_to_hub("my-model", "me/model")
     assert "ConnectionError: no route to host" in line and "hf upload me/model my-model" in line and "\n" not in line
+
+    def wait(*_, **__):
+        raise TimeoutError
+
+    monkeypatch.setattr(publish.HfApi, "upload_folder", wait)
+    assert "Not uploaded (TimeoutError: )" in push_to_hub("my-model", "me/model")

@@ -190,6 +190,13 @@ def test_settings_given_as_text_change_a_recipe_and_its_name():
     assert recipe.name.startswith("lora_bert_sst2,r=32,learning_rate=1e-3,")
     assert RECIPES["lora_bert_sst2"].with_settings([]) == RECIPES["lora_bert_sst2"]
     assert RECIPES["lora_bert_sst2"].with_settings(["truncation=tail"]).truncation == "tail"
+    four = [
+        "per_device_train_batch_size=32",
+        "gradient_accumulation_steps=2",
+        "num_train_epochs=5",
+        "learning_rate=1e-3",
+    ]
+    assert len(RECIPES["lora_bert_sst2"].with_settings(four).name) > 100
     of_the_hub = RECIPES["lora_bert_sst2"].with_settings(["dataset=USER/NAME"])
     assert of_the_hub.dataset == "USER/NAME" and of_the_hub.name == "lora_bert_sst2,dataset=USER--NAME"
 

@@ -42,6 +42,13 @@ def test_unknown_and_missing_fields_are_refused_by_name(record, tmp_path):
         RunRecord.load(write_json(tmp_path / "a.json", data))
 
 
+def test_a_study_without_its_command_is_refused(tmp_path):
+    data = asdict(StudyRecord("ranks", "python x", "quick", "cpu", {}, []))
+    del data["command"]
+    with pytest.raises(ValueError, match="lacks fields: command"):
+        StudyRecord.load(write_json(tmp_path / "a.json", data))
+
+
 def test_a_record_from_before_revisions_were_kept_still_loads(record, tmp_path):
     data = asdict(record)
     del data["revisions"]
@@ -101,6 +108,9 @@ def test_a_record_says_which_command_made_it(monkeypatch):
     monkeypatch.delenv(results.COMMAND, raising=False)
     monkeypatch.setattr(sys, "orig_argv", ["/x/python", "-m", "helpers.train", "a b", "--output", f"{Path.home()}/out"])
     assert results.running_command() == "python -m helpers.train 'a b' --output ~/out"
+    monkeypatch.setattr(sys, "orig_argv", ["/x/python", "-u", "-m", "helpers.train", "qlora_bert"])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert results.running_command() == "torchrun --nproc_per_node=2 -m helpers.train qlora_bert"
     for others in (["/x/python", "-m", "ipykernel_launcher", "-f", "x.json"], ["/x/python"], ["python", "-c", "1"]):
         monkeypatch.setattr(sys, "orig_argv", others)
         assert results.running_command() is None

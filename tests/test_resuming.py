@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,13 +37,18 @@ class Job:
         self.rows = {name: tokenize(part, tokenizer, 16) for name, part in splits.items()}
 
     def run(self, folder=None, seed=1, restart=False, keep=False, **changes):
-        """Trains, from where a run in the folder stopped; returns the trained weights and what `fit` gave."""
+        """Trains, from where a run in the folder stopped; returns the trained weights and what `fit` gave.
+
+        What is left of it goes, as `fine_tune` does it once the result is written, unless to `keep` it.
+        """
         recipe = replace(self.recipe, **changes)
         model = build_model(recipe, self.checkpoint, self.execution, seed)
         fitted = fit(
             model, load_tokenizer(self.checkpoint), recipe, self.rows["train"], self.rows["validation"],
-            self.execution, seed, checkpoints=folder or self.folder, restart=restart, keep=keep,
+            self.execution, seed, checkpoints=folder or self.folder, restart=restart,
         )  # fmt: skip
+        if not keep:
+            shutil.rmtree(folder or self.folder, ignore_errors=True)
         return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}, fitted
 
 

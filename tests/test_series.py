@@ -158,14 +158,3 @@ def test_the_summary_puts_the_bag_of_words_beside_each_run(record):
     assert lines[1].split() == ["qlora_bert", "improved", "4", "75.0%", "[50.0%,", "100.0%]", "50.0%", "61"]
     assert lines[2].split()[-2] == "50.0%" and "50.0%" not in lines[3].split()
     assert lines[-1] == "Figures: Data/quick/*.png   Records: Data/quick/results/*.json"
-
-
-def test_of_a_progress_bar_the_last_state_is_kept():
-    def stream(text, name="stderr"):
-        return nbformat.v4.new_output("stream", name=name, text=text)
-
-    outputs = [stream("\rruns:   0%"), stream("\rruns:  50%"), stream("\rruns: 100%\n"), stream("done\n", "stdout")]
-    cell = nbformat.v4.new_code_cell("run()", outputs=outputs)
-    notebook = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_markdown_cell("text")])
-    executing.settle_progress_bars(notebook)
-    assert [(output.name, output.text) for output in cell.outputs] == [("stderr", "runs: 100%\n"), ("stdout", "done\n")]

@@ -15,7 +15,9 @@ def recipe(tiny_checkpoints):
         RECIPES["lora_bert_sst2"].improved(),
         base_model=tiny_checkpoints["bert"],
         modules_to_save=("pooler",),
-        learning_rate=2e-2,
+        learning_rate=1e-2,
+        num_train_epochs=4,
+        min_updates=None,
         per_device_train_batch_size=32,
         weight_decay=0.01,
         max_length=16,
@@ -25,13 +27,13 @@ def recipe(tiny_checkpoints):
 
 def test_a_study_has_a_row_for_each_run_and_seed(recipe, toy_reviews, tiny_profile, fp32):
     splits = split_reviews(toy_reviews, 96, 32, 64)
-    runs = [({"r": 1}, replace(recipe, r=1, n_train=48)), ({"r": 8}, replace(recipe, n_train=32))]
+    runs = [({"r": 1}, replace(recipe, r=1)), ({"r": 8}, recipe)]
     study = run_study("ranks", runs, splits, tiny_profile, fp32, command="python x", seeds=(0, 1))
     assert [(row["r"], row["seed"], row["n_train"]) for row in study.rows] == [
-        (1, 0, 48),
-        (1, 1, 48),
-        (8, 0, 32),
-        (8, 1, 32),
+        (1, 0, 96),
+        (1, 1, 96),
+        (8, 0, 96),
+        (8, 1, 96),
     ]
     assert study.rows[0]["trainable_params"] < study.rows[2]["trainable_params"]
     assert all(len(row["correct"]) == 32 for row in study.rows)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from datasets import ClassLabel, Dataset, Features
 from huggingface_hub import ModelCard
 from transformers import (
@@ -28,7 +29,6 @@ from helpers.evaluation import predict_logits
 from helpers.fitting.resuming import Saver
 from helpers.fitting.trainer import _mean_loss, class_weights
 from helpers.inference import SentimentClassifier
-from helpers.models import count_4bit_modules
 from helpers.profiles import PROFILES
 from helpers.recipe import Recipe
 from helpers.results import RunRecord, load_records
@@ -232,7 +232,8 @@ def test_a_file_becomes_an_adapter_a_card_a_report_and_a_model(terminal, verdict
     assert [answer.label for answer in ours] == [answer["label"] for answer in plain]
     np.testing.assert_allclose(probabilities(ours), probabilities(plain), atol=1e-4)
     assert ModelCard.load(folder / "merged" / "README.md").data.library_name == "transformers"
-    assert count_4bit_modules(classifier.model) == (12 if recipe == "tiny_q" else 0)
+    in_4_bits = [module for module in classifier.model.modules() if isinstance(module, Linear4bit)]
+    assert len(in_4_bits) == (12 if recipe == "tiny_q" else 0)
 
 
 def test_a_skewed_file_is_reported_by_balanced_accuracy_and_can_be_weighted(terminal, toy_reviews, tmp_path, capsys):

@@ -10,5 +10,5 @@ def is_folder_name(value: object) -> bool:
     """Whether `value` can name a file or folder: one part of a path that every system takes."""
     return (
         isinstance(value, str) and value.strip(" .") == value != "" and value.isprintable()
-        and len(value) <= 100 and not set(value) & set('/\\:*?"<>|')
+        and len(value) <= 160 and not set(value) & set('/\\:*?"<>|')
     )  # fmt: skip

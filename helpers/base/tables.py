@@ -6,6 +6,7 @@ import io
 import json
 import unicodedata
 from collections.abc import Callable
+from decimal import Decimal
 from numbers import Number
 from pathlib import Path
 
@@ -163,7 +164,7 @@ def _cell(path: Path, row: int, column: str, value: object, read: Callable[[str]
     """What `read` makes of one value as a string; None where there is none."""
     if value is None or value is pd.NA or (isinstance(value, Number) and value != value):
         return None
-    if isinstance(value, float) and read is _label and value.is_integer():  # 1.0, of a column of numbers with gaps
+    if isinstance(value, (float, Decimal)) and read is _label and value == value // 1:  # 1.0, of numbers with gaps
         value = int(value)
     if isinstance(value, Number):
         value = str(value)

@@ -42,11 +42,6 @@ def find_benchmarks(name: str, roots: Sequence[Path] | None = None) -> list[tupl
     return [found[key] for key in sorted(found)]
 
 
-def load_benchmarks(name: str) -> list[StudyRecord]:
-    """The record `name` of every device that has one, in the order of `find_benchmarks`."""
-    return [record for _, record in find_benchmarks(name)]
-
-
 def own_benchmark(name: str, execution: Execution) -> StudyRecord | None:
     """This device's record `name`; None where it has none."""
     own = device_folder(execution)
@@ -55,7 +50,7 @@ def own_benchmark(name: str, execution: Execution) -> StudyRecord | None:
 
 def benchmark_to_show(name: str, execution: Execution) -> StudyRecord:
     """This device's record `name`, else that of the first device which has one. Raises FileNotFoundError."""
-    record = own_benchmark(name, execution) or next(iter(load_benchmarks(name)), None)
+    record = own_benchmark(name, execution) or next((record for _, record in find_benchmarks(name)), None)
     if record is None:
         raise FileNotFoundError(f"No device has a record {name!r} yet. Run: {COMMAND} {name}")
     return record

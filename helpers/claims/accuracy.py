@@ -15,7 +15,6 @@ from helpers.claims.evidence import (
     Verdict,
     shown_difference,
     shown_rows,
-    shown_score,
 )
 from helpers.evaluation import PairedComparison, holm, paired_comparison
 from helpers.studies.compare import compare_runs, summarize
@@ -41,7 +40,7 @@ def _against_the_trivial(
     said = []
     for variant, (run, _) in runs.items():
         gains = [f"{shown_difference(tests[variant, name])} against {name}" for _, name in tests if _ == variant]
-        said.append(f"{variant.replace('_', ' ')} {shown_score(run)}: {'; '.join(gains)}")
+        said.append(f"{variant.replace('_', ' ')} {run.score}: {'; '.join(gains)}")
     first = runs[variants[0]][0]
     bars = [
         Bar("difference", (0, float("inf")), test.low, test.high, f"{variant.replace('_', ' ')} less {name}")
@@ -104,7 +103,7 @@ def small_batch(evidence: Evidence) -> Verdict:
 
 
 def stated_accuracy(
-    recipe: str, at_least: float, at_most: float = 0.0, scores: tuple[str, ...] = ("accuracy",)
+    recipe: str, at_least: float, at_most: float = 0.0, weighted_f1: bool = False
 ) -> Callable[[Evidence], Verdict]:
     """A claim of an accuracy on a real checkpoint: only a `hub` record decides it, by its interval."""
 
@@ -115,8 +114,8 @@ def stated_accuracy(
         bars = tuple(
             Bar("accuracy", stated, *run.accuracy_ci95, run.variant.replace("_", " ")) for run in (record, better)
         )
-        also = "".join(f", weighted F1 {record.metrics[name]:.3f}" for name in scores if name == "weighted_f1")
-        measured = f"as written {shown_score(record)}{also}; improved {shown_score(better)} ({shown_rows(record)})"
+        also = f", weighted F1 {record.metrics['weighted_f1']:.3f}" if weighted_f1 else ""
+        measured = f"as written {record.score}{also}; improved {better.score} ({shown_rows(record)})"
         if record.profile == "hub":
             _, high = record.accuracy_ci95
             verdict = CONFIRMED if high >= at_least else REFUTED
@@ -174,7 +173,7 @@ def untrained_head(evidence: Evidence) -> Verdict:
     verdict = CONFIRMED if low <= 0.5 <= high else REFUTED
     sentence = "A coin toss: its interval holds 50 %. No model makes this claim right or wrong."
     bars = (Bar("accuracy", (0.5, 0.6), low, high),)
-    return Verdict(f"{shown_score(record)} ({shown_rows(record)})", verdict, sentence, (path,), bars)
+    return Verdict(f"{record.score} ({shown_rows(record)})", verdict, sentence, (path,), bars)
 
 
 def epochs(evidence: Evidence) -> Verdict:

@@ -128,11 +128,6 @@ def relative_path(path: Path) -> str:
     return Path(shown(path)).as_posix()
 
 
-def shown_score(record: RunRecord) -> str:
-    low, high = record.accuracy_ci95
-    return f"{record.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
-
-
 def shown_rows(record: RunRecord) -> str:
     rows = f"n = {record.n_test:,}, {record.n_train:,} training rows"
     return f"{rows}, {record.base_model}, {record.profile}, {record.device}"

@@ -63,13 +63,12 @@ def fit(
     report_to: str = "none",
     checkpoints: Path | None = None,
     restart: bool = False,
-    keep: bool = False,
 ) -> Fit:
     """Trains `model` in place on tokenized rows and restores its best epoch on `validation` (None: keeps the last).
 
     With `checkpoints`, a folder, and `validation` the run can be taken up again: called with the same arguments, it
-    goes on at the last whole checkpoint there, which are made every minute and at the end of an epoch, and are gone
-    when it has ended; with `keep` the caller removes them, once the result is written. `restart` begins anew. Raises
+    goes on at the last whole checkpoint there, which are made every minute and at the end of an epoch; the caller
+    removes them, once the result is written. `restart` begins anew. Raises
     Occupied where the folder holds another run's or another process trains there, NotWritten where the disk is full,
     the earlier checkpoints being as they were, and Stopped, with all saved, after Ctrl-C or SIGTERM.
 
@@ -120,8 +119,6 @@ def fit(
                 begin(folder, run, _batches(recipe))
             for old in folder.glob("checkpoint-*"):
                 shutil.rmtree(old)
-        if resumable and state.is_main_process and not keep:
-            shutil.rmtree(folder, ignore_errors=True)
     return fitted
 
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from helpers.plots import COLORS, VARIANT_NAMES, label_ends, title
+from helpers.plots.studies import as_point, draw_intervals
 from helpers.results import RunRecord
 
 
@@ -117,12 +118,7 @@ def plot_confusion_matrices(records: Sequence[RunRecord], labels: Sequence[str])
     figure, axes = plt.subplots(1, len(records), figsize=(4.4 * len(records), 3.9), layout="constrained", squeeze=False)
     for panel, record in zip(axes[0], records, strict=True):
         _confusion(panel, record, labels)
-        low, high = record.accuracy_ci95
-        panel.set(
-            title=f"{VARIANT_NAMES[record.variant]}: {record.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]",
-            xlabel="predicted",
-            ylabel="true",
-        )
+        panel.set(title=f"{VARIANT_NAMES[record.variant]}: {record.score}", xlabel="predicted", ylabel="true")
     return figure
 
 
@@ -138,8 +134,7 @@ def plot_class_confusion(record: RunRecord, labels: Sequence[str]) -> Figure:
     if wrong.any():
         share = f"{wrong[true, predicted]:,} of {matrix[true].sum():,}"
         mistake = f"Most frequent mistake: {share}\n{labels[true]!r} taken for {labels[predicted]!r}"
-    low, high = record.accuracy_ci95
-    title = f"{mistake}\naccuracy {record.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}], n = {record.n_test:,}"
+    title = f"{mistake}\naccuracy {record.score}, n = {record.n_test:,}"
     axes.set(title=title, xlabel="predicted", ylabel="true")
     axes.tick_params(axis="y", rotation=0)
     return figure
@@ -156,16 +151,7 @@ def _confusion(axes, record: RunRecord, labels: Sequence[str]) -> None:
 def plot_accuracy(records: Sequence[RunRecord], names: Sequence[str], title: str) -> Figure:
     """Test accuracy of each record as a dot with its 95 % interval, in the order given."""
     figure, axes = plt.subplots(figsize=(8.5, 0.55 * len(records) + 1.3), layout="constrained")
-    for row, record in enumerate(records):
-        low, high = record.accuracy_ci95
-        color = COLORS[record.variant]
-        axes.plot([low, high], [row, row], color=color, lw=2.5, solid_capstyle="butt")
-        axes.plot(record.metrics["accuracy"], row, "o", color=color, ms=8)
-        axes.text(high + 0.008, row, f"{record.metrics['accuracy']:.1%}", va="center", fontsize=9)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    points, colors = [as_point(record) for record in records], [COLORS[record.variant] for record in records]
+    draw_intervals(axes, names, points, colors)
     axes.set(title=title, xlabel=f"test accuracy with 95 % bootstrap interval (n = {records[0].n_test:,})")
-    axes.set_xlim(right=min(1.0, axes.get_xlim()[1] + 0.04))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.grid(axis="y", visible=False)
     return figure

@@ -28,19 +28,14 @@ def plot_rank_study(
     titles: Sequence[str],
 ) -> Figure:
     """Validation accuracy over the learning rate, a line a rank; and, each at its best rate, test accuracy over the
-    rank, over the adapted layers at one parameter budget, and over the ways to scale, where these have points.
+    rank, over the adapted layers at one parameter budget, and over the ways to scale.
 
     Points are those of `compare.summarize`: `search` with labels `r` and `learning_rate`, `ranks` with `r`, `layers`
     and `schemes` with `name`. `parameters` maps a rank to what LoRA trains in the real checkpoint, `bag` is the
     bag of words' test accuracy, and `titles` holds one finding a panel.
     """
-    lower = [points for points in (layers, schemes) if points]
-    figure, axes = plt.subplots(
-        1 + bool(lower), 2, figsize=(13, 9.2 if lower else 4.9), layout="constrained", squeeze=False
-    )
-    (over_rate, over_rank), panels = axes[0], axes.ravel()[: 2 + len(lower)]
-    for unused in axes.ravel()[2 + len(lower) :]:
-        unused.remove()
+    figure, axes = plt.subplots(2, 2, figsize=(13, 9.2), layout="constrained")
+    over_rate, over_rank, *lower = axes.flat
     values = sorted({point["r"] for point in search})
     shades = plt.get_cmap("viridis")([0.9 - 0.85 * place / max(len(values) - 1, 1) for place in range(len(values))])
     ends = []
@@ -68,10 +63,10 @@ def plot_rank_study(
     counts.minorticks_off()
     counts.set_xlabel("parameters that LoRA trains in bert-base at this rank", fontsize=9)
     draw_reference(over_rank, bag, f"bag of words {bag:.1%}", COLORS["bag_of_words"])
-    for panel, points in zip(panels[2:], lower, strict=True):
+    for panel, points in zip(lower, (layers, schemes), strict=True):
         draw_intervals(panel, [p["name"] for p in points], points, [COLORS["improved"]] * len(points))
         panel.set_xlabel("test accuracy, each at its best rate")
-    for panel, title in zip(panels, titles, strict=True):
+    for panel, title in zip(axes.flat, titles, strict=True):
         panel.set_title(title, fontsize=11)
     return figure
 
@@ -93,9 +88,9 @@ def plot_epochs(
         1, panels, figsize=(5.2 * panels, 4.6), layout="constrained", width_ratios=[1.15, 1, 1][:panels]
     )
     draw_epochs(axes[0], runs, stated)
-    names = [*baselines, *(f"{VARIANT_NAMES[run.variant]}\n{_seconds(run)} to train" for run in runs)]
+    names = [*baselines, *(f"{VARIANT_NAMES[run.variant]}\n{run.train_seconds:.0f} s to train" for run in runs)]
     records = [*baselines.values(), *runs]
-    draw_intervals(axes[1], names, [_point(record) for record in records], [COLORS[r.variant] for r in records])
+    draw_intervals(axes[1], names, [as_point(record) for record in records], [COLORS[r.variant] for r in records])
     axes[1].set_xlabel(f"test accuracy, 95 % bootstrap interval (n = {records[0].n_test:,})")
     if rates:
         values = sorted({point["learning_rate"] for points in rates.values() for point in points})
@@ -173,13 +168,10 @@ def _percent(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
 
-def _point(record: RunRecord) -> dict[str, Any]:
+def as_point(record: RunRecord) -> dict[str, Any]:
+    """A run as `draw_intervals` takes it."""
     low, high = record.accuracy_ci95
     return {"accuracy": record.metrics["accuracy"], "low": low, "high": high, "accuracies": []}
-
-
-def _seconds(record: RunRecord) -> str:
-    return f"{record.train_seconds:.0f} s"
 
 
 def _short(count: int) -> str:

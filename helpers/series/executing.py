@@ -47,13 +47,13 @@ def run_notebook(source: Path, target: Path, unfinished: Path | None = None) -> 
         kernel_name="python3",
         resources={"metadata": {"path": str(source.parent)}},
         record_timing=False,
+        coalesce_streams=True,  # and a progress bar is what a terminal shows of it at the end
         extra_arguments=["--IPKernelApp.log_level=ERROR"],
         on_cell_start=show,
     )
     try:
         client.execute(env={**os.environ, COMMAND: f"python -m helpers.series {source.stem[:2]}"})
     except (CellExecutionError, DeadKernelError, AssertionError) as error:  # the last: nbclient, of a kernel that died
-        settle_progress_bars(notebook)
         written = write_text(unfinished or target, nbformat.writes(notebook) + "\n")
         first = code[done].source.strip().partition("\n")[0][:60]
         where = f"{source.name}, cell {done + 1} of {total} ({first})"
@@ -70,25 +70,10 @@ def run_notebook(source: Path, target: Path, unfinished: Path | None = None) -> 
             f"{source.name}: its kernel did not start ({' '.join(str(error).split())[:300]}). Jupyter talks to it "
             "through 127.0.0.1, which has to be up and open to this program."
         ) from error
-    settle_progress_bars(notebook)
     write_text(target, nbformat.writes(notebook) + "\n")
     seconds = perf_counter() - start
     print(f"{chr(13) if sys.stdout.isatty() else ''}{source.stem:28s} done in {clock(seconds)}          ", flush=True)
     return seconds
-
-
-def settle_progress_bars(notebook: nbformat.NotebookNode) -> None:
-    """Leaves of each progress bar in the outputs what a terminal shows at the end: its last state, once."""
-    for cell in notebook.cells:
-        settled = []
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream" and output.name == "stderr":
-                if settled and settled[-1].get("name") == "stderr":
-                    output.text = settled.pop().text + output.text
-                output.text = "\n".join(line.rsplit("\r", 1)[-1] for line in output.text.split("\n"))
-            settled.append(output)
-        if cell.cell_type == "code":
-            cell.outputs = settled
 
 
 def clock(seconds: float) -> str:

@@ -40,7 +40,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from helpers.checkpoints import AS_SHIPPED
-from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT
+from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT, PROFILES
 from helpers.recipe import Recipe
 from helpers.recipes import RECIPES
 from helpers.studies.runs import Run
@@ -263,8 +263,8 @@ def baselines(rows: Rows) -> Iterator[Run]:
 def _at_scale(study: str, recipe: Recipe, seed: int) -> Run:
     sentences = recipe.dataset == "rotten_tomatoes"
     where = {"n_validation": recipe.n_validation or 1_000, "n_test": 2_000} if sentences else REVIEWS
-    base_model = EMBEDDED_DISTILBERT if "distilbert" in recipe.base_model else EMBEDDED_BERT
     labels = (("recipe", recipe.name), ("variant", recipe.variant))
+    base_model = PROFILES["full"].base_model(recipe.base_model)
     return Run(study, labels, recipe, base_model, **where, seed=seed, at_scale=True)
 
 

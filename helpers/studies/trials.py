@@ -1,7 +1,6 @@
 """A study in one go: several recipes with several seeds on the same rows."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from datasets import DatasetDict
 from tqdm.auto import tqdm
@@ -26,15 +25,13 @@ def run_study(
     command: str,
     seeds: Iterable[int] = (0, 1),
     score_on: str = "validation",
-    folder: Path | None = None,
 ) -> StudyRecord:
     """Trains each recipe with each seed on `splits["train"]` and scores its last step on `splits[score_on]`.
 
     `runs` pairs each recipe with the labels its rows carry, such as `{"r": 8}`; all recipes must share dataset,
-    checkpoint, `max_length` and `truncation`, since the rows are tokenized once. A recipe's `n_train` takes the first
-    of the training rows. A seed fixes head, adapter and order.
+    checkpoint, `max_length` and `truncation`, since the rows are tokenized once. A seed fixes head, adapter and order.
     Each row has the labels and `seed, n_train, trainable_params, train_seconds, accuracy, accuracy_ci95, correct`.
-    Writes the record to `folder` (None: `Data/<profile>/results/studies`) and returns it.
+    Writes the record to `Data/<profile>/results/studies` and returns it.
     """
     seeds = tuple(seeds)
     first = runs[0][1]
@@ -50,10 +47,9 @@ def run_study(
         bar.set_postfix(labels, refresh=False)
         model = build_model(recipe, base_model, execution, seed)
         trainable, _ = count_parameters(model)
-        train = tokens["train"].select(range(min(recipe.n_train or len(tokens["train"]), len(tokens["train"]))))
-        fitted = fit(model, tokenizer, recipe, train, None, execution, seed)
+        fitted = fit(model, tokenizer, recipe, tokens["train"], None, execution, seed)
         predictions = class_probabilities(model, tokenizer, tokens[score_on], execution).argmax(axis=1)
-        row = {**labels, "seed": seed, "n_train": len(train), "trainable_params": trainable}
+        row = {**labels, "seed": seed, "n_train": len(tokens["train"]), "trainable_params": trainable}
         rows.append({**row, "train_seconds": round(fitted.seconds, 2), **scores(predictions, splits[score_on])})
     settings = {
         "base_model": base_model,
@@ -65,5 +61,5 @@ def run_study(
         "seeds": list(seeds),
     }
     record = StudyRecord(name, command, profile.name, execution.device_name, settings, rows)
-    record.save(folder or profile.results / "studies")
+    record.save(profile.results / "studies")
     return record

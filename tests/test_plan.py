@@ -105,6 +105,17 @@ def test_the_change_that_is_best_for_the_fewest_rows_is_scored_on_test_rows():
     assert {run.recipe.min_updates for run in scored} == {800} and {run.scored_on for run in scored} == {"test"}
 
 
+def test_one_rate_is_the_best_of_all_sizes_together():
+    rows = {}
+    while left := [run for run in STUDIES["one_rate"](rows) if run.id not in rows]:
+        for run in left:
+            rate, size = run.recipe.learning_rate, run.recipe.n_train
+            rows[run.id] = {"accuracy": {5e-4: 0.7, 2.5e-4: 0.9 if size == 100 else 0.6}.get(rate, 0.5)}
+    scored = [run for run in STUDIES["one_rate"](rows) if run.study == "one_rate"]
+    assert {run.recipe.learning_rate for run in scored if run.recipe.method == "adapter"} == {5e-4}
+    assert set(Counter((run.recipe.method, run.recipe.n_train) for run in scored).values()) == {5} and len(scored) == 50
+
+
 def test_few_rows_has_the_methods_sizes_and_seeds_that_it_promises():
     scored = [run for run in STUDIES["few_rows"]({}) if run.study == "few_rows"]
     seeds = Counter((dict(run.labels)["rows"], dict(run.labels)["method"]) for run in scored)

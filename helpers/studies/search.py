@@ -57,15 +57,28 @@ def method(name: str, recipe: Recipe) -> Recipe:
 
 
 def best_rate(
-    study: str, labels: dict, recipe: Recipe, rates: Sequence[float], rows: Rows, seeds: Iterable[int], **where
+    study: str,
+    labels: dict,
+    recipe: Recipe,
+    rates: Sequence[float],
+    rows: Rows,
+    seeds: Iterable[int],
+    sizes: Sequence[int] = (),
+    **where,
 ) -> tuple[list[Run], float]:
-    """The runs that search `recipe`'s rate on validation rows, and the best rate as far as their rows are there."""
+    """The runs that search `recipe`'s rate on validation rows, and the best rate as far as their rows are there.
+
+    With `sizes` it is the best for all these numbers of training rows together, by the mean.
+    """
     seeds = tuple(seeds)
 
     def runs_at(rate: float) -> list[Run]:
-        marked = tuple({**labels, "learning_rate": rate}.items())
-        tried = replace(recipe, learning_rate=rate)
-        return [Run(study, marked, tried, seed=seed, scored_on="validation", **where) for seed in seeds]
+        runs = []
+        for size in sizes or (recipe.n_train,):
+            marked = tuple({**({"rows": size} if sizes else {}), **labels, "learning_rate": rate}.items())
+            tried = replace(recipe, learning_rate=rate, n_train=size)
+            runs += [Run(study, marked, tried, seed=seed, scored_on="validation", **where) for seed in seeds]
+        return runs
 
     rates = sorted(rates)
     while True:
@@ -175,3 +188,16 @@ def fewest(rows: Rows) -> Iterator[Run]:
     if all(run.id in rows for searched in tried.values() for run in searched):
         best = max(tried, key=lambda name: np.mean([rows[run.id]["accuracy"] for run in tried[name]]))
         yield from runs("fewest", best, range(5), "test")
+
+
+def one_rate(rows: Rows) -> Iterator[Run]:
+    """One rate for all sizes: LoRA's and full fine-tuning's for 100 to 2,000 sentences, from five seeds at each."""
+    sizes, where = (100, 250, 500, 1_000, 2_000), {"base_model": EMBEDDED_BERT, **SENTENCES}
+    for name, rates in (("lora", (2.5e-4, 5e-4, 1e-3)), ("full_finetune", (2.5e-5, 5e-5, 1e-4))):
+        recipe, labels = method(name, FEW_ROWS), {"method": name}
+        runs, rate = best_rate("one_rate_search", labels, recipe, rates, rows, range(100, 105), sizes, **where)
+        yield from runs
+        for size in sizes:
+            marked = (("rows", size), ("method", name), ("learning_rate", rate))
+            for seed in range(5):
+                yield Run("one_rate", marked, replace(recipe, n_train=size, learning_rate=rate), seed=seed, **where)

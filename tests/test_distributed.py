@@ -54,7 +54,6 @@ def test_two_processes_learn_what_one_learns_with_the_doubled_batch(torchrun, tm
         assert together == pytest.approx(alone, abs=1e-5)
     for alone, together in zip(one["history"]["validation"], first["history"]["validation"], strict=True):
         assert together == pytest.approx(alone, abs=1e-2) and together["accuracy"] == alone["accuracy"]
-    assert not (tmp_path / "run").exists(), "checkpoints stay after a run that ended well"
 
 
 def test_torchrun_trains_a_recipe_into_a_folder_that_predicts(torchrun, tmp_path, fp32):
@@ -119,4 +118,4 @@ def test_two_processes_of_which_one_was_killed_go_on_to_the_same_weights(torchru
     assert len(first["whole"]) == 10
     for name, weight in first["whole"].items():
         assert torch.equal(first["resumed"][name], weight) and torch.equal(second["resumed"][name], weight), name
-    assert not (tmp_path / "run").exists() and not (tmp_path / "run.lock").exists()
+    assert not (tmp_path / "run.lock").exists()

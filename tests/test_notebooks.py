@@ -38,6 +38,11 @@ def test_a_notebook_is_stored_as_it_ran(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_rows_are_read_wherever_the_data_folder_is(path):
+    assert "Ledger()" not in path.read_text(encoding="utf-8"), "those below DATA_DIR: Ledger(AT_SCALE / 'studies')"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_what_is_shown_is_said_as_well(path):
     notebook = nbformat.read(path, as_version=4)
     kinds = "".join(cell.cell_type[0] for cell in notebook.cells)

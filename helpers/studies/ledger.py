@@ -1,6 +1,7 @@
 """What `make full` has done and what is left of it."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -13,10 +14,11 @@ SECONDS_PER_TOKEN = 1.5e-4  # of a CPU with two cores; each sitting measures its
 
 
 class Ledger:
-    """What is done: the rows of all studies by their run's name, read from and written to `Data/full/results`."""
+    """What is done: the rows of all studies by their run's name, read from `folder` (None: where they are written)."""
 
-    def __init__(self):
-        self.records = {path.stem: StudyRecord.load(path) for path in (FULL.results / "studies").glob("*.json")}
+    def __init__(self, folder: Path | None = None):
+        found = (folder or FULL.results / "studies").glob("*.json")
+        self.records = {path.stem: StudyRecord.load(path) for path in found}
         self.rows: Rows = {row["run"]: row for record in self.records.values() for row in record.rows if "run" in row}
         self.paces: list[float] = []
 

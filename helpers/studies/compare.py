@@ -22,8 +22,8 @@ def scores(predictions: np.ndarray, rows: Dataset) -> dict[str, object]:
 def summarize(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> list[dict[str, Any]]:
     """The runs that share the labels `by`, such as ("r",), over their seeds, in the order they first come.
 
-    Each has those labels and `trainable_params`, `n_train`, `accuracies` (one a seed), `accuracy`
-    (their mean), `low` and `high`: its 95 % interval over seeds and rows (see `evaluation.crossed_interval`).
+    Each has those labels and `trainable_params`, `n_train`, `accuracies` (one a seed), `accuracy` (their mean), `low`
+    and `high`: its 95 % interval over seeds and rows (see `evaluation.crossed_interval`).
     """
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:

@@ -67,10 +67,10 @@ def fit(
     """Trains `model` in place on tokenized rows and restores its best epoch on `validation` (None: keeps the last).
 
     With `checkpoints`, a folder, and `validation` the run can be taken up again: called with the same arguments, it
-    goes on at the last whole checkpoint there. They are made every minute and at the end of an epoch; the caller removes
-    them, once the result is written. `restart` begins anew. Raises Occupied where the folder holds another run's or
-    another process trains there, NotWritten where the disk is full, the earlier checkpoints being as they were, and
-    Stopped, with all saved, after Ctrl-C or SIGTERM.
+    goes on at the last whole checkpoint there. They are made every minute and at the end of an epoch; the caller
+    removes them, once the result is written. `restart` begins anew. Raises Occupied where the folder holds another
+    run's or another process trains there, NotWritten where the disk is full, the earlier checkpoints being as they
+    were, and Stopped, with all saved, after Ctrl-C or SIGTERM.
 
     Where memory runs out it starts again from the same weights and the same seed, with smaller batches and as many more
     of them to an update. Raises MemoryError when that cannot help.

@@ -154,6 +154,9 @@ def _settle(body: BeautifulSoup, base: Path, site: Path) -> None:
         script.decompose()
     for table in body("table"):
         table.attrs.pop("border", None)
+        for cell in table("td"):
+            if len(cell.text) > 40:
+                cell["class"] = "words"
         table.wrap(body.new_tag("div", attrs={"class": "table", "tabindex": "0"}))
     for picture in body(class_="output_png"):
         picture["class"] = [*picture["class"], "figure"]

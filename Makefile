@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest
 AUDIT := .venv-audit
-# Two processes of one thread each are done sooner than one of two; whole files go to one of them, with their fixtures.
+# On two cores two processes of one thread each are done sooner than one of two; whole files go to one of them, with their fixtures.
 TWO_AT_ONCE := PROFILE=quick OMP_NUM_THREADS=1
 SPREAD := -n 2 --dist loadfile
 

@@ -35,6 +35,7 @@ def test_a_notebook_is_stored_as_it_ran(path):
             assert output.output_type != "error", cell.source
             assert not MACHINE_PATH.search(_texts(output)), cell.source
             assert "Warning" not in _texts(output), cell.source
+            assert "\r" not in _texts(output), "a progress bar with all its states"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -34,7 +34,8 @@ it, one round, takes the same change, so the outcome hangs on neither. `ranks` w
 moved, before its first run, to the layers that `settings` chose; `many_rows` then got "every linear layer" to try.
 When `layers` had found every linear layer at rank 4 better than query and value at rank 18, `fewest` and `many_rows`,
 of which nothing had run, got that to try, too. `fewest` got 200 updates and a quarter of the rate to try when most of
-its first 42 runs were in, all of them on validation rows: LoRA's loss on 100 sentences had gone down to 1e-4.
+its first 42 runs were in, all of them on validation rows: LoRA's loss on 100 sentences had gone down to 1e-4. One of
+the two won, so the best of the first seven, 800 updates, is scored on the test rows as well.
 
 Every function here is one study: it gives its runs, in the order in which they are done, from the rows that are there.
 """

@@ -14,6 +14,7 @@ Rows = dict[str, dict]  # the rows that are done, by the run's name
 Plan = Callable[[Rows], Iterator[Run]]
 
 SENTENCES = {"n_validation": 1_000, "n_test": 2_000}  # of Rotten Tomatoes; 5,530 are left to train
+REVIEWS = {"n_validation": 2_490, "n_test": 2_490}  # of IMDb; 19,922 are left: 80/10/10
 SEARCH_SEEDS = (100, 101)
 EVERY_LINEAR = ("query", "key", "value", "intermediate.dense", "output.dense")
 
@@ -203,3 +204,52 @@ def one_rate(rows: Rows) -> Iterator[Run]:
             marked = (("rows", size), ("method", name), ("learning_rate", rate))
             for seed in range(5):
                 yield Run("one_rate", marked, replace(recipe, n_train=size, learning_rate=rate), seed=seed, **where)
+
+
+SHORT_REVIEWS = replace(FEW_ROWS, dataset="imdb", max_length=128, truncation="head+tail")
+LONGER = (256, 384, 512)
+
+
+def many_rows(rows: Rows) -> Iterator[Run]:
+    """The search for the settings on all reviews, at 4,000 of them: layers, each at its best rate, then which tokens,
+    then how many. Its runs on query and value are also those of `few_reviews`.
+    """
+    yield from _many_rows(rows)[0]
+
+
+def chosen_for_reviews(rows: Rows) -> Recipe:
+    """LoRA's recipe that `many_rows` decides for, as far as its rows are there."""
+    return _many_rows(rows)[1]
+
+
+def _many_rows(rows: Rows) -> tuple[list[Run], Recipe]:
+    where = {"base_model": EMBEDDED_BERT, **REVIEWS}
+    seeds, few = SEARCH_SEEDS[:1], replace(SHORT_REVIEWS, n_train=4_000)
+    runs: list[Run] = []
+
+    def at_best_rate(name: str, recipe: Recipe) -> Recipe:
+        searched, rate = best_rate("many_rows", {"change": name}, recipe, RATES["lora"], rows, seeds, **where)
+        runs.extend(searched)
+        return replace(recipe, learning_rate=rate)
+
+    def run_of(name: str, recipe: Recipe) -> Run:
+        labels = (("change", name), ("learning_rate", recipe.learning_rate))
+        return Run("many_rows", labels, recipe, seed=seeds[0], scored_on="validation", **where)
+
+    def better_of(chosen: Recipe, tried: Recipe, by: float) -> Recipe:
+        both = [run_of("", recipe).id for recipe in (chosen, tried)]
+        if any(run not in rows for run in both):
+            return chosen
+        before, after = (rows[run]["accuracy"] for run in both)
+        return tried if after > before and after - before >= by else chosen
+
+    every = at_best_rate("every linear layer", replace(few, target_modules=EVERY_LINEAR))
+    chosen = better_of(at_best_rate("query + value", few), every, 0.003)
+    for name, changes in (
+        *((cut, {"truncation": cut}) for cut in ("tail", "head")),
+        *((f"{tokens} tokens", {"max_length": tokens}) for tokens in LONGER),
+    ):
+        tried = replace(chosen, **changes)
+        runs.append(run_of(name, tried))
+        chosen = better_of(chosen, tried, 0.003 if "max_length" in changes else 0.0)
+    return runs, chosen

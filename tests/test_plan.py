@@ -148,15 +148,37 @@ def test_the_sources_are_run_as_they_are_written():
     assert Counter(run.recipe.name for run in STUDIES["sources"]({}))["lora_bert_sst2"] == 5
 
 
-def test_all_reviews_are_trained_at_the_rate_that_4_000_of_them_were_searched_at():
-    runs = [run for run in STUDIES["few_reviews"]({}) if run.study == "few_reviews_search"]
-    of_lora = [run for run in runs if dict(run.labels)["method"] == "lora" and dict(run.labels)["rows"] == 4_000]
-    assert len(of_lora) == 3
-    best = {run.id: {"accuracy": 0.9 if run.recipe.learning_rate == 1e-3 else 0.5} for run in of_lora}
-    assert next(STUDIES["many_rows"](best)).recipe.learning_rate == 1e-3
-    most = {run.id: {"accuracy": run.recipe.learning_rate} for run in of_lora}
-    searched = [run for run in STUDIES["few_reviews"](most) if run.recipe.learning_rate == 4e-3]
-    assert searched, "the search is not the one that many_rows reads"
+def _searched_reviews(accuracy):
+    """What `many_rows` tries, in order, and what it chooses, where a run scores `accuracy(recipe)`."""
+    rows, tried = {}, []
+    while left := [run for run in STUDIES["many_rows"](rows) if run.id not in rows]:
+        tried.append(left[0].recipe)
+        rows[left[0].id] = {"accuracy": accuracy(left[0].recipe)}
+    return tried, search.chosen_for_reviews(rows)
+
+
+def test_layers_for_all_reviews_are_compared_at_their_best_rates_and_then_tokens():
+    best_rates = {search.EVERY_LINEAR: 5e-4, ("query", "value"): 1e-3}
+
+    def accuracy(recipe, every=0.01, longer=0.004):
+        gained = every if recipe.target_modules == search.EVERY_LINEAR else 0.0
+        near = -0.05 * (recipe.learning_rate != best_rates[recipe.target_modules])
+        return 0.8 + gained + near + longer * (recipe.max_length > 128) + 0.001 * (recipe.truncation == "tail")
+
+    tried, chosen = _searched_reviews(accuracy)
+    assert (chosen.target_modules, chosen.learning_rate) == (search.EVERY_LINEAR, 5e-4)
+    assert (chosen.truncation, chosen.max_length) == ("tail", 256), "384 tokens gain nothing more"
+    assert [(recipe.truncation, recipe.max_length) for recipe in tried[-4:]] == [
+        *(("head", 128), ("tail", 256), ("tail", 384), ("tail", 512))
+    ], "each step with what the one before it chose"
+    _, chosen = _searched_reviews(lambda recipe: accuracy(recipe, every=0.002, longer=0.002))
+    assert (chosen.target_modules, chosen.learning_rate, chosen.max_length) == (("query", "value"), 1e-3, 128)
+
+
+def test_the_search_on_4_000_reviews_is_the_one_that_few_reviews_makes():
+    of_many = [run for run in STUDIES["many_rows"]({}) if dict(run.labels)["change"] == "query + value"]
+    of_few = {run.id for run in STUDIES["few_reviews"]({}) if dict(run.labels)["method"] == "lora"}
+    assert len(of_many) == 3 and {run.id for run in of_many} <= of_few
 
 
 def test_seeds_come_before_settings_in_the_settings_search():

@@ -181,6 +181,14 @@ def test_the_search_on_4_000_reviews_is_the_one_that_few_reviews_makes():
     assert len(of_many) == 3 and {run.id for run in of_many} <= of_few
 
 
+def test_full_fine_tuning_on_all_reviews_waits_for_its_rate():
+    assert not [run for run in STUDIES["improved"]({}) if run.recipe.method == "full_finetune"]
+    searched = [run for run in STUDIES["few_reviews"]({}) if run.study == "few_reviews_search"]
+    rows = {run.id: {"accuracy": 0.9 if run.recipe.learning_rate == 1e-4 else 0.8} for run in searched}
+    (whole,) = [run for run in STUDIES["improved"](rows) if run.recipe.method == "full_finetune"]
+    assert whole.recipe.learning_rate == 1e-4 and whole.recipe.n_train is None
+
+
 def test_seeds_come_before_settings_in_the_settings_search():
     """A sitting that ends early leaves every candidate with one seed, not half of them with two."""
     first = list(islice(STUDIES["settings"]({}), 22))

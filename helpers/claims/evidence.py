@@ -10,7 +10,7 @@ from helpers.base.paths import shown
 from helpers.benchmarks.records import COMMAND, find_benchmarks
 from helpers.evaluation import PairedComparison
 from helpers.profiles import Profile
-from helpers.results import RunRecord, StudyRecord
+from helpers.results import RunRecord, StudyRecord, load_records
 
 AT_SCALE = profiles.COMMITTED / "full" / "results"  # what `make full` measured
 CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "not decided here"
@@ -112,6 +112,10 @@ class Evidence:
         if not path.exists():
             raise Missing(f"make full, for {path.name}")
         return RunRecord.load(path), relative_path(path)
+
+    def all_at_scale(self) -> list[RunRecord]:
+        """The records of all runs of `make full` that have one of their own, by name."""
+        return load_records(AT_SCALE)
 
     def benchmark(
         self, name: str, enough: Callable[[StudyRecord], bool] = lambda record: True

@@ -1,0 +1,103 @@
+"""The recipes at their sources' own scale, from the records of `make full`: what each scores, and against what."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from helpers.claims.evidence import Evidence, Missing
+from helpers.evaluation import PairedComparison
+from helpers.results import RunRecord
+from helpers.studies.compare import compare_runs, summarize
+
+LORA, QLORA = "lora_distilbert_qv", "qlora_bert"  # whose versions of ours stand for the two methods
+BASELINES = {
+    ("bag_of_words", "whole"): "bag of words",
+    ("bag_of_words", "cut"): "bag of words, cut as for the encoder",
+    ("frozen_encoder", "cut"): "frozen encoder",
+}
+VARIANTS = {
+    "head_only": "head alone",
+    "as_written": "{} as written",
+    "improved": "{}, our version",
+    "full_finetune": "full fine-tuning",
+}
+
+
+def rows_at_scale(evidence: Evidence) -> list[dict[str, Any]]:
+    """A row for each run at a source's own scale that has a record, what costs nothing first.
+
+    Each has what `compare.summarize` reads and `corpus`, `method` (in words), `recipe`, `variant`, `tokens` (the limit)
+    and `minutes` of training, None for a baseline. Raises Missing where there is no baseline yet.
+    """
+    study, _ = evidence.study("baselines")
+    rows = []
+    for row in study.rows:
+        kind = row["method"], row["text"]
+        labels = {"corpus": "imdb", "method": BASELINES[kind], "recipe": row["rows_of"], "variant": kind[0]}
+        rows.append({**row, **labels, "tokens": None, "minutes": None})
+    for variant, words in VARIANTS.items():
+        rows += [_row(record, words) for record in evidence.all_at_scale() if record.variant == variant]
+    return rows
+
+
+def _row(record: RunRecord, words: str) -> dict[str, Any]:
+    return {
+        "corpus": record.dataset,
+        "method": words.format(record.settings["source"]),
+        "recipe": record.recipe,
+        "variant": record.variant,
+        "tokens": record.max_length,
+        "minutes": record.train_seconds / 60,
+        "n_train": record.n_train,
+        "seed": record.seed,
+        "trainable_params": record.trainable_params,
+        "accuracy": record.metrics["accuracy"],
+        "correct": record.correct,
+    }
+
+
+def points_at_scale(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`rows_at_scale` over their seeds: the points of `compare.summarize`, by corpus, number of rows and method."""
+    points = summarize(rows, ["corpus", "n_train", "method", "variant", "tokens"])
+    for point in points:
+        minutes = [row["minutes"] for row in rows if all(row[k] == point[k] for k in ("corpus", "n_train", "method"))]
+        point["minutes"] = None if None in minutes else sum(minutes) / len(minutes)
+    return sorted(points, key=lambda point: (point["corpus"], -point["n_train"]))
+
+
+def gains_at_scale(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], PairedComparison]:
+    """On all reviews: LoRA and QLoRA, each in our version, against what costs nothing, full fine-tuning and each other.
+
+    p-values are corrected for the number of comparisons (Holm). Raises Missing where a run has no record yet.
+    """
+    most = max(row["n_train"] for row in rows)
+    runs = {
+        "LoRA": [row for row in rows if (row["recipe"], row["variant"]) == (LORA, "improved")],
+        "QLoRA": [row for row in rows if (row["recipe"], row["variant"]) == (QLORA, "improved")],
+    }
+    for name in (*BASELINES.values(), VARIANTS["head_only"], VARIANTS["full_finetune"]):
+        runs[name] = [row for row in rows if (row["method"], row["n_train"]) == (name, most)]
+    rivals = [name for name in runs if name not in ("LoRA", "QLoRA") and runs[name]]
+    pairs = [(ours, name) for ours in ("LoRA", "QLoRA") if runs[ours] for name in rivals]
+    pairs += [("QLoRA", "LoRA")] if runs["LoRA"] and runs["QLoRA"] else []
+    if not pairs:
+        raise Missing("make full ONLY=improved")
+    return compare_runs({pair: (runs[pair[0]], runs[pair[1]]) for pair in pairs})
+
+
+def scale_table(rows: Sequence[dict[str, Any]]) -> str:
+    """`points_at_scale` as a Markdown table."""
+    lines = ["| training rows | method | tokens | trains | minutes | test accuracy [95 % interval] |"]
+    lines.append("|---|---|---:|---:|---:|---|")
+    for point in points_at_scale(rows):
+        corpus = {"imdb": "reviews"}.get(point["corpus"], "sentences")
+        seeds = f", {len(point['accuracies'])} seeds" if len(point["accuracies"]) > 1 else ""
+        cells = (
+            f"{point['n_train']:,} {corpus}",
+            point["method"],
+            point["tokens"] or "",
+            f"{point['trainable_params']:,}",
+            "" if point["minutes"] is None else f"{point['minutes']:.0f}",
+            f"{point['accuracy']:.1%} [{point['low']:.1%}, {point['high']:.1%}]{seeds}",
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)

@@ -12,6 +12,7 @@ from matplotlib.ticker import PercentFormatter
 from helpers.claims.evidence import CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Bar, Claim, Verdict
 from helpers.claims.verdicts import CLAIMS
 from helpers.plots import COLORS, label_ends
+from helpers.plots.studies import draw_intervals
 
 VERDICT_COLORS = {CONFIRMED: "#009E73", ONLY_WHEN: "#E69F00", REFUTED: "#D55E00", UNDECIDED: "#999999"}
 METHODS = {
@@ -101,4 +102,26 @@ def plot_few_rows(points: Mapping[str, Sequence[dict]], title: str, n_scored: in
     axes.set_ylabel(f"test accuracy, 95 % interval over seeds and rows (n = {n_scored:,})")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     label_ends(axes, ends, gap=0.04)
+    return figure
+
+
+def plot_at_scale(points: Sequence[dict], titles: Mapping[tuple[str, int], str], n_scored: Mapping[str, int]) -> Figure:
+    """Test accuracy with its interval of each method at the sources' own scale, a panel for each set of training rows.
+
+    `points` are those of `scale.points_at_scale`; `titles` says by corpus and number of training rows what is seen,
+    and which panels there are; `n_scored` has the number of test rows by corpus.
+    """
+    panels = {key: [p for p in points if (p["corpus"], p["n_train"]) == key] for key in titles}
+    figure, axes = plt.subplots(
+        len(panels),
+        figsize=(9.5, 0.34 * len(points) + 1.3 * len(panels)),
+        height_ratios=[len(found) + 1 for found in panels.values()],
+        layout="constrained",
+        squeeze=False,
+    )
+    for panel, (key, found) in zip(axes[:, 0], panels.items(), strict=True):
+        names = [point["method"] for point in found]
+        draw_intervals(panel, names, found, [COLORS[point["variant"]] for point in found])
+        panel.set_title(titles[key], fontsize=11)
+        panel.set_xlabel(f"test accuracy, 95 % interval (n = {n_scored[key[0]]:,})")
     return figure

@@ -236,7 +236,7 @@ def _many_rows(rows: Rows) -> tuple[list[Run], Recipe]:
         labels = (("change", name), ("learning_rate", recipe.learning_rate))
         return Run("many_rows", labels, recipe, seed=seeds[0], scored_on="validation", **where)
 
-    def better_of(chosen: Recipe, tried: Recipe, by: float) -> Recipe:
+    def better_of(chosen: Recipe, tried: Recipe, by: float = 0.0) -> Recipe:
         both = [run_of("", recipe).id for recipe in (chosen, tried)]
         if any(run not in rows for run in both):
             return chosen
@@ -251,5 +251,5 @@ def _many_rows(rows: Rows) -> tuple[list[Run], Recipe]:
     ):
         tried = replace(chosen, **changes)
         runs.append(run_of(name, tried))
-        chosen = better_of(chosen, tried, 0.003 if "max_length" in changes else 0.0)
+        chosen = better_of(chosen, tried)
     return runs, chosen

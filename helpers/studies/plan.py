@@ -40,8 +40,8 @@ the two won, so the best of the first seven, 800 updates, is scored on the test 
 
 `many_rows` was put in that order before anything of it had run. It first had one rate for all layers, and "every linear
 layer, rank 4", which was left out to save time: it trains as long as rank 16, and `ranks` sees no rank that is better.
-When its first run was in, at 128 tokens, the margin of 0.3 points for more tokens was dropped, which is less than one
-seed can tell: the better one counts.
+While its first rates were in, all at 128 tokens, the margin of 0.3 points for more tokens was dropped, which is less
+than one seed can tell: the better one counts. So was 384 tokens, between 256 and 512, to save time.
 
 Every function here is one study: it gives its runs, in the order in which they are done, from the rows that are there.
 """

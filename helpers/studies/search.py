@@ -207,7 +207,7 @@ def one_rate(rows: Rows) -> Iterator[Run]:
 
 
 SHORT_REVIEWS = replace(FEW_ROWS, dataset="imdb", max_length=128, truncation="head+tail")
-LONGER = (256, 384, 512)
+LONGER = (256, 512)
 
 
 def many_rows(rows: Rows) -> Iterator[Run]:

@@ -91,6 +91,15 @@ def test_our_version_of_the_sst2_post_is_what_the_search_chose():
         assert replace(run, recipe=replace(improved, n_train=run.recipe.n_train)).id == run.id
 
 
+@pytest.mark.parametrize("name", ["qlora_bert", "lora_bert_cased", "lora_distilbert_qv"])
+def test_our_versions_for_reviews_are_what_the_search_chose(name):
+    rows = {row["run"]: row for row in StudyRecord.load(AT_SCALE / "studies" / "many_rows.json").rows}
+    chosen, ours = search.chosen_for_reviews(rows), RECIPES[name].improved()
+    for field in ("r", "lora_alpha", "learning_rate", "truncation", "max_length", "per_device_train_batch_size"):
+        assert getattr(ours, field) == getattr(chosen, field), field
+    assert ours.target_modules in (chosen.target_modules, ("q_lin", "v_lin")) and chosen.target_modules[0] == "query"
+
+
 @pytest.mark.parametrize("later", [None, "200 updates"])
 def test_the_change_that_is_best_for_the_fewest_rows_is_scored_on_test_rows(later):
     rows, scored = {}, []

@@ -1,4 +1,5 @@
 # make run        the whole series under the profile in force (PROFILE=quick|full|hub), figures in Data/<profile>/
+# make install    .venv with everything, which all that follow do first where it is missing
 # make test       linter, unit tests, and every notebook compared with its stored outputs
 # make check      linter and the fast unit tests, under a minute
 # make store      runs the series under `quick` and stores the outputs in notebooks/, for a commit
@@ -16,7 +17,9 @@ AUDIT := .venv-audit
 TWO_AT_ONCE := PROFILE=quick OMP_NUM_THREADS=1
 SPREAD := -n 2 --dist loadfile
 
-.PHONY: run test check site store full platforms newest audit
+.PHONY: install run test check site store full platforms newest audit
+
+install: $(VENV)/.installed
 
 run: $(VENV)/.installed
 	$(BIN)/python -m helpers.series

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import UnionType
@@ -41,6 +42,12 @@ def git_commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+@cache
+def running_commit() -> str | None:
+    """`git_commit` when this process first asked for it, as its code stays what it was, whatever is committed later."""
+    return git_commit()
 
 
 def running_command() -> str | None:
@@ -134,7 +141,7 @@ class RunRecord(_Record):
     command: str | None = field(default_factory=running_command)
     versions: dict[str, str] = field(default_factory=versions)
     created_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    git_commit: str | None = field(default_factory=git_commit)
+    git_commit: str | None = field(default_factory=running_commit)
 
     @property
     def name(self) -> str:
@@ -169,7 +176,7 @@ class StudyRecord(_Record):
     rows: list[dict[str, object]]
     versions: dict[str, str] = field(default_factory=versions)
     created_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    git_commit: str | None = field(default_factory=git_commit)
+    git_commit: str | None = field(default_factory=running_commit)
 
 
 def load_records(folder: Path) -> list[RunRecord]:

@@ -8,13 +8,14 @@ from pathlib import Path
 from helpers import profiles
 from helpers.base.paths import ROOT
 from helpers.base.writing import new_file, write_text
-from helpers.claims.evidence import KEPT, Missing, Verdict, kept, relative_path
+from helpers.claims.evidence import KEPT, Evidence, Missing, Verdict, kept, relative_path
 from helpers.claims.findings import findings, short_table
+from helpers.claims.scale import rows_at_scale, scale_table
 from helpers.claims.verdicts import CLAIMS, decide_all
 from helpers.profiles import PROFILES, Profile
 
 README = ROOT / "README.md"
-PARTS = ("findings", "claims")  # each between two markers
+PARTS = ("findings", "claims", "scale")  # each between two markers
 
 
 def markers(part: str) -> tuple[str, str]:
@@ -28,7 +29,8 @@ def write_readme(verdicts: dict[str, Verdict], path: Path = README) -> bool:
     Raises ValueError when the markers are missing, Missing where a record is that the findings rest on.
     """
     text = new = path.read_text(encoding="utf-8")
-    for part, says in zip(PARTS, (findings(verdicts), short_table(verdicts)), strict=True):
+    computed = findings(verdicts), short_table(verdicts), scale_table(rows_at_scale(Evidence()))
+    for part, says in zip(PARTS, computed, strict=True):
         start, end = markers(part)
         if start not in text or end not in text:
             raise ValueError(f"{path.name} lacks the lines {start} and {end}.")

@@ -5,12 +5,14 @@ from typing import Any
 
 from helpers.claims.evidence import Evidence, Missing
 from helpers.evaluation import PairedComparison
+from helpers.recipes import RECIPES
 from helpers.results import RunRecord
 from helpers.studies.compare import compare_runs, summarize
 
 LORA, QLORA = "lora_distilbert_qv", "qlora_bert"  # whose versions of ours stand for the two methods
+BAG = "bag of words"
 BASELINES = {
-    ("bag_of_words", "whole"): "bag of words",
+    ("bag_of_words", "whole"): BAG,
     ("bag_of_words", "cut"): "bag of words, cut as for the encoder",
     ("frozen_encoder", "cut"): "frozen encoder",
 }
@@ -34,14 +36,16 @@ def rows_at_scale(evidence: Evidence) -> list[dict[str, Any]]:
         kind = row["method"], row["text"]
         labels = {"corpus": "imdb", "method": BASELINES[kind], "recipe": row["rows_of"], "variant": kind[0]}
         rows.append({**row, **labels, "tokens": None, "minutes": None})
-    for variant, words in VARIANTS.items():
-        rows += [_row(record, words) for record in evidence.all_at_scale() if record.variant == variant]
-    return rows
+    order = list(RECIPES)
+    records = sorted(evidence.all_at_scale(), key=lambda record: (order.index(record.recipe), record.seed))
+    return rows + [
+        _row(record, words) for variant, words in VARIANTS.items() for record in records if record.variant == variant
+    ]
 
 
 def _row(record: RunRecord, words: str) -> dict[str, Any]:
     return {
-        "corpus": record.dataset,
+        "corpus": record.dataset.removesuffix(" (embedded)"),
         "method": words.format(record.settings["source"]),
         "recipe": record.recipe,
         "variant": record.variant,

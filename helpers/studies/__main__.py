@@ -12,6 +12,7 @@ from time import perf_counter
 from filelock import FileLock, Timeout
 
 from helpers.profiles import fastest_execution
+from helpers.results import running_commit
 from helpers.studies.adapters import keep_if_best, write_cards
 from helpers.studies.ledger import Ledger, clock, work
 from helpers.studies.plan import STUDIES
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := sorted(set(options.only) - set(STUDIES)):
         parser.error(f"no study {', '.join(unknown)}; there is {', '.join(STUDIES)}")
     chosen = [name for name in STUDIES if name in options.only or not options.only]
+    running_commit()  # now, as it may be another one when the first run ends
     ledger = Ledger()
     if options.list:
         for name in chosen:

@@ -10,6 +10,7 @@ from helpers.claims import __main__ as claims_command
 from helpers.claims.__main__ import write_readme
 from helpers.claims.evidence import CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Evidence, Missing, relative_path
 from helpers.claims.findings import findings, layers_gain, rank_gains, rate_gain, short_table
+from helpers.claims.scale import rows_at_scale, scale_table
 from helpers.claims.verdicts import CLAIMS, decide_all
 from helpers.plots.claims import plot_claims, plot_few_rows
 from helpers.profiles import Profile
@@ -20,7 +21,8 @@ NOTHING = Profile("nothing", embedded=True, n_train=1, n_validation=1, n_test=1,
 
 def test_the_readme_says_what_the_records_say():
     text = claims_command.README.read_text(encoding="utf-8")
-    for part, says in (("findings", findings(decide_all())), ("claims", short_table(decide_all()))):
+    verdicts, scale = decide_all(), scale_table(rows_at_scale(Evidence()))
+    for part, says in (("findings", findings(verdicts)), ("claims", short_table(verdicts)), ("scale", scale)):
         start, end = claims_command.markers(part)
         assert text.split(start)[1].split(end)[0].strip() == says, "run: python -m helpers.claims"
 
@@ -214,13 +216,17 @@ def test_a_record_outside_the_repository_is_shown_whole(tmp_path):
 
 def test_the_readme_s_computed_parts_are_replaced_and_nothing_else(tmp_path):
     readme = tmp_path / "README.md"
-    (first, second), (third, fourth) = map(claims_command.markers, claims_command.PARTS)
-    readme.write_text(f"before\n{first}\nobsolete\n{second}\nbetween\n{third}\nobsolete\n{fourth}\nafter\n")
+    parts = list(map(claims_command.markers, claims_command.PARTS))
+    readme.write_text(
+        "before\n" + "\nbetween\n".join(f"{start}\nobsolete\n{end}" for start, end in parts) + "\nafter\n"
+    )
     verdicts = decide_all()
     assert write_readme(verdicts, readme) and not write_readme(verdicts, readme)
     text = readme.read_text()
-    assert text.startswith(f"before\n{first}\nOf 22 claims") and f"\n{second}\nbetween\n{third}\n| " in text
-    assert text.endswith(f"{fourth}\nafter\n") and "obsolete" not in text
+    (first, first_end), (second, second_end), (third, last) = parts
+    assert text.startswith(f"before\n{first}\nOf 22 claims") and f"\n{first_end}\nbetween\n{second}\n| " in text
+    assert f"\n{second_end}\nbetween\n{third}\n| " in text
+    assert text.endswith(f"{last}\nafter\n") and "obsolete" not in text
     readme.write_text("no markers")
     with pytest.raises(ValueError, match=r"README\.md lacks the lines"):
         write_readme(verdicts, readme)

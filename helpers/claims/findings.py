@@ -63,12 +63,13 @@ def _of_the_rank(evidence: Evidence) -> str:
     farthest = max(max(-gain.low, gain.high) for gain in gains)
     scores = [f"{point['accuracy']:.1%}" for point in points]
     return (
-        "**No rank is seen to be better than another, once each has its own rate.** "
+        "**No rank is seen to be better than 16, once each has its own rate.** "
         f"Ranks {_and([point['r'] for point in points])} score {_and(scores)}: {seen}, "
         f"none more than {100 * farthest:.1f} points from rank 16 by its interval; the best rate falls from "
         f"{points[0]['learning_rate']:g} to {points[-1]['learning_rate']:g} (as above, three seeds, [record]({path})). "
-        f"Where it goes matters more: rank 4 on every linear layer gains {_points(layers_gain(evidence), 1)} over rank "
-        f"18 on query and value, as many parameters ([record]({evidence.study('layers')[1]}))."
+        f"As many parameters as rank 4 on every linear layer, not as rank 18 on query and value, are worth "
+        f"{_points(layers_gain(evidence), 1)} there (three seeds, [record]({evidence.study('layers')[1]})); on fewer "
+        "sentences and on reviews every linear layer is not ahead."
     )
 
 
@@ -101,11 +102,20 @@ def _points(gain: PairedComparison, digits: int) -> str:
 
 def _decided(verdicts: dict[str, Verdict]) -> str:
     kinds = Counter(verdict.kind for verdict in verdicts.values())
+    waits = Counter(_waits_for(verdict) for verdict in verdicts.values() if verdict.kind == UNDECIDED)
     return (
         f"Of {len(CLAIMS)} claims {len(CLAIMS) - kinds[UNDECIDED]} are decided: {kinds[CONFIRMED]} confirmed, "
-        f"{kinds[ONLY_WHEN]} under a condition, {kinds[REFUTED]} refuted. The accuracies that are stated for the real "
-        "checkpoints wait for a run under `PROFILE=hub`."
+        f"{kinds[ONLY_WHEN]} under a condition, {kinds[REFUTED]} refuted. "
+        f"The others wait for {_and([f'{what} ({count})' for what, count in waits.items()])}."
     )
+
+
+def _waits_for(verdict: Verdict) -> str:
+    if "PROFILE=hub" in verdict.sentence:
+        return "a run of the real checkpoint under `PROFILE=hub`"
+    if "make full" in verdict.verdict:
+        return "`make full`"
+    return "a GPU's record" if "GPU" in verdict.verdict + verdict.sentence else "rows that could tell"
 
 
 def short_table(verdicts: dict[str, Verdict]) -> str:

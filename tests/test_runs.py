@@ -234,10 +234,14 @@ def test_the_best_adapter_of_each_kind_is_kept_with_its_card(tiny, fp32, monkeyp
     asked = [replace(run, seed=0) for run in reversed(asked)]
     assert studies_command.main([]) == 0
     (folder,) = adapters.published().iterdir()
+    assert "More Information Needed" not in (folder / "README.md").read_text()
     kept = RunRecord.load(folder / "record.json")
     assert folder.name == "lora" and kept.recipe == tiny.recipe.name, "the weak one came first"
     shutil.rmtree(folder)  # as if the process had been killed before it was kept
+    trained = runs.FULL.checkpoints / kept.name / "adapter_config.json"
+    trained.write_text(json.dumps({**json.loads(trained.read_text()), "base_model_name_or_path": "/this/machine"}))
     assert studies_command.main([]) == 0 and RunRecord.load(folder / "record.json") == kept
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == kept.base_model
     baseline = {"n_train": 48, "text": "whole", "method": "bag_of_words", "accuracy": 0.5, "correct": "10" * 32}
     adapters.write_cards([baseline, {**baseline, "text": "cut"}])
     card = (folder / "README.md").read_text()

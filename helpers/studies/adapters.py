@@ -1,5 +1,6 @@
 """The best adapters of `make full` on many reviews, with their cards: `Data/full/adapters/lora` and `.../qlora`."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 from datasets import DatasetDict
 
+from helpers.adapters import ADAPTER_CONFIG
 from helpers.base.writing import new_folder, write_json, write_text
 from helpers.card import model_card
 from helpers.evaluation import class_scores, holm, paired_comparison
@@ -41,7 +43,11 @@ def keep_if_best(run: Run) -> Path | None:
     if (folder / RECORD).exists() and _validated(RunRecord.load(folder / RECORD)) >= _validated(record):
         return None
     with new_folder(folder) as temporary:
-        shutil.copytree(FULL.checkpoints / record.name, temporary, dirs_exist_ok=True)
+        of_peft = shutil.ignore_patterns("README.md")  # a form without content
+        shutil.copytree(FULL.checkpoints / record.name, temporary, ignore=of_peft, dirs_exist_ok=True)
+        config = json.loads((temporary / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        # peft names a folder of this machine; the hash of this file in inference.json leaves the name out.
+        write_json(temporary / ADAPTER_CONFIG, {**config, "base_model_name_or_path": record.base_model})
         write_json(temporary / RECORD, vars(record))
     return folder
 

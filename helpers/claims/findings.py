@@ -84,7 +84,7 @@ def _of_all_reviews(evidence: Evidence) -> str:
         f"{name} {run.score} in {run.train_seconds / 60:.0f} minutes ([record]({path}))"
         for name, (run, path) in ours.items()
     ]
-    over = f"{_points(gains['LoRA', BAG], 1)} over a bag of words"
+    over = f"{_points(gains['LoRA', BAG], 1)} over a bag of words ({gains['LoRA', BAG].verdict})"
     if ("QLoRA", "LoRA") in gains:
         over += f", QLoRA {_points(gains['QLoRA', 'LoRA'], 1)} from LoRA"
     return (

@@ -68,8 +68,8 @@ def _of_the_rank(evidence: Evidence) -> str:
         f"none more than {100 * farthest:.1f} points from rank 16 by its interval; the best rate falls from "
         f"{points[0]['learning_rate']:g} to {points[-1]['learning_rate']:g} (as above, three seeds, [record]({path})). "
         f"Rank 4 on every linear layer gains {_points(layers_gain(evidence), 1)} there over rank 18 on query and "
-        f"value, as many parameters ([record]({evidence.study('layers')[1]})); on fewer sentences and on 4,000 reviews, in "
-        "searches of one or two seeds, every linear layer is not ahead."
+        f"value, as many parameters ([record]({evidence.study('layers')[1]})); on fewer sentences and on 4,000 "
+        "reviews, in searches of one or two seeds, every linear layer is not ahead."
     )
 
 

@@ -246,7 +246,7 @@ def test_without_the_records_of_the_findings_the_readme_stays_and_one_line_says_
     monkeypatch.setattr("helpers.claims.evidence.AT_SCALE", tmp_path)
     before = claims_command.README.read_bytes()
     assert claims_command.main([]) == 1 and claims_command.README.read_bytes() == before
-    assert capsys.readouterr().err.endswith("is missing. Run: make full ONLY=pooler\n")
+    assert capsys.readouterr().err.endswith("is missing. Run: make full ONLY=baselines\n")
 
 
 def test_the_figure_has_what_is_stated_and_what_was_measured_of_each_number():

@@ -13,7 +13,7 @@ LORA, QLORA = "lora_distilbert_qv", "qlora_bert"  # whose versions of ours stand
 BAG = "bag of words"
 BASELINES = {
     ("bag_of_words", "whole"): BAG,
-    ("bag_of_words", "cut"): "bag of words, cut as for the encoder",
+    ("bag_of_words", "cut"): "bag of words, cut to 256 tokens",
     ("frozen_encoder", "cut"): "frozen encoder",
 }
 VARIANTS = {

@@ -187,6 +187,28 @@ def test_layers_for_all_reviews_are_compared_at_their_best_rates_and_then_tokens
     assert (chosen.target_modules, chosen.learning_rate, chosen.max_length) == (("query", "value"), 1e-3, 128)
 
 
+def _all_reviews_search(gains):
+    """The changes that are tried in the second round, and the recipe chosen, where each change gains `gains`."""
+    rows, rounds = {}, []
+    while left := [run for run in STUDIES["all_reviews"](rows) if run.id not in rows]:
+        rounds.append([dict(run.labels)["change"] for run in left])
+        for run in left:
+            names = dict(run.labels)["change"].split(", ")
+            rows[run.id] = {"accuracy": 0.9 + sum(gains.get(name, -0.01) for name in names if name != "as it is")}
+    return rounds[1:], search.chosen_for_all_reviews(rows)
+
+
+def test_changes_for_all_reviews_are_taken_where_they_gain_enough_and_then_on_top_of_one_another():
+    assert _all_reviews_search({"dropout 0.1": 0.002})[0] == [], "none gains 0.3 points"
+    second, chosen = _all_reviews_search({"half the rate": 0.008, "dropout 0.1": 0.004, "a quarter of the rate": 0.001})
+    assert second == [["dropout 0.1, half the rate", "a quarter of the rate"]]
+    assert (chosen.learning_rate, chosen.model_dropout, chosen.target_modules) == (5e-4, 0.1, ("query", "value"))
+    second, chosen = _all_reviews_search({"every linear layer": 0.01, "dropout 0.1": 0.005, "half the rate": 0.001})
+    assert second == [["every linear layer, dropout 0.1, half the rate"]]
+    assert (chosen.learning_rate, chosen.model_dropout, chosen.target_modules) == (5e-4, 0.1, search.EVERY_LINEAR)
+    assert chosen.max_length == search.chosen_for_reviews({}).max_length, "the tokens are those of many_rows"
+
+
 def test_the_search_on_4_000_reviews_is_the_one_that_few_reviews_makes():
     of_many = [run for run in STUDIES["many_rows"]({}) if dict(run.labels)["change"] == "query + value"]
     of_few = {run.id for run in STUDIES["few_reviews"]({}) if dict(run.labels)["method"] == "lora"}

@@ -6,6 +6,7 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
+from datasets import concatenate_datasets
 from filelock import FileLock
 
 from helpers import baselines
@@ -226,6 +227,9 @@ def test_the_best_adapter_of_each_kind_is_kept_with_its_card(tiny, fp32, monkeyp
     monkeypatch.setattr(runs, "FULL", replace(runs.FULL, embedded=False))
     monkeypatch.setattr(runs, "dataset_revision", lambda *names: {})
     monkeypatch.setattr(adapters, "splits_of", runs.splits_of)
+    splits = runs.splits_of()
+    corpus = concatenate_datasets([*splits.values(), splits["test"].select([0])])
+    monkeypatch.setattr(adapters, "load_reviews", lambda *names: {"train": corpus})
     recipe = replace(tiny.recipe, num_train_epochs=8)
     at_scale = replace(tiny, recipe=recipe, at_scale=True, seed=1)
     asked = [at_scale, replace(at_scale, recipe=replace(recipe, name="weak", learning_rate=1e-6))]
@@ -246,3 +250,4 @@ def test_the_best_adapter_of_each_kind_is_kept_with_its_card(tiny, fp32, monkeyp
     adapters.write_cards([baseline, {**baseline, "text": "cut"}])
     card = (folder / "README.md").read_text()
     assert f"{kept.metrics['accuracy']:.1%}" in card and "TF-IDF with logistic regression reaches 50.0%" in card
+    assert ", 1 duplicates," in card

@@ -14,6 +14,7 @@ BAG = "bag of words"
 BASELINES = {
     ("bag_of_words", "whole"): BAG,
     ("bag_of_words", "cut"): "bag of words, cut to 256 tokens",
+    ("bag_of_words", "cut to 512"): "bag of words, cut to 512 tokens",
     ("frozen_encoder", "cut"): "frozen encoder",
 }
 VARIANTS = {

@@ -12,6 +12,7 @@ from datasets import DatasetDict
 from helpers.adapters import ADAPTER_CONFIG
 from helpers.base.writing import new_folder, write_json, write_text
 from helpers.card import model_card
+from helpers.data import load_reviews
 from helpers.evaluation import class_scores, holm, paired_comparison
 from helpers.models import load_tokenizer
 from helpers.own_data import Findings, examine
@@ -62,15 +63,17 @@ def write_cards(baselines: Sequence[dict]) -> list[Path]:
     for path in sorted(published().glob(f"*/{RECORD}")):
         record = RunRecord.load(path)
         splits = splits_of("imdb", record.n_validation, record.n_test)
-        findings, scores = _findings(record, splits), _scores(record, splits)
+        findings, scores = _findings(record), _scores(record, splits)
         card = model_card(record, splits, findings, scores, _compared(record, baselines))
         cards.append(write_text(path.with_name("README.md"), card))
     return cards
 
 
-def _findings(record: RunRecord, splits: DatasetDict) -> Findings:
-    rows = pd.concat([part.to_pandas()[["text", "label"]] for part in splits.values()], ignore_index=True)
-    rows["label"] = rows["label"].map(dict(enumerate(splits["test"].features["label"].names)))
+def _findings(record: RunRecord) -> Findings:
+    """What is in the corpus, the duplicates included that `splits_of` leaves out."""
+    reviews = load_reviews("imdb", FULL)["train"]
+    rows = reviews.to_pandas()[["text", "label"]]
+    rows["label"] = rows["label"].map(dict(enumerate(reviews.features["label"].names)))
     return examine(rows, load_tokenizer(record.base_model), record.max_length)
 
 

@@ -201,7 +201,7 @@ def _all_reviews_search(gains):
 def test_changes_for_all_reviews_are_taken_where_they_gain_enough_and_then_on_top_of_one_another():
     assert _all_reviews_search({"dropout 0.1": 0.002})[0] == [], "none gains 0.3 points"
     second, chosen = _all_reviews_search({"half the rate": 0.008, "dropout 0.1": 0.004, "a quarter of the rate": 0.001})
-    assert second == [["dropout 0.1, half the rate", "a quarter of the rate"]]
+    assert second == [["a quarter of the rate", "dropout 0.1, half the rate"]]
     assert (chosen.learning_rate, chosen.model_dropout, chosen.target_modules) == (5e-4, 0.1, ("query", "value"))
     second, chosen = _all_reviews_search({"every linear layer": 0.01, "dropout 0.1": 0.005, "half the rate": 0.001})
     assert second == [["every linear layer, dropout 0.1, half the rate"]]

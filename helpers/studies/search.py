@@ -295,9 +295,8 @@ def _all_reviews(rows: Rows) -> tuple[list[Run], tuple[str, ...]]:
         return runs, ()
     taken = better_of((), TRIED_FIRST)
     ahead = [names[0] for names in TRIED_FIRST if len(names) == 1 and accuracy(names) > accuracy(())]
-    on_top = [{*taken, name} for name in ahead if name not in taken]
-    if HALF in taken:
-        on_top.append({*taken, QUARTER} - {HALF})
+    on_top = [{*taken, QUARTER} - {HALF}] if HALF in taken else []
+    on_top += [{*taken, name} for name in ahead if name not in taken]
     ordered = [tuple(name for name in OF_ALL_REVIEWS if name in names) for names in on_top] if taken else []
     ordered = [names for names in ordered if names not in TRIED_FIRST]
     runs += map(run_of, ordered)

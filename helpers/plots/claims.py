@@ -118,12 +118,12 @@ def plot_at_scale(points: Sequence[dict], titles: Mapping[tuple[str, int], str],
         height_ratios=[len(found) + 1 for found in panels.values()],
         layout="constrained",
         squeeze=False,
-        sharex=True,
     )
     for panel, (key, found) in zip(axes[:, 0], panels.items(), strict=True):
         names = [point["method"] for point in found]
         draw_intervals(panel, names, found, [COLORS[point["variant"]] for point in found])
         panel.set_title(titles[key], fontsize=11)
         panel.set_xlabel(f"test accuracy, 95 % interval (n = {n_scored[key[0]]:,})")
-        panel.tick_params(labelbottom=True)
+    limits = [panel.get_xlim() for panel in axes[:, 0]]
+    plt.setp(axes, xlim=(min(low for low, _ in limits), max(high for _, high in limits)))
     return figure

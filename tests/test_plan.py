@@ -7,10 +7,10 @@ import pytest
 
 from helpers import recipes
 from helpers.claims.evidence import AT_SCALE
-from helpers.profiles import EMBEDDED_BERT
+from helpers.profiles import EMBEDDED_BERT, PROFILES
 from helpers.recipes import RECIPES
 from helpers.results import StudyRecord
-from helpers.studies import search
+from helpers.studies import reviews, search
 from helpers.studies.plan import STUDIES
 from helpers.studies.search import best_rate
 
@@ -57,9 +57,8 @@ def test_a_study_s_runs_are_all_different_and_so_are_their_labels(name):
 @pytest.mark.parametrize("name", STUDIES)
 def test_settings_are_never_chosen_on_rows_or_with_seeds_of_the_result(name):
     runs = list(STUDIES[name]({}))
-    searched = [
-        run for run in runs if run.study.endswith("_search") or name in ("settings", "many_rows", "all_reviews")
-    ]
+    searches = ("settings", "many_rows", "all_reviews", "quick")
+    searched = [run for run in runs if run.study.endswith("_search") or name in searches]
     scored = [run for run in runs if run not in searched]
     assert {run.scored_on for run in searched} <= {"validation"} and {run.scored_on for run in scored} <= {"test"}
     assert not {run.seed for run in searched} & {run.seed for run in scored}
@@ -96,7 +95,7 @@ def test_our_version_of_the_sst2_post_is_what_the_search_chose():
 @pytest.mark.parametrize("name", ["qlora_bert", "lora_bert_cased", "lora_distilbert_qv"])
 def test_our_versions_for_reviews_are_what_the_search_chose(name):
     rows = {row["run"]: row for row in StudyRecord.load(AT_SCALE / "studies" / "many_rows.json").rows}
-    chosen, ours = search.chosen_for_reviews(rows), RECIPES[name].improved()
+    chosen, ours = reviews.chosen_for_reviews(rows), RECIPES[name].improved()
     for field in ("r", "lora_alpha", "learning_rate", "truncation", "max_length", "per_device_train_batch_size"):
         assert getattr(ours, field) == getattr(chosen, field), field
     assert ours.target_modules in (chosen.target_modules, ("q_lin", "v_lin")) and chosen.target_modules[0] == "query"
@@ -165,7 +164,7 @@ def _searched_reviews(accuracy):
     while left := [run for run in STUDIES["many_rows"](rows) if run.id not in rows]:
         tried.append(left[0].recipe)
         rows[left[0].id] = {"accuracy": accuracy(left[0].recipe)}
-    return tried, search.chosen_for_reviews(rows)
+    return tried, reviews.chosen_for_reviews(rows)
 
 
 def test_layers_for_all_reviews_are_compared_at_their_best_rates_and_then_tokens():
@@ -195,7 +194,7 @@ def _all_reviews_search(gains):
         for run in left:
             names = dict(run.labels)["change"].split(", ")
             rows[run.id] = {"accuracy": 0.9 + sum(gains.get(name, -0.01) for name in names if name != "as it is")}
-    return rounds[1:], search.chosen_for_all_reviews(rows)
+    return rounds[1:], reviews.chosen_for_all_reviews(rows)
 
 
 def test_changes_for_all_reviews_are_taken_where_they_gain_enough_and_then_on_top_of_one_another():
@@ -206,7 +205,17 @@ def test_changes_for_all_reviews_are_taken_where_they_gain_enough_and_then_on_to
     second, chosen = _all_reviews_search({"every linear layer": 0.01, "dropout 0.1": 0.005, "half the rate": 0.001})
     assert second == [["every linear layer, dropout 0.1, half the rate"]]
     assert (chosen.learning_rate, chosen.model_dropout, chosen.target_modules) == (5e-4, 0.1, search.EVERY_LINEAR)
-    assert chosen.max_length == search.chosen_for_reviews({}).max_length, "the tokens are those of many_rows"
+    assert chosen.max_length == reviews.chosen_for_reviews({}).max_length, "the tokens are those of many_rows"
+
+
+def test_quick_is_what_its_search_chose():
+    rows = {row["run"]: row for path in AT_SCALE.glob("studies/*.json") for row in StudyRecord.load(path).rows}
+    ahead = dict.fromkeys(reviews.QUICK, 0.0)
+    for run in STUDIES["quick"](rows):
+        labels = dict(run.labels)
+        ahead[labels["size"]] += rows[run.id]["accuracy"] * (1 if labels["method"] == "lora" else -1)
+    quick = PROFILES["quick"]
+    assert (quick.n_train, quick.max_length) == reviews.QUICK[max(ahead, key=ahead.get)]
 
 
 def test_the_search_on_4_000_reviews_is_the_one_that_few_reviews_makes():

@@ -18,7 +18,7 @@ TRUNCATIONS = ("head", "tail", "head+tail")
 SCHEDULES = ("linear", "cosine")
 OPTIMIZERS = ("adamw_torch", "paged_adamw_8bit")
 METHODS = ("adapter", "full_finetune", "head_only", "bag_of_words", "frozen_encoder")
-VARIANTS = ("as_written", "improved", "untrained", *METHODS[1:])  # of which a recipe's record is named
+VARIANTS = ("as_written", "improved", "query_value", "untrained", *METHODS[1:])  # of which a recipe's record is named
 
 
 class Override(NamedTuple):

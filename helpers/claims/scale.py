@@ -20,6 +20,7 @@ BASELINES = {
 VARIANTS = {
     "head_only": "head alone",
     "as_written": "{} as written",
+    "query_value": "{}, ours on query and value",
     "improved": "{}, our version",
     "full_finetune": "full fine-tuning",
 }

@@ -18,6 +18,7 @@ from helpers.results import RunRecord
 COLORS = {
     "as_written": "#E69F00",
     "improved": "#0072B2",
+    "query_value": "#56B4E9",
     "untrained": "#999999",
     "bag_of_words": "#009E73",
     "full_finetune": "#D55E00",
@@ -33,6 +34,7 @@ COLORS = {
 VARIANT_NAMES = {
     "as_written": "as written",
     "improved": "improved",
+    "query_value": "improved, query and value",
     "untrained": "untrained head",
     "bag_of_words": "bag of words",
     "full_finetune": "full fine-tuning",

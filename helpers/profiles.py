@@ -110,7 +110,7 @@ class Profile:
 
 PROFILES = {
     "quick": Profile(
-        "quick", embedded=True, n_train=1_000, n_validation=300, n_test=1_000, max_length=128, max_epochs=2
+        "quick", embedded=True, n_train=1_000, n_validation=300, n_test=1_000, max_length=256, max_epochs=2
     ),
     "full": Profile("full", embedded=True, n_train=None, n_validation=None, n_test=None, max_length=256),
     "hub": Profile("hub", embedded=False, n_train=None, n_validation=None, n_test=None, max_length=None),

@@ -14,6 +14,7 @@ from helpers.base.checks import is_count, is_folder_name
 # The linear layers of each architecture, by their last name. `all-linear` is peft's word for every one of them.
 BERT_LINEARS = ("query", "key", "value", "dense")
 DISTILBERT_LINEARS = ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2")
+EVERY_LINEAR = ("query", "key", "value", "intermediate.dense", "output.dense")  # of BERT, without the pooler's
 TRUNCATIONS = ("head", "tail", "head+tail")
 SCHEDULES = ("linear", "cosine")
 OPTIMIZERS = ("adamw_torch", "paged_adamw_8bit")

@@ -8,6 +8,7 @@ import pytest
 from helpers import recipes
 from helpers.claims.evidence import AT_SCALE
 from helpers.profiles import EMBEDDED_BERT, PROFILES
+from helpers.recipe import DISTILBERT_LINEARS, EVERY_LINEAR
 from helpers.recipes import RECIPES
 from helpers.results import StudyRecord
 from helpers.studies import reviews, search
@@ -92,13 +93,27 @@ def test_our_version_of_the_sst2_post_is_what_the_search_chose():
         assert replace(run, recipe=replace(improved, n_train=run.recipe.n_train)).id == run.id
 
 
-@pytest.mark.parametrize("name", ["qlora_bert", "lora_bert_cased", "lora_distilbert_qv"])
-def test_our_versions_for_reviews_are_what_the_search_chose(name):
-    rows = {row["run"]: row for row in StudyRecord.load(AT_SCALE / "studies" / "many_rows.json").rows}
-    chosen, ours = reviews.chosen_for_reviews(rows), RECIPES[name].improved()
+OF_DISTILBERT = {("query", "value"): ("q_lin", "v_lin"), EVERY_LINEAR: DISTILBERT_LINEARS}
+
+
+@pytest.mark.parametrize(
+    ("name", "search_of"),
+    [
+        ("qlora_bert", reviews.chosen_for_all_reviews),
+        ("lora_bert_cased", reviews.chosen_for_reviews),
+        ("lora_distilbert_qv", reviews.chosen_for_all_reviews),
+        ("lora_distilbert_q", reviews.chosen_for_all_reviews),
+    ],
+)
+def test_our_versions_for_reviews_are_what_the_search_chose(name, search_of):
+    rows = {}
+    for study in ("many_rows", "all_reviews"):
+        rows |= {row["run"]: row for row in StudyRecord.load(AT_SCALE / "studies" / f"{study}.json").rows}
+    chosen, ours = search_of(rows), RECIPES[name].improved()
     for field in ("r", "lora_alpha", "learning_rate", "truncation", "max_length", "per_device_train_batch_size"):
         assert getattr(ours, field) == getattr(chosen, field), field
-    assert ours.target_modules in (chosen.target_modules, ("q_lin", "v_lin")) and chosen.target_modules[0] == "query"
+    layers = chosen.target_modules
+    assert ours.target_modules == (OF_DISTILBERT[layers] if "distilbert" in name else layers)
 
 
 @pytest.mark.parametrize("later", [None, "200 updates"])
@@ -168,16 +183,16 @@ def _searched_reviews(accuracy):
 
 
 def test_layers_for_all_reviews_are_compared_at_their_best_rates_and_then_tokens():
-    best_rates = {search.EVERY_LINEAR: 5e-4, ("query", "value"): 1e-3}
+    best_rates = {EVERY_LINEAR: 5e-4, ("query", "value"): 1e-3}
 
     def accuracy(recipe, every=0.01, longer=0.004):
-        gained = every if recipe.target_modules == search.EVERY_LINEAR else 0.0
+        gained = every if recipe.target_modules == EVERY_LINEAR else 0.0
         near = -0.05 * (recipe.learning_rate != best_rates[recipe.target_modules])
         length = {128: 0.0, 256: longer}.get(recipe.max_length, longer - 0.001)
         return 0.8 + gained + near + length + 0.001 * (recipe.truncation == "tail")
 
     tried, chosen = _searched_reviews(accuracy)
-    assert (chosen.target_modules, chosen.learning_rate) == (search.EVERY_LINEAR, 5e-4)
+    assert (chosen.target_modules, chosen.learning_rate) == (EVERY_LINEAR, 5e-4)
     assert (chosen.truncation, chosen.max_length) == ("tail", 256), "more tokens gain nothing"
     assert [(recipe.truncation, recipe.max_length) for recipe in tried[-3:]] == [
         *(("head", 128), ("tail", 256), ("tail", 512))
@@ -204,7 +219,7 @@ def test_changes_for_all_reviews_are_taken_where_they_gain_enough_and_then_on_to
     assert (chosen.learning_rate, chosen.model_dropout, chosen.target_modules) == (5e-4, 0.1, ("query", "value"))
     second, chosen = _all_reviews_search({"every linear layer": 0.01, "dropout 0.1": 0.005, "half the rate": 0.001})
     assert second == [["every linear layer, dropout 0.1, half the rate"]]
-    assert (chosen.learning_rate, chosen.model_dropout, chosen.target_modules) == (5e-4, 0.1, search.EVERY_LINEAR)
+    assert (chosen.learning_rate, chosen.model_dropout, chosen.target_modules) == (5e-4, 0.1, EVERY_LINEAR)
     assert chosen.max_length == reviews.chosen_for_reviews({}).max_length, "the tokens are those of many_rows"
 
 
@@ -222,6 +237,15 @@ def test_the_search_on_4_000_reviews_is_the_one_that_few_reviews_makes():
     of_many = [run for run in STUDIES["many_rows"]({}) if dict(run.labels)["change"] == "query + value"]
     of_few = {run.id for run in STUDIES["few_reviews"]({}) if dict(run.labels)["method"] == "lora"}
     assert len(of_many) == 3 and {run.id for run in of_many} <= of_few
+
+
+def test_every_version_of_ours_is_run_once():
+    run = {run.recipe.name for run in STUDIES["improved"]({}) if run.recipe.variant == "improved"}
+    (same,) = set(RECIPES) - run
+    other = RECIPES["lora_distilbert_qv"].improved()
+    assert replace(RECIPES[same].improved(), name=other.name, source=other.source, overrides=(), assumed=()) == replace(
+        other, overrides=(), assumed=()
+    ), "what is left out is another's recipe"
 
 
 def test_full_fine_tuning_on_all_reviews_waits_for_its_rate():

@@ -40,7 +40,7 @@ def test_base_models_token_limits_and_epochs():
     assert PROFILES["quick"].base_model("distilbert-base-uncased") == profiles.EMBEDDED_DISTILBERT
     assert PROFILES["full"].base_model("bert-base-cased") == profiles.EMBEDDED_BERT
     assert PROFILES["hub"].base_model("bert-base-cased") == "bert-base-cased"
-    assert PROFILES["quick"].tokens(512) == 128
+    assert PROFILES["quick"].tokens(512) == 256
     assert PROFILES["quick"].tokens(64) == 64
     assert PROFILES["hub"].tokens(512) == 512
     assert [PROFILES["quick"].epochs(n) for n in (1, 3)] == [1, 2]

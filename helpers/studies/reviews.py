@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from helpers.profiles import EMBEDDED_BERT
-from helpers.recipe import Recipe
+from helpers.recipe import EVERY_LINEAR, Recipe
 from helpers.studies.runs import Run
-from helpers.studies.search import EVERY_LINEAR, FEW_ROWS, RATES, REVIEWS, SEARCH_SEEDS, Rows, best_rate, method
+from helpers.studies.search import FEW_ROWS, RATES, REVIEWS, SEARCH_SEEDS, Rows, best_rate, method
 
 SHORT_REVIEWS = replace(FEW_ROWS, dataset="imdb", max_length=128, truncation="head+tail")
 LONGER = (256, 512)

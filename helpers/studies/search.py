@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from helpers.profiles import EMBEDDED_BERT
-from helpers.recipe import Recipe
+from helpers.recipe import EVERY_LINEAR, Recipe
 from helpers.recipes import RECIPES
 from helpers.studies.runs import Run
 
@@ -16,7 +16,6 @@ Plan = Callable[[Rows], Iterator[Run]]
 SENTENCES = {"n_validation": 1_000, "n_test": 2_000}  # of Rotten Tomatoes; 5,530 are left to train
 REVIEWS = {"n_validation": 2_490, "n_test": 2_490}  # of IMDb; 19,922 are left: 80/10/10
 SEARCH_SEEDS = (100, 101)
-EVERY_LINEAR = ("query", "key", "value", "intermediate.dense", "output.dense")
 
 
 # Where the searches start, from what others published: LoRA on every linear layer, about ten times full fine-tuning's

@@ -88,9 +88,17 @@ def test_the_best_change_is_taken_and_what_was_ahead_is_tried_on_top_of_it():
 def test_our_version_of_the_sst2_post_is_what_the_search_chose():
     rows = {row["run"]: row for row in StudyRecord.load(AT_SCALE / "studies" / "settings.json").rows}
     chosen = search._candidates([search.chosen_changes(rows)])
-    improved = replace(RECIPES["lora_bert_sst2"].improved(), dataset="rotten_tomatoes", n_validation=None)
     for run in chosen:
-        assert replace(run, recipe=replace(improved, n_train=run.recipe.n_train)).id == run.id
+        assert replace(run, recipe=replace(search.FEW_ROWS, n_train=run.recipe.n_train)).id == run.id
+    ours = replace(RECIPES["lora_bert_sst2"].improved(), dataset="rotten_tomatoes")
+    kept = {"n_train": None, "n_validation": None, "assumed": (), "overrides": ()}
+    assert replace(ours, **kept, learning_rate=1e-3) == replace(search.FEW_ROWS, n_train=None)
+    rows = {row["run"]: row for path in AT_SCALE.glob("studies/*.json") for row in StudyRecord.load(path).rows}
+    assert {ours.learning_rate} == {
+        dict(run.labels)["learning_rate"]
+        for run in STUDIES["one_rate"](rows)
+        if run.study == "one_rate" and dict(run.labels)["method"] == "lora"
+    }
 
 
 OF_DISTILBERT = {("query", "value"): ("q_lin", "v_lin"), EVERY_LINEAR: DISTILBERT_LINEARS}

@@ -97,13 +97,17 @@ def provenance(record: RunRecord) -> str:
 
 
 def label_ends(axes: Axes, labels: Sequence[tuple[float, float, str, str]], gap: float) -> None:
-    """Writes `labels` (x, y, text, color) right of their points, moved up where closer than `gap` of the axis."""
+    """Writes `labels` (x, y, text, color) right of their points, moved up where closer than `gap` of the axis.
+
+    The axis grows where one would stand above it.
+    """
     step, above = gap * (axes.get_ylim()[1] - axes.get_ylim()[0]), float("-inf")
     for x, y, text, color in sorted(labels, key=lambda label: label[1]):
         above = max(y, above + step)
         axes.annotate(
             text, (x, above), xytext=(10, 0), textcoords="offset points", va="center", color=color, fontsize=9
         )
+    axes.set_ylim(top=max(axes.get_ylim()[1], above + step / 2))
 
 
 def title(name: str) -> str:

@@ -126,7 +126,7 @@ def draw_epochs(axes: Axes, runs: Sequence[RunRecord], stated: tuple[str, Sequen
     last = max(label[0] for label in labels)
     axes.set_xlim(0.7, last + 0.5 * (last - 0.7))
     axes.margins(y=0.12)
-    label_ends(axes, labels, gap=0.12)
+    label_ends(axes, [(last, *label[1:]) for label in labels], gap=0.12)  # beside all lines, on none of them
     axes.set(xlabel="epochs", ylabel=f"validation accuracy (n = {runs[0].n_validation:,})")
     axes.set_xticks(range(1, round(last) + 1, 1 + round(last) // 10))
     _percent(axes.yaxis)

@@ -66,6 +66,14 @@ def test_training_curves_name_the_best_epoch_and_show_a_coin_toss(records):
     assert list(accuracy.lines[0].get_ydata()) == [0.7, 0.65]
 
 
+def test_labels_that_are_close_stand_above_one_another_and_inside_the_axis():
+    axes = plt.figure().add_subplot()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    plots.label_ends(axes, [(0.5, 0.97, "higher", "k"), (0.5, 0.95, "lower", "k"), (0.5, 0.2, "far", "k")], gap=0.1)
+    heights = {text.get_text(): text.xy[1] for text in axes.texts}
+    assert heights == pytest.approx({"far": 0.2, "lower": 0.95, "higher": 1.05}) and axes.get_ylim()[1] > 1.05
+
+
 def test_accuracy_shows_the_intervals(records):
     axes = runs.plot_accuracy(records, ["one", "two"], "title").axes[0]
     assert list(axes.lines[0].get_xdata()) == [0.77, 0.83]

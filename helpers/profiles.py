@@ -136,6 +136,7 @@ class Execution:
     `precision` is "bf16", "fp16" (both autocast over fp32 weights) or "fp32". `gradient_checkpointing` computes the
     activations a second time in the backward pass instead of keeping them. `fast_dropout` draws a CPU's dropout masks
     in bulk, `last_layer_at_cls` computes the last layer only where a classifier reads it (see both in `speedups`).
+    `keep_memory` spares a CPU the return of memory that the next step needs (see `memory.keep_freed_memory`).
     """
 
     device: str
@@ -144,6 +145,7 @@ class Execution:
     gradient_checkpointing: bool = False
     fast_dropout: bool = True
     last_layer_at_cls: bool = True
+    keep_memory: bool = True
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -58,7 +58,7 @@ def test_a_study_s_runs_are_all_different_and_so_are_their_labels(name):
 @pytest.mark.parametrize("name", STUDIES)
 def test_settings_are_never_chosen_on_rows_or_with_seeds_of_the_result(name):
     runs = list(STUDIES[name]({}))
-    searches = ("settings", "many_rows", "all_reviews", "quick")
+    searches = ("settings", "many_rows", "all_reviews", "quick", "epochs")
     searched = [run for run in runs if run.study.endswith("_search") or name in searches]
     scored = [run for run in runs if run not in searched]
     assert {run.scored_on for run in searched} <= {"validation"} and {run.scored_on for run in scored} <= {"test"}
@@ -229,6 +229,16 @@ def test_changes_for_all_reviews_are_taken_where_they_gain_enough_and_then_on_to
     assert second == [["every linear layer, dropout 0.1, half the rate"]]
     assert (chosen.learning_rate, chosen.model_dropout, chosen.target_modules) == (5e-4, 0.1, EVERY_LINEAR)
     assert chosen.max_length == reviews.chosen_for_reviews({}).max_length, "the tokens are those of many_rows"
+
+
+def test_epochs_are_compared_on_what_the_searches_before_them_chose():
+    rows = {row["run"]: row for path in AT_SCALE.glob("studies/*.json") for row in StudyRecord.load(path).rows}
+    runs = list(STUDIES["epochs"](rows))
+    assert runs[0].id in rows, "three epochs on all reviews are a run of `all_reviews`"
+    assert replace(runs[1].recipe, num_train_epochs=3) == runs[0].recipe and runs[1].recipe.num_train_epochs == 5
+    tried = {(run.recipe.num_train_epochs, run.recipe.learning_rate) for run in runs if run.recipe.n_train == 2_500}
+    assert {(epochs, rate) for epochs in (3, 8) for rate in (2.5e-4, 5e-4, 1e-3)} <= tried
+    assert all(run.recipe.early_stopping_patience is None for run in runs), "the last step counts"
 
 
 def test_quick_is_what_its_search_chose():

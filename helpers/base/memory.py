@@ -1,4 +1,4 @@
-"""How much memory this process holds, and held at most."""
+"""How much memory this process holds, and held at most, and what becomes of what it frees."""
 
 import ctypes
 import gc
@@ -14,6 +14,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of mallopt(3)
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -23,8 +24,7 @@ def reset_peak_memory(device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
     elif _CLEAR.exists():
         gc.collect()
-        if hasattr(ctypes.CDLL(None), "malloc_trim"):
-            ctypes.CDLL(None).malloc_trim(0)  # what is freed goes back to the system, or it would count as held
+        return_freed_memory()  # or it would count as held
         _CLEAR.write_text("5")  # Linux: resets VmHWM, see proc(5)
 
 
@@ -51,3 +51,37 @@ def peak_memory(device: str) -> tuple[int, str]:
 def resident_memory() -> int:
     """Bytes of this process that are in memory now."""
     return psutil.Process().memory_info().rss
+
+
+def keep_freed_memory(wanted: bool = True) -> None:
+    """Has this process keep what it frees, for what it allocates next, where its C library is glibc; or no longer.
+
+    Of itself glibc gives every block above 32 MB back and asks for the next anew, which the system hands out in pages
+    that it has to zero: for activations, at every step. A process keeps its peak until `return_freed_memory`, and the
+    peak is somewhat higher, as free blocks lie between others. `python -m helpers.benchmarks ladder` has the gain.
+    """
+    global _kept
+    if wanted != _kept and (libc := _glibc()):
+        libc.mallopt(_MMAP_MAX, 0 if wanted else 65_536)
+        libc.mallopt(_TRIM_THRESHOLD, -1 if wanted else 64 * 2**20)
+        if not wanted:  # where glibc's own threshold ends after blocks of that size
+            libc.mallopt(_MMAP_THRESHOLD, 32 * 2**20)
+            libc.malloc_trim(0)
+        _kept = wanted
+
+
+_kept = False
+
+
+def return_freed_memory() -> None:
+    """Gives memory that was freed back to the system, where the C library is glibc."""
+    if libc := _glibc():
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    try:
+        libc = ctypes.CDLL(None)
+    except TypeError:  # Windows
+        return None
+    return libc if hasattr(libc, "malloc_trim") else None

@@ -9,6 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers.base.memory import keep_freed_memory
 from helpers.base.speedups import fast_dropout
 from helpers.profiles import Execution
 
@@ -84,6 +85,7 @@ class TrainingStep:
 
     def run(self, batch: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
         execution = self.execution
+        keep_freed_memory(execution.device == "cpu" and execution.keep_memory)
         with fast_dropout(
             execution.device == "cpu" and execution.fast_dropout
         ):  # backward too: it recomputes the forward pass where activations are not kept

@@ -16,7 +16,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer
 
-from helpers.base.memory import peak_memory, reset_peak_memory
+from helpers.base.memory import keep_freed_memory, peak_memory, reset_peak_memory, return_freed_memory
 from helpers.base.paths import shown
 from helpers.base.speedups import fast_dropout
 from helpers.base.writing import NotWritten, saying_no_room
@@ -160,6 +160,7 @@ def _train(trainer: Trainer, recipe: Recipe, execution: Execution, checkpoint: P
     if trainer.eval_dataset is None:
         trainer.remove_callback(PrinterCallback)
     saver = next((c for c in trainer.callback_handler.callbacks if isinstance(c, Saver)), None)
+    keep_freed_memory(execution.device == "cpu" and execution.keep_memory)
     reset_peak_memory(execution.device)
     main = process_state(execution.device).is_main_process
     if checkpoint and main:
@@ -180,7 +181,9 @@ def _train(trainer: Trainer, recipe: Recipe, execution: Execution, checkpoint: P
     trainer.accelerator.wait_for_everyone()  # each process reads the best checkpoint, which goes next
     log, rows = state.log_history, len(trainer.train_dataset) * state.epoch
     seconds = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Clock)).so_far()
-    return Fit(_history(log), seconds, rows / seconds, *peak_memory(execution.device), recipe)
+    fitted = Fit(_history(log), seconds, rows / seconds, *peak_memory(execution.device), recipe)
+    return_freed_memory()
+    return fitted
 
 
 def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -113,6 +113,25 @@ def _changed(recipe: Recipe, names: Iterable[str]) -> Recipe:
     return recipe
 
 
+EPOCHS = {"all": (3, 5), 2_500: (3, 8)}  # by the number of reviews
+
+
+def epochs(rows: Rows) -> Iterator[Run]:
+    """How many epochs on all reviews, with the recipe that `all_reviews` chose, and on the thirty-epoch post's 2,500,
+    with that of `many_rows`, each number at its best rate.
+    """
+    where = {"base_model": EMBEDDED_BERT, **REVIEWS}
+    of_all = replace(chosen_for_all_reviews(rows), n_train=None, max_length=256)
+    for count in EPOCHS["all"]:
+        labels = (("reviews", "all"), ("epochs", count), ("learning_rate", of_all.learning_rate))
+        tried = replace(of_all, num_train_epochs=count)
+        yield Run("epochs", labels, tried, seed=SEARCH_SEEDS[0], scored_on="validation", **where)
+    for count in EPOCHS[2_500]:
+        tried = replace(chosen_for_reviews(rows), n_train=2_500, max_length=256, num_train_epochs=count)
+        labels = {"reviews": 2_500, "epochs": count}
+        yield from best_rate("epochs", labels, tried, (2.5e-4, 5e-4, 1e-3), rows, SEARCH_SEEDS[:1], **where)[0]
+
+
 QUICK = {"as before": (1_000, 128), "256 tokens": (1_000, 256), "2,000 reviews": (2_000, 128)}  # reviews, tokens
 
 

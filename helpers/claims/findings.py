@@ -94,8 +94,9 @@ def _of_all_reviews(evidence: Evidence) -> str:
     over = f"{_points(gains['LoRA', BAG], 1)} over a bag of words ({gains['LoRA', BAG].verdict})"
     if ("QLoRA", "LoRA") in gains:
         over += f", QLoRA {_points(gains['QLoRA', 'LoRA'], 1)} from LoRA"
+    encoder = first.total_params - first.trainable_params
     return (
-        f"**{(first.total_params - first.trainable_params) / 1e6:.1f} M parameters that pip installs, on {first.device}, reach "
+        f"**{encoder / 1e6:.1f} M parameters that pip installs, on {first.device}, reach "
         f"{first.metrics['accuracy']:.1%} on IMDb.** Trained on {first.n_train:,} reviews, tested on {first.n_test:,}: "
         f"{' and '.join(scores)}; {over}."
     )

@@ -94,6 +94,17 @@ def test_one_seed_fixes_the_run(splits, recipe, tiny_profile, fp32):
     assert not np.array_equal(runs[0].probabilities, runs[2].probabilities)
 
 
+def test_a_cpu_keeps_freed_memory_while_it_trains_and_gives_it_back(recipe, splits, tiny_profile, fp32, monkeypatch):
+    told = []
+    monkeypatch.setattr("helpers.fitting.loop.keep_freed_memory", lambda wanted: told.append(wanted))
+    monkeypatch.setattr("helpers.fitting.loop.return_freed_memory", lambda: told.append("returned"))
+    recipe = replace(recipe, num_train_epochs=1)
+    for keep in (True, False):
+        execution = replace(fp32, keep_memory=keep)
+        fine_tune(build_model(recipe, recipe.base_model, execution), recipe, splits, tiny_profile, execution)
+    assert told == [True, "returned", False, "returned"]
+
+
 def test_a_trained_model_leaves_the_precision_it_was_trained_in(splits, recipe, tiny_profile, fp32):
     """accelerate wraps the forward pass in autocast; left there, an fp32 prediction would silently run in bf16."""
     recipe = replace(recipe, num_train_epochs=1)

@@ -154,6 +154,22 @@ def test_one_rate_is_the_best_of_all_sizes_together():
     assert set(Counter((run.recipe.method, run.recipe.n_train) for run in scored).values()) == {5} and len(scored) == 50
 
 
+def test_more_layers_are_compared_at_their_rates_for_both_sizes_and_both_are_scored():
+    rows = {}
+    best = {("query", "value"): 2.5e-4, EVERY_LINEAR: 2e-3}
+    while left := [run for run in STUDIES["more_layers"](rows) if run.id not in rows]:
+        for run in left:
+            near = abs(run.recipe.learning_rate - best[run.recipe.target_modules])
+            rows[run.id] = {"accuracy": 0.9 - near if run.recipe.n_train == 1_000 else 0.8}
+    scored = [run for run in STUDIES["more_layers"](rows) if run.study == "more_layers"]
+    assert Counter((run.recipe.target_modules, run.recipe.n_train, run.recipe.learning_rate) for run in scored) == {
+        (layers, size, rate): 5 for layers, rate in best.items() for size in (1_000, 2_000)
+    }
+    known = {run.id for run in STUDIES["one_rate"]({}) if dict(run.labels)["method"] == "lora"}
+    first = [run for run in STUDIES["more_layers"]({}) if dict(run.labels)["layers"] == "query + value"]
+    assert {run.id for run in first} <= known, "query and value was searched at these rates before"
+
+
 def test_few_rows_has_the_methods_sizes_and_seeds_that_it_promises():
     scored = [run for run in STUDIES["few_rows"]({}) if run.study == "few_rows"]
     seeds = Counter((dict(run.labels)["rows"], dict(run.labels)["method"]) for run in scored)

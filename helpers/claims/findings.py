@@ -3,9 +3,10 @@
 from collections import Counter
 
 from helpers.claims.evidence import CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Evidence, Verdict
-from helpers.claims.scale import BAG, LORA, QLORA, gains_at_scale, rows_at_scale
+from helpers.claims.scale import BAG, LORA, QLORA, gains_at_scale, ours, rows_at_scale
 from helpers.claims.verdicts import CLAIMS
 from helpers.evaluation import PairedComparison
+from helpers.results import RunRecord
 from helpers.studies.compare import compare_runs, summarize
 
 SHOWN = ("A2", "C3", "B2", "C2", "E3")  # of the claims, in the README
@@ -83,22 +84,27 @@ def _layers_on_all_reviews(evidence: Evidence) -> str:
 def _of_all_reviews(evidence: Evidence) -> str:
     rows = rows_at_scale(evidence)
     gains = gains_at_scale(rows)
-    ours = {"LoRA": evidence.at_scale(LORA, "improved")}
-    if ("QLoRA", "LoRA") in gains:
-        ours["QLoRA"] = evidence.at_scale(QLORA, "improved")
-    first, _ = ours["LoRA"]
-    scores = [
-        f"{name} {run.score} in {run.train_seconds / 60:.0f} minutes ([record]({path}))"
-        for name, (run, path) in ours.items()
-    ]
+    first, _ = evidence.at_scale(LORA, "improved")
+    recipes = {"LoRA": LORA, "QLoRA": QLORA} if ("QLoRA", "LoRA") in gains else {"LoRA": LORA}
+    points = {name: summarize(ours(rows, recipe), ["recipe"])[0] for name, recipe in recipes.items()}
+    scores = [f"{name} {_score(points[name], evidence.seeds(recipes[name], 'improved'))}" for name in recipes]
     over = f"{_points(gains['LoRA', BAG], 1)} over a bag of words ({gains['LoRA', BAG].verdict})"
-    if ("QLoRA", "LoRA") in gains:
+    if "QLoRA" in recipes:
         over += f", QLoRA {_points(gains['QLoRA', 'LoRA'], 1)} from LoRA"
     encoder = first.total_params - first.trainable_params
     return (
         f"**{encoder / 1e6:.1f} M parameters that pip installs, on {first.device}, reach "
-        f"{first.metrics['accuracy']:.1%} on IMDb.** Trained on {first.n_train:,} reviews, tested on {first.n_test:,}: "
-        f"{' and '.join(scores)}; {over}."
+        f"{points['LoRA']['accuracy']:.1%} on IMDb.** Trained on {first.n_train:,} reviews, tested on "
+        f"{first.n_test:,}: {' and '.join(scores)}; {over}."
+    )
+
+
+def _score(point: dict, runs: list[tuple[RunRecord, str]]) -> str:
+    minutes = sum(run.train_seconds for run, _ in runs) / len(runs) / 60
+    records = ", ".join(f"[record]({path})" for _, path in runs)
+    seeds = f"mean of {len(runs)} seeds, " if len(runs) > 1 else ""
+    return (
+        f"{point['accuracy']:.1%} [{point['low']:.1%}, {point['high']:.1%}] in {minutes:.0f} minutes ({seeds}{records})"
     )
 
 

@@ -30,14 +30,17 @@ def rows_at_scale(evidence: Evidence) -> list[dict[str, Any]]:
     """A row for each run at a source's own scale that has a record, what costs nothing first.
 
     Each has what `compare.summarize` reads and `corpus`, `method` (in words), `recipe`, `variant`, `tokens` (the limit)
-    and `minutes` of training, None for a baseline. Raises Missing where there is no baseline yet.
+    and `minutes` of training, None for a baseline. The `seed` of a baseline on all reviews is None, as its only use is
+    to draw fewer of them. Raises Missing where there is no baseline yet.
     """
     study, _ = evidence.study("baselines")
+    most = max(row["n_train"] for row in study.rows)
     rows = []
     for row in study.rows:
         kind = row["method"], row["text"]
         labels = {"corpus": "imdb", "method": BASELINES[kind], "recipe": row["rows_of"], "variant": kind[0]}
-        rows.append({**row, **labels, "tokens": None, "minutes": None})
+        seed = None if row["n_train"] == most else row["seed"]
+        rows.append({**row, **labels, "seed": seed, "tokens": None, "minutes": None})
     order = list(RECIPES)
     records = sorted(evidence.all_at_scale(), key=lambda record: (order.index(record.recipe), record.seed))
     return rows + [
@@ -70,20 +73,22 @@ def points_at_scale(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(points, key=lambda point: (point["corpus"], -point["n_train"]))
 
 
+def ours(rows: Sequence[dict[str, Any]], recipe: str) -> list[dict[str, Any]]:
+    """Of `rows_at_scale` those of our version of `recipe`, one a seed."""
+    return [row for row in rows if (row["recipe"], row["variant"]) == (recipe, "improved")]
+
+
 def gains_at_scale(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], PairedComparison]:
     """On all reviews: LoRA and QLoRA, each in our version, against what costs nothing, full fine-tuning and each other.
 
     p-values are corrected for the number of comparisons (Holm). Raises Missing where a run has no record yet.
     """
     most = max(row["n_train"] for row in rows)
-    runs = {
-        "LoRA": [row for row in rows if (row["recipe"], row["variant"]) == (LORA, "improved")],
-        "QLoRA": [row for row in rows if (row["recipe"], row["variant"]) == (QLORA, "improved")],
-    }
+    runs = {"LoRA": ours(rows, LORA), "QLoRA": ours(rows, QLORA)}
     for name in (*BASELINES.values(), VARIANTS["head_only"], VARIANTS["full_finetune"]):
         runs[name] = [row for row in rows if (row["method"], row["n_train"]) == (name, most)]
     rivals = [name for name in runs if name not in ("LoRA", "QLoRA") and runs[name]]
-    pairs = [(ours, name) for ours in ("LoRA", "QLoRA") if runs[ours] for name in rivals]
+    pairs = [(name, rival) for name in ("LoRA", "QLoRA") if runs[name] for rival in rivals]
     pairs += [("QLoRA", "LoRA")] if runs["LoRA"] and runs["QLoRA"] else []
     if not pairs:
         raise Missing("make full ONLY=improved")

@@ -49,14 +49,17 @@ def compare_runs(pairs: Mapping[str, tuple[Sequence[dict], Sequence[dict]]]) -> 
     """For each name, how much more often its runs A are right than its runs B, on the same rows and the same seeds.
 
     `difference` is that of the means over the seeds that both have, its interval holds for other seeds and other rows,
-    and the p-values are corrected for the number of pairs (Holm 1979). Raises ValueError where a pair shares no seed.
+    and the p-values are corrected for the number of pairs (Holm 1979). A run whose seed is None hangs on none: it
+    stands beside every run of the other side. Raises ValueError where a pair shares no seed.
     """
     found = {}
     for name, runs in pairs.items():
-        by_seed = [{run["seed"]: run for run in side} for side in runs]
-        if not (seeds := sorted(set(by_seed[0]) & set(by_seed[1]))):
-            raise ValueError(f"{name}: no seed is on both sides, {sorted(by_seed[0])} and {sorted(by_seed[1])}.")
-        first, second = (right_rows([side[seed] for seed in seeds]) for side in by_seed)
+        one, other = ({run["seed"]: run for run in side} for side in runs)
+        one = dict.fromkeys(other, one[None]) if None in one else one
+        other = dict.fromkeys(one, other[None]) if None in other else other
+        if not (seeds := sorted(set(one) & set(other))):
+            raise ValueError(f"{name}: no seed is on both sides, {sorted(one)} and {sorted(other)}.")
+        first, second = (right_rows([side[seed] for seed in seeds]) for side in (one, other))
         found[name] = PairedComparison(float((first - second).mean()), *crossed_interval(first - second))
     corrected = holm([test.p_value for test in found.values()])
     return {name: test._replace(p_value=p) for (name, test), p in zip(found.items(), corrected, strict=True)}

@@ -208,3 +208,22 @@ def one_rate(rows: Rows) -> Iterator[Run]:
             marked = (("rows", size), ("method", name), ("learning_rate", rate))
             for seed in range(5):
                 yield Run("one_rate", marked, replace(recipe, n_train=size, learning_rate=rate), seed=seed, **where)
+
+
+LAYERS = {  # by name, LoRA's recipe and the rates that are tried first
+    "query + value": (FEW_ROWS, (2.5e-4, 5e-4, 1e-3)),
+    "every linear layer, rank 4": (replace(FEW_ROWS, target_modules=EVERY_LINEAR, r=4, lora_alpha=8), RATES["lora"]),
+}
+
+
+def more_layers(rows: Rows) -> Iterator[Run]:
+    """Whether every linear layer is worth its time from 1,000 sentences on: five seeds, one rate for both sizes."""
+    sizes, where = (1_000, 2_000), {"base_model": EMBEDDED_BERT, **SENTENCES}
+    for name, (recipe, rates) in LAYERS.items():
+        labels = {"layers": name}
+        runs, rate = best_rate("more_layers_search", labels, recipe, rates, rows, range(100, 105), sizes, **where)
+        yield from runs
+        for size in sizes:
+            marked = (("rows", size), ("layers", name), ("learning_rate", rate))
+            for seed in range(5):
+                yield Run("more_layers", marked, replace(recipe, n_train=size, learning_rate=rate), seed=seed, **where)

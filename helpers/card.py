@@ -28,11 +28,12 @@ def model_card(
     scores: pd.DataFrame,
     baselines: Sequence[Baseline],
     merged: bool = False,
+    chosen: str = "",
 ) -> str:
     """The README.md of an adapter's folder, or of the `merged` model's: data, scores, base model, how to load it.
 
     Names the data file without its folder. `scores` are `evaluation.class_scores` of the test rows, `baselines` is what
-    `compare_with_baselines` gives.
+    `compare_with_baselines` gives; `chosen` says from which runs this one was chosen, if it was.
     """
     embedded = record.base_model in (EMBEDDED_BERT, EMBEDDED_DISTILBERT)
     local = Path(record.base_model).is_dir()
@@ -64,7 +65,7 @@ def model_card(
     scored = (
         f"Accuracy on {record.n_test:,} test rows: **{record.metrics['accuracy']:.1%}**, 95 % interval [{low:.1%}, "
         f"{high:.1%}] (bootstrap over the test rows). They were scored once, after the epoch had been chosen on "
-        f"validation rows. {' '.join(compared)}"
+        f"validation rows. {' '.join([*compared, chosen]).strip()}"
     )
     parts = [scored, f"{_markdown(shown, 'class')}\n\nRecall has its 95 % Wilson interval."]
     if findings.skewed:

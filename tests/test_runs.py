@@ -251,3 +251,4 @@ def test_the_best_adapter_of_each_kind_is_kept_with_its_card(tiny, fp32, monkeyp
     card = (folder / "README.md").read_text()
     assert f"{kept.metrics['accuracy']:.1%}" in card and "TF-IDF with logistic regression reaches 50.0%" in card
     assert ", 1 duplicates," in card
+    assert "Of 2 seeds this one has the most right of the validation rows" in card and "(seed 1)" in card

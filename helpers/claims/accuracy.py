@@ -115,7 +115,9 @@ def stated_accuracy(
             Bar("accuracy", stated, *run.accuracy_ci95, run.variant.replace("_", " ")) for run in (record, better)
         )
         also = f", weighted F1 {record.metrics['weighted_f1']:.3f}" if weighted_f1 else ""
-        measured = f"as written {record.score}{also}; improved {better.score} ({shown_rows(record)})"
+        rows, of_better = shown_rows(record), shown_rows(better)
+        of_first = "" if rows == of_better else f" ({rows})"
+        measured = f"as written {record.score}{also}{of_first}; improved {better.score} ({of_better})"
         if record.profile == "hub":
             _, high = record.accuracy_ci95
             verdict = CONFIRMED if high >= at_least else REFUTED
@@ -177,25 +179,27 @@ def untrained_head(evidence: Evidence) -> Verdict:
 
 
 def epochs(evidence: Evidence) -> Verdict:
-    curves, paths, bars, first = {}, [], [], None
-    for variant in ("as_written", "improved"):
+    said, paths, bars, first = [], [], [], None
+    for variant, shown in (("as_written", "as written"), ("improved", "improved")):
         runs = evidence.seeds("lora_bert_sst2", variant)
-        first = first or runs[0][0]
-        by_epoch = np.array([[row["accuracy"] for row in run.history["validation"][:3]] for run, _ in runs])
-        curves[variant] = " / ".join(f"{accuracy:.1%}" for accuracy in by_epoch.mean(axis=0))
+        run = runs[0][0]
+        first = first or run
+        by_epoch = np.array([[row["accuracy"] for row in run.history["validation"]] for run, _ in runs])
+        curve = " / ".join(f"{accuracy:.1%}" for accuracy in by_epoch.mean(axis=0)[:3])
+        seeds = f"mean of {len(runs)} seeds" if len(runs) > 1 else "one seed"
+        of_more = f"the first three of {by_epoch.shape[1]} epochs, " if by_epoch.shape[1] > 3 else ""
+        said.append(f"{shown} {curve} ({of_more}{seeds}, validation n = {run.n_validation:,}, {run.profile})")
         paths += [path for _, path in runs]
-        last = by_epoch[:, -1]
-        bars.append(Bar("accuracy", (0.77, 0.77), last.min(), last.max(), f"{variant.replace('_', ' ')}, epoch 3"))
+        last = by_epoch[:, :3][:, -1]
+        bars.append(Bar("accuracy", (0.77, 0.77), last.min(), last.max(), f"{shown}, epoch 3"))
     verdict = UNDECIDED
     sentence = "Needs bert-base-uncased and SST-2: PROFILE=hub python -m helpers.train lora_bert_sst2."
     if first.profile == "hub":
         last = first.history["validation"][-1]["accuracy"]
         verdict = CONFIRMED if abs(last - 0.77) < 0.04 else REFUTED
         sentence = "Within four points (two standard errors at n = 500) of 77.0 %, or not."
-    seeds = f"mean of {len(paths) // 2} seeds" if len(paths) > 2 else "one seed"
-    where = f"{seeds}, validation n = {first.n_validation}, {first.base_model}, {first.profile}, {first.device}"
-    measured = "as written {as_written}; improved {improved}".format(**curves)
-    return Verdict(f"{measured} ({where})", verdict, sentence, tuple(paths), tuple(bars))
+    measured = f"{'; '.join(said)}, {first.base_model}, {first.device}"
+    return Verdict(measured, verdict, sentence, tuple(paths), tuple(bars))
 
 
 def pipeline(evidence: Evidence) -> Verdict:

@@ -7,6 +7,7 @@ from helpers.claims.evidence import Evidence, Missing
 from helpers.evaluation import PairedComparison
 from helpers.recipes import RECIPES
 from helpers.results import RunRecord
+from helpers.studies.at_scale import WRITTEN
 from helpers.studies.compare import compare_runs, summarize
 
 LORA, QLORA = "lora_distilbert_qv", "qlora_bert"  # whose versions of ours stand for the two methods
@@ -40,7 +41,8 @@ def rows_at_scale(evidence: Evidence) -> list[dict[str, Any]]:
         kind = row["method"], row["text"]
         labels = {"corpus": "imdb", "method": BASELINES[kind], "recipe": row["rows_of"], "variant": kind[0]}
         seed = None if row["n_train"] == most else row["seed"]
-        rows.append({**row, **labels, "seed": seed, "tokens": None, "minutes": None})
+        tokens = WRITTEN[row["rows_of"]]["max_length"] if row["method"] == "frozen_encoder" else None
+        rows.append({**row, **labels, "seed": seed, "tokens": tokens, "minutes": None})
     order = list(RECIPES)
     records = sorted(evidence.all_at_scale(), key=lambda record: (order.index(record.recipe), record.seed))
     return rows + [

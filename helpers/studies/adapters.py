@@ -64,9 +64,22 @@ def write_cards(baselines: Sequence[dict]) -> list[Path]:
         record = RunRecord.load(path)
         splits = splits_of("imdb", record.n_validation, record.n_test)
         findings, scores = _findings(record), _scores(record, splits)
-        card = model_card(record, splits, findings, scores, _compared(record, baselines))
+        compared = _compared(record, baselines)
+        card = model_card(record, splits, findings, scores, compared, chosen=_chosen(record))
         cards.append(write_text(path.with_name("README.md"), card))
     return cards
+
+
+def _chosen(record: RunRecord) -> str:
+    """What the other seeds of the run scored, in a sentence; nothing where there is none."""
+    runs = map(RunRecord.load, sorted(FULL.results.glob(f"{record.recipe}-{record.variant}-seed*.json")))
+    others = [f"{run.metrics['accuracy']:.1%} (seed {run.seed})" for run in runs if run.seed != record.seed]
+    if not others:
+        return ""
+    return (
+        f"Of {len(others) + 1} seeds this one has the most right of the validation rows; on the test rows the others "
+        f"have {', '.join(others)}."
+    )
 
 
 def _findings(record: RunRecord) -> Findings:

@@ -5,7 +5,7 @@ from collections import Counter
 from helpers.claims.evidence import CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Evidence, Verdict
 from helpers.claims.scale import BAG, LORA, QLORA, gains_at_scale, ours, rows_at_scale
 from helpers.claims.verdicts import CLAIMS
-from helpers.evaluation import PairedComparison
+from helpers.evaluation import PairedComparison, paired_comparison
 from helpers.results import RunRecord
 from helpers.studies.compare import compare_runs, summarize
 
@@ -50,7 +50,8 @@ def _of_the_rate(evidence: Evidence) -> str:
     study, path = evidence.study("pooler")
     by_rate = {point["learning_rate"]: point for point in summarize(_as_written(evidence), ["learning_rate"])}
     return (
-        "**At the default learning rate LoRA hardly learns.** The SST-2 post, as written but for its rate, scores "
+        "**At the default learning rate LoRA hardly learns.** The SST-2 post, as written but for its rate, scores in "
+        f"{max(row['updates'] for row in study.rows)} updates "
         f"{by_rate[5e-5]['accuracy']:.1%} at Trainer's default of 5e-5 and {by_rate[1e-3]['accuracy']:.1%} at 1e-3: "
         f"{_points(rate_gain(evidence), 0)} ({study.settings['base_model']}, 2,000 sentences of Rotten Tomatoes, "
         f"{len(by_rate[1e-3]['accuracies'])} seeds, n = {study.settings['n_test']:,}, [record]({path}))."
@@ -77,8 +78,9 @@ def _of_the_rank(evidence: Evidence) -> str:
 def _layers_on_all_reviews(evidence: Evidence) -> str:
     study, path = evidence.study("all_reviews")
     every, others = ([row for row in study.rows if ("every linear" in row["change"]) is sort] for sort in (True, False))
-    gain = max(row["accuracy"] for row in every) - max(row["accuracy"] for row in others)
-    return f"on all reviews it is, by {100 * gain:.1f} points of validation accuracy (one seed, [record]({path}))"
+    best, rival = (max(side, key=lambda row: row["accuracy"]) for side in (every, others))
+    gain = _points(paired_comparison(best["correct"], rival["correct"]), 1)
+    return f"on all reviews it has {gain} of validation accuracy (one seed, [record]({path}))"
 
 
 def _of_all_reviews(evidence: Evidence) -> str:
@@ -95,7 +97,7 @@ def _of_all_reviews(evidence: Evidence) -> str:
     return (
         f"**{encoder / 1e6:.1f} M parameters that pip installs, on {first.device}, reach "
         f"{points['LoRA']['accuracy']:.1%} on IMDb.** Trained on {first.n_train:,} reviews, tested on "
-        f"{first.n_test:,}: {' and '.join(scores)}; {over}."
+        f"{first.n_test:,} others, all of IMDb's training split: {' and '.join(scores)}; {over}."
     )
 
 

@@ -21,8 +21,9 @@ The rules were written down before what they decide was measured, but for what i
   at 1,000 and 2,000 sentences, and `layers` had found rank 4 on every linear layer 1.5 points better on the test rows
   at 2,000. Both get the same search on validation rows, five seeds at both sizes, a rate for both together; every
   linear layer takes more time and has to be half a point ahead in the mean over both sizes. Each is scored on the test
-  rows at its rate, whatever was decided, beside full fine-tuning as in `one_rate`. If every linear layer is taken, it
-  is improved()'s for the SST-2 post's 2,000 sentences and for own files of 1,000 training rows or more.
+  rows at its rate, whatever was decided, beside full fine-tuning as in `one_rate`. What is taken, layers and rate, is
+  improved()'s for the SST-2 post's 2,000 sentences and for own files of 1,000 training rows or more; below, the rate of
+  `one_rate` stands. (The search of query and value is that of `one_rate`, and was known: 5e-4 for these two sizes.)
 - Settings of improved(): START is changed in one thing at a time, and the change with the best mean validation
   accuracy over both sizes of `settings` is taken, unless it gains less than half a point; one that takes more updates
   has to gain a whole point. Then every other change that had been ahead of START is tried on top of it, once, and

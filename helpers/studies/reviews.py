@@ -39,11 +39,7 @@ def _many_rows(rows: Rows) -> tuple[list[Run], Recipe]:
         return Run("many_rows", labels, recipe, seed=seeds[0], scored_on="validation", **where)
 
     def better_of(chosen: Recipe, tried: Recipe, by: float = 0.0) -> Recipe:
-        both = [run_of("", recipe).id for recipe in (chosen, tried)]
-        if any(run not in rows for run in both):
-            return chosen
-        before, after = (rows[run]["accuracy"] for run in both)
-        return tried if after > before and after - before >= by else chosen
+        return tried if _is_better(rows, run_of("", tried), run_of("", chosen), by) else chosen
 
     every = at_best_rate("every linear layer", replace(few, target_modules=EVERY_LINEAR))
     chosen = better_of(at_best_rate("query + value", few), every, 0.003)
@@ -55,6 +51,14 @@ def _many_rows(rows: Rows) -> tuple[list[Run], Recipe]:
         runs.append(run_of(name, tried))
         chosen = better_of(chosen, tried)
     return runs, chosen
+
+
+def _is_better(rows: Rows, tried: Run, chosen: Run, by: float) -> bool:
+    """Whether `tried` gains something, and at least `by`; not before the rows of both are there."""
+    if tried.id not in rows or chosen.id not in rows:
+        return False
+    gain = rows[tried.id]["accuracy"] - rows[chosen.id]["accuracy"]
+    return gain > 0 and gain >= by
 
 
 HALF, QUARTER = "half the rate", "a quarter of the rate"
@@ -113,23 +117,37 @@ def _changed(recipe: Recipe, names: Iterable[str]) -> Recipe:
     return recipe
 
 
-EPOCHS = {"all": (3, 5), 2_500: (3, 8)}  # by the number of reviews
+EPOCHS = {None: (3, 5), 2_500: (3, 8)}  # by the number of reviews; None: all
 
 
 def epochs(rows: Rows) -> Iterator[Run]:
     """How many epochs on all reviews, with the recipe that `all_reviews` chose, and on the thirty-epoch post's 2,500,
     with that of `many_rows`, each number at its best rate.
     """
-    where = {"base_model": EMBEDDED_BERT, **REVIEWS}
-    of_all = replace(chosen_for_all_reviews(rows), n_train=None, max_length=256)
-    for count in EPOCHS["all"]:
-        labels = (("reviews", "all"), ("epochs", count), ("learning_rate", of_all.learning_rate))
-        tried = replace(of_all, num_train_epochs=count)
-        yield Run("epochs", labels, tried, seed=SEARCH_SEEDS[0], scored_on="validation", **where)
-    for count in EPOCHS[2_500]:
-        tried = replace(chosen_for_reviews(rows), n_train=2_500, max_length=256, num_train_epochs=count)
-        labels = {"reviews": 2_500, "epochs": count}
-        yield from best_rate("epochs", labels, tried, (2.5e-4, 5e-4, 1e-3), rows, SEARCH_SEEDS[:1], **where)[0]
+    for n_train, counts in EPOCHS.items():
+        for count in counts:
+            yield from _with_epochs(rows, n_train, count)[0]
+
+
+def chosen_epochs(rows: Rows, n_train: int | None) -> Recipe:
+    """The recipe with as many epochs, and at the rate, that `epochs` decides for, as far as its rows are there."""
+    (_, few), (runs, more) = (_with_epochs(rows, n_train, count) for count in EPOCHS[n_train])
+    tried, chosen = (replace(runs[0], recipe=recipe) for recipe in (more, few))
+    return more if _is_better(rows, tried, chosen, 0.003) else few
+
+
+def _with_epochs(rows: Rows, n_train: int | None, count: int) -> tuple[list[Run], Recipe]:
+    """The runs with `count` epochs, and the recipe at the best of their rates."""
+    where, seeds = {"base_model": EMBEDDED_BERT, **REVIEWS}, SEARCH_SEEDS[:1]
+    labels = {"reviews": n_train or "all", "epochs": count}
+    sized = {"n_train": n_train, "max_length": 256, "num_train_epochs": count}
+    if n_train is None:
+        recipe = replace(chosen_for_all_reviews(rows), **sized)
+        marked = tuple({**labels, "learning_rate": recipe.learning_rate}.items())
+        return [Run("epochs", marked, recipe, seed=seeds[0], scored_on="validation", **where)], recipe
+    recipe = replace(chosen_for_reviews(rows), **sized)
+    runs, rate = best_rate("epochs", labels, recipe, (2.5e-4, 5e-4, 1e-3), rows, seeds, **where)
+    return runs, replace(recipe, learning_rate=rate)
 
 
 QUICK = {"as before": (1_000, 128), "256 tokens": (1_000, 256), "2,000 reviews": (2_000, 128)}  # reviews, tokens

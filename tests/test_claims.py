@@ -35,7 +35,7 @@ def test_the_headlines_hold_by_the_rule_of_comparison():
     validated = {row["change"]: row["accuracy"] for row in evidence.study("all_reviews")[0].rows}
     gain = max(validated[name] for name in validated if name.startswith("every linear layer"))
     gain -= max(validated[name] for name in ("as it is", "half the rate", "dropout 0.1"))
-    assert f"on all reviews it is, by {100 * gain:.1f} points" in findings(decide_all()) and gain > 0
+    assert f"on all reviews it has {100 * gain:+.1f} points" in findings(decide_all()) and gain > 0
     rates = [row["learning_rate"] for row in evidence.study("ranks")[0].rows]
     assert rates == sorted(rates, reverse=True), "the best rate falls with the rank"
 

@@ -70,9 +70,23 @@ def _of_the_rank(evidence: Evidence) -> str:
         f"none more than {100 * farthest:.1f} points from rank 16 by its interval; the best rate falls from "
         f"{points[0]['learning_rate']:g} to {points[-1]['learning_rate']:g} (as above, three seeds, [record]({path})). "
         f"Rank 4 on every linear layer gains {_points(layers_gain(evidence), 1)} there over rank 18 on query and "
-        f"value, as many parameters ([record]({evidence.study('layers')[1]})); in searches of one or two seeds, on "
-        f"fewer sentences and on 4,000 reviews, every linear layer is not ahead; {_layers_on_all_reviews(evidence)}."
+        f"value, as many parameters ([record]({evidence.study('layers')[1]})), and "
+        f"{_layers_in_the_search(evidence)}; in searches of one or two seeds, on fewer sentences and on 4,000 reviews, "
+        f"every linear layer is not ahead; {_layers_on_all_reviews(evidence)}."
     )
+
+
+def _layers_in_the_search(evidence: Evidence) -> str:
+    study, path = evidence.study("layers_search")
+    best = {}
+    for point in sorted(summarize(study.rows, ["layers", "learning_rate"]), key=lambda point: point["accuracy"]):
+        best[point["layers"]] = point["learning_rate"]
+    sides = [
+        [row for row in study.rows if (row["layers"], row["learning_rate"]) == (layers, best[layers])]
+        for layers in ("every linear layer", "query + value")
+    ]
+    gain = _points(compare_runs({"gain": tuple(sides)})["gain"], 1)
+    return f"{gain} on the validation rows of the search, with other seeds ([record]({path}))"
 
 
 def _layers_on_all_reviews(evidence: Evidence) -> str:

@@ -19,6 +19,14 @@ WRITTEN = {
 }
 
 
+BEFORE = {  # what two of our versions were
+    "lora_distilbert_qv": {"target_modules": ("q_lin", "v_lin"), "learning_rate": 1e-3, "variant": "query_value"},
+    "lora_bert_cased": {
+        "num_train_epochs": 30, "min_updates": None, "early_stopping_patience": 2, "variant": "thirty_epochs"
+    },
+}  # fmt: skip
+
+
 def sources(rows: Rows) -> Iterator[Run]:
     """The SST-2 post exactly, five seeds; the others as written, at their own scale, one seed."""
     exactly = replace(RECIPES["lora_bert_sst2"], dataset="rotten_tomatoes")
@@ -29,25 +37,27 @@ def sources(rows: Rows) -> Iterator[Run]:
 
 
 def improved(rows: Rows) -> Iterator[Run]:
-    """Our version of each source's recipe on the same rows, and Assignment 7's as it was before `all_reviews`, too.
+    """Our version of each source's recipe on the same rows, and two as they were before `all_reviews` and `epochs`.
 
     The query-only post's is the same recipe as Assignment 7's. Full fine-tuning at its own best rate comes when
     `few_reviews` has searched that.
     """
     for name in ("lora_distilbert_qv", "qlora_bert", "lora_bert_cased"):
-        recipe = RECIPES[name].improved()
-        if "n_train" in WRITTEN[name]:
-            recipe = replace(recipe, n_train=WRITTEN[name]["n_train"])
-        yield _at_scale("improved", recipe, 42)
+        yield _at_scale("improved", _ours(name), 42)
     for seed in range(42, 47):
         yield _at_scale("improved", replace(RECIPES["lora_bert_sst2"].improved(), dataset="rotten_tomatoes"), seed)
     yield _at_scale("improved", RECIPES["lora_distilbert_qv"].improved(), 43)
-    before = {"target_modules": ("q_lin", "v_lin"), "learning_rate": 1e-3, "variant": "query_value"}
-    yield _at_scale("improved", replace(RECIPES["lora_distilbert_qv"].improved(), **before), 42)
+    for name, before in BEFORE.items():
+        yield _at_scale("improved", replace(_ours(name), **before), 42)
     searched, rate = _full_finetuning_on_reviews(rows)
     if all(run.id in rows for run in searched):
         whole = RECIPES["lora_distilbert_qv"].improved().full_finetune()
         yield _at_scale("improved", replace(whole, learning_rate=rate), 42)
+
+
+def _ours(name: str) -> Recipe:
+    """Our version of a recipe on as many rows as the source has."""
+    return replace(RECIPES[name].improved(), n_train=WRITTEN[name].get("n_train"))
 
 
 def _full_finetuning_on_reviews(rows: Rows) -> tuple[list[Run], float]:

@@ -22,7 +22,7 @@ VARIANTS = {
     "head_only": "head alone",
     "as_written": "{} as written",
     "query_value": "{}, ours on query and value",
-    "thirty_epochs": "{}, ours for thirty epochs",
+    "thirty_epochs": "{}, ours with thirty epochs",
     "improved": "{}, our version",
     "full_finetune": "full fine-tuning",
 }

@@ -19,7 +19,7 @@ COLORS = {
     "as_written": "#E69F00",
     "improved": "#0072B2",
     "query_value": "#56B4E9",
-    "thirty_epochs": "#56B4E9",
+    "thirty_epochs": "#F0E442",
     "untrained": "#999999",
     "bag_of_words": "#009E73",
     "full_finetune": "#D55E00",

@@ -199,15 +199,9 @@ def fewest(rows: Rows) -> Iterator[Run]:
 
 def one_rate(rows: Rows) -> Iterator[Run]:
     """One rate for all sizes: LoRA's and full fine-tuning's for 100 to 2,000 sentences, from five seeds at each."""
-    sizes, where = (100, 250, 500, 1_000, 2_000), {"base_model": EMBEDDED_BERT, **SENTENCES}
-    for name, rates in (("lora", (2.5e-4, 5e-4, 1e-3)), ("full_finetune", (2.5e-5, 5e-5, 1e-4))):
-        recipe, labels = method(name, FEW_ROWS), {"method": name}
-        runs, rate = best_rate("one_rate_search", labels, recipe, rates, rows, range(100, 105), sizes, **where)
-        yield from runs
-        for size in sizes:
-            marked = (("rows", size), ("method", name), ("learning_rate", rate))
-            for seed in range(5):
-                yield Run("one_rate", marked, replace(recipe, n_train=size, learning_rate=rate), seed=seed, **where)
+    rates = {"lora": (2.5e-4, 5e-4, 1e-3), "full_finetune": (2.5e-5, 5e-5, 1e-4)}
+    variants = {name: (method(name, FEW_ROWS), tried) for name, tried in rates.items()}
+    yield from _at_one_rate("one_rate", "method", variants, (100, 250, 500, 1_000, 2_000), rows)
 
 
 LAYERS = {  # by name, LoRA's recipe and the rates that are tried first
@@ -218,12 +212,16 @@ LAYERS = {  # by name, LoRA's recipe and the rates that are tried first
 
 def more_layers(rows: Rows) -> Iterator[Run]:
     """Whether every linear layer is worth its time from 1,000 sentences on: five seeds, one rate for both sizes."""
-    sizes, where = (1_000, 2_000), {"base_model": EMBEDDED_BERT, **SENTENCES}
-    for name, (recipe, rates) in LAYERS.items():
-        labels = {"layers": name}
-        runs, rate = best_rate("more_layers_search", labels, recipe, rates, rows, range(100, 105), sizes, **where)
+    yield from _at_one_rate("more_layers", "layers", LAYERS, (1_000, 2_000), rows)
+
+
+def _at_one_rate(study: str, label: str, variants: dict, sizes: Sequence[int], rows: Rows) -> Iterator[Run]:
+    """Each recipe with the one of its rates that is best for all sizes together, searched and then scored."""
+    where = {"base_model": EMBEDDED_BERT, **SENTENCES}
+    for name, (recipe, rates) in variants.items():
+        runs, rate = best_rate(f"{study}_search", {label: name}, recipe, rates, rows, range(100, 105), sizes, **where)
         yield from runs
         for size in sizes:
-            marked = (("rows", size), ("layers", name), ("learning_rate", rate))
+            marked = (("rows", size), (label, name), ("learning_rate", rate))
             for seed in range(5):
-                yield Run("more_layers", marked, replace(recipe, n_train=size, learning_rate=rate), seed=seed, **where)
+                yield Run(study, marked, replace(recipe, n_train=size, learning_rate=rate), seed=seed, **where)

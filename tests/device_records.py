@@ -43,7 +43,6 @@ def step_row(spec: StepSpec) -> dict[str, object]:
     rate = 100 * FORMATS[spec.precision] * METHODS[spec.method] / spec.tokens
     if spec.method == "lora":
         rate *= (0.2 if spec.attention == "eager" else 1) * (0.5 if spec.optimizer != "adamw_torch" else 1)
-        rate *= 2 if spec.compile else 1
     peak = PEAKS[spec.method] * (2 if spec.precision == "fp32" else 1)
     return {
         **asdict(spec),

@@ -1,4 +1,3 @@
-from functools import partial
 from random import Random
 
 import pytest
@@ -31,20 +30,6 @@ def test_a_step_reports_what_it_held(method, tiny_checkpoints):
     assert row["samples_per_second"] > 0 and 0 < row["matmul_share"] < 1
     if method.startswith("qlora"):
         assert row["weights_bytes"] < 4 * row["total_params"]
-
-
-def test_a_compiled_step_is_one(tiny_checkpoints, monkeypatch):
-    compiled = []
-
-    def count(graph, inputs):
-        compiled.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
-    row = measure_step(
-        StepSpec("tiny", "lora", 2, 16, "fp32", "sdpa", compile=True), "cpu", tiny_checkpoints["bert"], 0
-    )
-    assert compiled and row["compile"] and row["samples_per_second"] > 0
 
 
 def test_steps_run_in_processes_of_their_own_and_are_written_with_their_device(tiny_checkpoints, fp32, monkeypatch):

@@ -1,8 +1,10 @@
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -205,6 +207,48 @@ def test_no_run_starts_that_would_outlast_the_sitting(study, capsys):
     assert study == [] and "stopped: toy: r 8, seed 0 should take" in capsys.readouterr().out
 
 
+@pytest.fixture
+def threads(monkeypatch):
+    """Threads in place of processes, which would not see what a test puts in place of a run."""
+    monkeypatch.setattr(studies_command, "ProcessPoolExecutor", lambda jobs, context: ThreadPoolExecutor(jobs))
+
+
+def test_several_runs_at_a_time_give_the_rows_of_one_after_the_other(study, threads, monkeypatch, tiny):
+    row, together = studies_command.row_of, Barrier(2, timeout=10)
+
+    def waits(run, execution):
+        if run.seed != 0:
+            together.wait()  # a broken barrier where they come one after the other
+        return row(run, execution)
+
+    longer = replace(tiny, seed=0, recipe=replace(tiny.recipe, num_train_epochs=99))
+    asked = [replace(tiny, seed=1), longer, replace(tiny, seed=2), replace(tiny, study="again", seed=1)]
+    monkeypatch.setattr(studies_command, "STUDIES", {"toy": lambda rows: iter(asked)})
+    monkeypatch.setattr(studies_command, "row_of", waits)
+    assert studies_command.main(["--jobs", "2"]) == 0
+    assert study[0] == 0, "the longest comes first"
+    assert sorted(study) == [0, 1, 2] and [entry["seed"] for entry in _toy().rows] == [1, 0, 2], (
+        "the same run only once"
+    )
+
+
+def test_of_several_runs_at_a_time_one_that_fails_leaves_the_others_alone(study, threads, monkeypatch, capsys):
+    row = studies_command.row_of
+
+    def breaks(run, execution):
+        if run.seed == 0:
+            raise RuntimeError("CUDA out of memory")
+        return row(run, execution)
+
+    monkeypatch.setattr(studies_command, "row_of", breaks)
+    assert studies_command.main(["--jobs", "2"]) == 1
+    out = capsys.readouterr().out
+    assert "failed: toy: r 8, seed 0: CUDA out of memory" in out and "nothing is left" not in out
+    assert [entry["seed"] for entry in _toy().rows] == [1, 2]
+    monkeypatch.setattr(studies_command, "row_of", row)
+    assert studies_command.main(["--jobs", "2"]) == 0 and sorted(study) == [0, 1, 2]
+
+
 def test_a_run_at_scale_has_a_record_and_an_adapter_and_is_not_run_again(tiny, fp32, monkeypatch):
     at_scale = replace(tiny, at_scale=True)
     monkeypatch.setattr(studies_command, "STUDIES", {"toy": lambda rows: iter([at_scale])})
@@ -214,6 +258,8 @@ def test_a_run_at_scale_has_a_record_and_an_adapter_and_is_not_run_again(tiny, f
     monkeypatch.setattr(runs, "dataset_revision", lambda *names: {})
     assert studies_command.main([]) == 0
     record = runs.record_of(at_scale)
+    assert "runs_at_once" not in record.settings
+    assert runs.train_at_scale(replace(at_scale, seed=3), fp32, 8).settings["runs_at_once"] == 8
     assert record.run == at_scale.id and record.n_train == 48 and record.profile == "full"
     assert (runs.FULL.checkpoints / record.name / "adapter_model.safetensors").is_file()
     assert runs.record_of(replace(at_scale, recipe=replace(tiny.recipe, r=9))) is None

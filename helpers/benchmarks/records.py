@@ -57,9 +57,9 @@ def benchmark_to_show(name: str, execution: Execution) -> StudyRecord:
 
 
 def main_rows(record: StudyRecord, **wanted: object) -> list[dict]:
-    """The `steps` rows in the device's own execution, AdamW and nothing compiled, whose fields are as `wanted`."""
+    """The `steps` rows in the device's own execution and with AdamW, whose fields are as `wanted`."""
     own = {name: record.settings["execution"][name] for name in ("precision", "attention")}
-    wanted = own | {"optimizer": "adamw_torch", "compile": False} | wanted
+    wanted = own | {"optimizer": "adamw_torch"} | wanted
     return [row for row in record.rows if all(row[name] == value for name, value in wanted.items())]
 
 

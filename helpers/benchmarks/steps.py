@@ -1,8 +1,10 @@
-"""Memory and speed of one training step, by method, size and shape of batch; each in a process of its own."""
+"""Memory and speed of one training step, by method, size and shape of batch; on a CPU each in a process of its own."""
 
+import gc
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -22,14 +24,15 @@ from helpers.results import StudyRecord
 
 METHODS = ("full_finetune", "lora", "qlora", "qlora_checkpointing")
 SIZES = {"bert-base": None, "embedded": EMBEDDED_BERT}  # None: random weights of bert-base-uncased's shape
-WINDOWS, MIN_SECONDS = 3, 1.0  # timed windows a measurement, and how long each lasts at least (at least one batch)
+WINDOWS = 3  # timed, a measurement
+MIN_SECONDS = {"cpu": 1.0, "cuda": 0.3}  # that each lasts at least, and at least one batch
 
 
 @dataclass(frozen=True)
 class StepSpec:
     """One training step to measure: on random tokens, every row `tokens` long, `improved()` settings of bert-qlora.
 
-    Frozen weights are stored as training stores them: fp32, and packed by QLoRA. `compile` is `torch.compile`.
+    Frozen weights are stored as training stores them: fp32, and packed by QLoRA.
     """
 
     size: str
@@ -39,23 +42,22 @@ class StepSpec:
     precision: str
     attention: str
     optimizer: str = "adamw_torch"
-    compile: bool = False
 
 
 def step_specs(execution: Execution) -> list[StepSpec]:
     """What `steps` measures here: every method at both sizes, two batch sizes and two lengths; on a GPU also the rest.
 
-    On a GPU there is a third length and a batch of 64; the other number formats that it has, eager attention, paged
-    8-bit AdamW and torch.compile are compared at 16 x 256 tokens.
+    On a GPU there are two shapes of 512 tokens; the other number formats that it has and paged 8-bit AdamW are compared
+    at 16 x 256 tokens of BERT-base.
     """
     gpu = execution.device == "cuda"
-    shapes = [(batch, tokens) for batch in (4, 16) for tokens in ((128, 256, 512) if gpu else (128, 256))]
-    specs = _main_specs(execution, SIZES, [*shapes, (64, 256)] if gpu else shapes)
+    shapes = [(batch, tokens) for batch in (4, 16) for tokens in (128, 256)]
+    specs = _main_specs(execution, SIZES, [*shapes, (16, 512), (64, 512)] if gpu else shapes)
     if gpu:
         variants = [{"precision": name} for name in number_formats("cuda") if name != execution.precision]
-        variants += [{"attention": "eager"}, {"optimizer": "paged_adamw_8bit"}, {"compile": True}]
-        for base in _main_specs(execution, SIZES, [(16, 256)]):
-            specs += [replace(base, **change) for change in variants if base.method != "qlora_checkpointing"]
+        variants += [{"optimizer": "paged_adamw_8bit"}]
+        bases = [base for base in _main_specs(execution, ("bert-base",), [(16, 256)]) if base.method in METHODS[:3]]
+        specs += [replace(base, **change) for change in variants for base in bases]
     return specs
 
 
@@ -73,16 +75,20 @@ def _main_specs(execution: Execution, sizes: Iterable[str], shapes: list[tuple[i
     ]
 
 
-def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: float = MIN_SECONDS) -> dict[str, object]:
-    """Speed and peak memory of `spec` in this process; call it in a fresh one (see `in_fresh_process`)."""
-    libraries = resident_memory() if device == "cpu" else 0
+def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: float | None = None) -> dict[str, object]:
+    """Speed and peak memory of `spec` in this process; for a CPU's memory, call it in a fresh one (`in_fresh_process`).
+
+    `libraries_bytes` were held before the model came.
+    """
+    if device == "cuda":  # of what was measured before
+        gc.collect()
+        torch.cuda.empty_cache()
+    libraries = resident_memory() if device == "cpu" else torch.cuda.memory_allocated()
     checkpointing = spec.method == "qlora_checkpointing"
     execution = Execution(device, spec.precision, spec.attention, checkpointing)
     recipe = method_recipe(spec.method)
     model = build_model(recipe, base_model, execution)
     step = TrainingStep(model, execution, spec.optimizer)
-    if spec.compile:
-        step.model = torch.compile(model)
     held = sum(weight_bytes(model).values())
     matmul = matmul_peak(device, execution.compute_dtype)  # before and after: a busy machine must not flatter the step
     step.execution = replace(execution, keep_memory=False)  # what the step needs, not what lies about
@@ -92,7 +98,8 @@ def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: floa
     peak, method = peak_memory(device)
     step.execution = execution
     step.run(*step.random_batch(spec.batch_size, spec.tokens))
-    windows = [timed_window(step, spec.batch_size, spec.tokens, min_seconds) for _ in range(WINDOWS)]
+    seconds = MIN_SECONDS[device] if min_seconds is None else min_seconds
+    windows = [timed_window(step, spec.batch_size, spec.tokens, seconds) for _ in range(WINDOWS)]
     flops = training_flops(recipe, base_model)(spec.batch_size, spec.tokens)
     matmul = max(matmul, matmul_peak(device, execution.compute_dtype))
     trainable, total = count_parameters(model)
@@ -114,7 +121,7 @@ def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: floa
 
 
 def benchmark_steps(execution: Execution, specs: Iterable[StepSpec] | None = None) -> StudyRecord:
-    """Measures `specs` (default: `step_specs`), each in a fresh process.
+    """Measures `specs` (default: `step_specs`): on a CPU each in a fresh process, as memory there is a whole process's.
 
     One that fails, for want of memory for example, is printed and kept in the settings as `failed`; RuntimeError when
     all do.
@@ -123,16 +130,16 @@ def benchmark_steps(execution: Execution, specs: Iterable[StepSpec] | None = Non
     dtypes = {"fp32": torch.float32, execution.precision: execution.compute_dtype}
     peaks = {name: matmul_peak(execution.device, dtype) for name, dtype in dtypes.items()}
     rows, failed = [], []
+    measure = call_step if execution.device == "cuda" else partial(in_fresh_process, call_step)
     with tempfile.TemporaryDirectory() as folder:
         if any(SIZES[spec.size] is None for spec in specs):
             random_bert(Path(folder))
         for spec in specs:
             checkpoint = SIZES[spec.size] or folder
             print(f"{spec.size:10s} {spec.method:20s} batch {spec.batch_size:2d} x {spec.tokens} tokens", end="  ")
-            changed = [spec.precision, spec.attention, spec.optimizer.split("_")[0], "compiled" if spec.compile else ""]
-            print(f"{' '.join(changed):28s}", end="", flush=True)
+            print(f"{spec.precision} {spec.attention} {spec.optimizer.split('_')[0]:8s}", end="", flush=True)
             try:
-                row = in_fresh_process(call_step, spec=asdict(spec), device=execution.device, base_model=checkpoint)
+                row = measure(spec=asdict(spec), device=execution.device, base_model=checkpoint)
             except RuntimeError as error:
                 failed.append({"spec": asdict(spec), "error": str(error).strip().splitlines()[-1]})
                 print(f"failed: {failed[-1]['error']}", flush=True)
@@ -149,8 +156,8 @@ def steps_to_show(execution: Execution) -> StudyRecord:
     """The `steps` record for notebook 04. A GPU that has none measures `live_specs`, and saves it for the next time."""
     if execution.device == "cuda" and own_benchmark("steps", execution) is None:
         specs = live_specs(execution)
-        print(f"{execution.device_name} has no record yet: {len(specs)} measurements follow, a fresh process each,")
-        print(f"two to four minutes in all. `{COMMAND}` measures everything.", flush=True)
+        print(f"{execution.device_name} has no record yet: {len(specs)} measurements follow,")
+        print(f"a minute or two in all. `{COMMAND}` measures everything.", flush=True)
         print(f"Wrote {shown(benchmark_steps(execution, specs).save(device_folder(execution)))}")
     return benchmark_to_show("steps", execution)
 

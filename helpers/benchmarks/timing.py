@@ -45,12 +45,14 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def matmul_peak(device: str, dtype: torch.dtype, sizes: Sequence[int] | None = None, seconds: float = 0.25) -> float:
+def matmul_peak(
+    device: str, dtype: torch.dtype, sizes: Sequence[int] | None = None, seconds: float | None = None
+) -> float:
     """Floating-point operations a second of the fastest square matrix product here: what a training step could reach.
 
-    The best of several `sizes` (side lengths), each repeated for `seconds`.
+    The best of several `sizes` (side lengths), each repeated for `seconds` (None: long enough for the device).
     """
-    best = 0.0
+    best, seconds = 0.0, seconds or (0.1 if device == "cuda" else 0.25)
     for size in sizes or ((4_096, 8_192) if device == "cuda" else (1_024, 2_048)):
         left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         torch.mm(left, right)

@@ -178,7 +178,7 @@ def _improved_and_fast(row: Mapping) -> bool:
 
 def _fp16_over_fp32(record: StudyRecord) -> Intervals:
     """fp16's speed over fp32's, all else alike, by (size, batch, tokens) of the methods' lowest and highest ends."""
-    same = ("size", "batch_size", "tokens", "method", "attention", "optimizer", "compile")
+    same = ("size", "batch_size", "tokens", "method", "attention", "optimizer")
     alike: dict[tuple, dict[str, list[float]]] = {}
     for row in record.rows:
         alike.setdefault(tuple(row[name] for name in same), {})[row["precision"]] = row["windows"]

@@ -6,24 +6,30 @@ part, `python -m helpers.studies --list` says what is left.
 
 import argparse
 import sys
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from datetime import datetime, timedelta, timezone
+from multiprocessing import get_context
 from time import perf_counter
 
 from filelock import FileLock, Timeout
 
-from helpers.profiles import fastest_execution
+from helpers.profiles import Execution, fastest_execution
 from helpers.results import running_commit
 from helpers.studies.adapters import keep_if_best, write_cards
 from helpers.studies.ledger import Ledger, clock, work
 from helpers.studies.plan import STUDIES
-from helpers.studies.runs import FULL, row_of, train_at_scale
+from helpers.studies.runs import FULL, Run, row_of, train_at_scale
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Does what is left of the chosen studies; the exit status is 2 for an unknown one, 1 where one is under way."""
+    """Does what is left of the chosen studies.
+
+    The exit status is 2 for an unknown one, 1 where another command is under way or a run failed.
+    """
     parser = argparse.ArgumentParser(prog="python -m helpers.studies", description=__doc__)
     parser.add_argument("only", nargs="*", metavar="STUDY", help=f"of {', '.join(STUDIES)}; all when none is given")
     parser.add_argument("--list", action="store_true", help="run nothing: say what is left")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process; more than 1 for a GPU")
     parser.add_argument("--minutes", type=float, help="start no run that should not end within so many minutes")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.only) - set(STUDIES)):
@@ -39,49 +45,87 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         with FileLock(FULL.results / ".lock", timeout=0):
-            _do(chosen, ledger, options.minutes)
+            failed = _do(chosen, ledger, options.minutes, options.jobs)
             study = ledger.records.get("baselines")
             write_cards(study.rows if study else [])
-            return 0
+            return 1 if failed else 0
     except Timeout:
         print("error: another `make full` writes to this folder", file=sys.stderr)
         return 1
 
 
-def _do(chosen: list[str], ledger: Ledger, minutes: float | None) -> None:
+def _do(chosen: list[str], ledger: Ledger, minutes: float | None, jobs: int) -> dict[str, str]:
+    """Runs what is left of the studies `chosen`; returns what failed, with its error."""
     execution = fastest_execution()
-    end = datetime.now() + timedelta(minutes=minutes) if minutes else None
-    for name in chosen:
+    end = datetime.now() + timedelta(minutes=minutes) if minutes else datetime.max
+    for run in _runs(chosen, ledger):
+        if run.at_scale and ledger.has(run):
+            keep_if_best(run)  # here, as a process may end between a run and this
+    going: dict[Future, Run] = {}
+    failed: dict[str, str] = {}
+    with ProcessPoolExecutor(jobs, get_context("spawn")) if jobs > 1 else _Here() as workers:
         while True:
-            runs = list(STUDIES[name](ledger.rows))  # anew, as the searches decide what comes after them
-            left = [run for run in runs if not ledger.has(run)]
-            for run in (run for run in runs if run.at_scale and run not in left):
-                keep_if_best(run)  # here, as a process may end between a run and this
-            if not left:
+            runs = _runs(chosen, ledger)  # anew, as the searches decide what comes after them
+            aside = {*failed, *(run.id for run in going.values())}
+            ready: dict[str, Run] = {}
+            for run in runs:
+                if run.id not in aside and not ledger.has(run):
+                    ready.setdefault(run.id, run)  # of two studies that have a run, the first gets its row
+            left = list(ready.values())
+            if jobs > 1:
+                left.sort(key=work, reverse=True)  # or one might be left over when all others have ended
+            in_time = [run for run in left if datetime.now() + timedelta(seconds=ledger.seconds([run])) <= end]
+            for run in in_time[: jobs - len(going)]:
+                going[workers.submit(_row_or_accuracy, run, execution, jobs)] = run
+            if not going:
                 break
-            run = left[0]
-            if end and datetime.now() + timedelta(seconds=ledger.seconds([run])) > end:
-                print(f"stopped: {run.shown} should take {clock(ledger.seconds([run]))}")
-                return
-            start = perf_counter()
-            if run.at_scale:
-                accuracy = train_at_scale(run, execution).metrics["accuracy"]
-            else:
-                row = row_of(run, execution)
-                row["at"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-                ledger.add(run, row, execution, runs)
-                accuracy = row["accuracy"]
-            seconds = perf_counter() - start
-            if run.recipe.method not in ("bag_of_words", "frozen_encoder"):
-                ledger.paces.append(seconds / work(run))
-            after = [other for later in chosen[chosen.index(name) :] for other in STUDIES[later](ledger.rows)]
-            after = [other for other in after if not ledger.has(other)]
-            print(
-                f"{datetime.now():%H:%M} {run.shown}: {accuracy:.1%} in {seconds:.0f} s; "
-                f"{len(after)} runs left, {clock(ledger.seconds(after))} h",
-                flush=True,
-            )
-    print("nothing is left to run")
+            for future in wait(going, return_when=FIRST_COMPLETED).done:
+                run = going.pop(future)
+                if jobs > 1 and (error := future.exception()):
+                    failed[run.id] = f"{run.shown}: {error}"
+                    print(f"failed: {failed[run.id]}", flush=True)
+                    continue
+                done, seconds = future.result()
+                if run.at_scale:
+                    keep_if_best(run)
+                else:
+                    ledger.add(run, done, execution, runs)
+                if run.recipe.method not in ("bag_of_words", "frozen_encoder"):
+                    ledger.paces.append(seconds / work(run))
+                after = [other for other in _runs(chosen, ledger) if not ledger.has(other)]
+                print(
+                    f"{datetime.now():%H:%M} {run.shown}: {done['accuracy']:.1%} in {seconds:.0f} s; "
+                    f"{len(after)} runs left, {clock(ledger.seconds(after) / jobs)} h",
+                    flush=True,
+                )
+    if left:
+        print(f"stopped: {left[0].shown} should take {clock(ledger.seconds(left[:1]))}")
+    elif not failed:
+        print("nothing is left to run")
+    return failed
+
+
+def _runs(chosen: list[str], ledger: Ledger) -> list[Run]:
+    return [run for name in chosen for run in STUDIES[name](ledger.rows)]
+
+
+def _row_or_accuracy(run: Run, execution: Execution, jobs: int) -> tuple[dict, float]:
+    """Does `run`: its row, of one at scale the metrics, as that has its record; and the seconds it took."""
+    start = perf_counter()
+    if run.at_scale:
+        return train_at_scale(run, execution, jobs).metrics, perf_counter() - start
+    row = row_of(run, execution)
+    row["at"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return row, perf_counter() - start
+
+
+class _Here(Executor):
+    """Runs one after the other, in this process."""
+
+    def submit(self, function, /, *arguments, **named) -> Future:
+        future = Future()
+        future.set_result(function(*arguments, **named))
+        return future
 
 
 if __name__ == "__main__":

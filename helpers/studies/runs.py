@@ -160,14 +160,19 @@ def row_of(run: Run, execution: Execution) -> dict[str, object]:
     return {**row, **scores(predictions, splits[run.scored_on]), "run": run.id, "device": execution.device_name}
 
 
-def train_at_scale(run: Run, execution: Execution) -> RunRecord:
-    """Does an `at_scale` run: its record goes to `Data/full/results`, its adapter to `Data/full/checkpoints`."""
+def train_at_scale(run: Run, execution: Execution, at_once: int = 1) -> RunRecord:
+    """Does an `at_scale` run: its record goes to `Data/full/results`, its adapter to `Data/full/checkpoints`.
+
+    The record's settings name how many runs shared the device, where it was not this one `at_once`.
+    """
     recipe, profile = run.recipe, replace(FULL, seed=run.seed)
     splits = splits_of(recipe.dataset, run.n_validation, run.n_test)
     rows = drawn(len(splits["train"]), recipe.n_train, run.seed)
     splits = DatasetDict({**splits, "train": splits["train"].select(rows)})
     model = build_model(recipe, run.base_model, execution, run.seed)
     record = replace(fine_tune(model, recipe, splits, profile, execution).record, run=run.id)
+    if at_once > 1:
+        record.settings["runs_at_once"] = at_once
     record.save(profile.results)
     return record
 

@@ -7,18 +7,17 @@ part, `python -m helpers.studies --list` says what is left.
 import argparse
 import sys
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from multiprocessing import get_context
-from time import perf_counter
 
 from filelock import FileLock, Timeout
 
-from helpers.profiles import Execution, fastest_execution
+from helpers.profiles import fastest_execution
 from helpers.results import running_commit
 from helpers.studies.adapters import keep_if_best, write_cards
 from helpers.studies.ledger import Ledger, clock, work
 from helpers.studies.plan import STUDIES
-from helpers.studies.runs import FULL, Run, row_of, train_at_scale
+from helpers.studies.runs import FULL, Run, row_or_metrics
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,7 +75,7 @@ def _do(chosen: list[str], ledger: Ledger, minutes: float | None, jobs: int) -> 
                 left.sort(key=work, reverse=True)  # or one might be left over when all others have ended
             in_time = [run for run in left if datetime.now() + timedelta(seconds=ledger.seconds([run])) <= end]
             for run in in_time[: jobs - len(going)]:
-                going[workers.submit(_row_or_accuracy, run, execution, jobs)] = run
+                going[workers.submit(row_or_metrics, run, execution, jobs)] = run
             if not going:
                 break
             for future in wait(going, return_when=FIRST_COMPLETED).done:
@@ -107,16 +106,6 @@ def _do(chosen: list[str], ledger: Ledger, minutes: float | None, jobs: int) -> 
 
 def _runs(chosen: list[str], ledger: Ledger) -> list[Run]:
     return [run for name in chosen for run in STUDIES[name](ledger.rows)]
-
-
-def _row_or_accuracy(run: Run, execution: Execution, jobs: int) -> tuple[dict, float]:
-    """Does `run`: its row, of one at scale the metrics, as that has its record; and the seconds it took."""
-    start = perf_counter()
-    if run.at_scale:
-        return train_at_scale(run, execution, jobs).metrics, perf_counter() - start
-    row = row_of(run, execution)
-    row["at"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return row, perf_counter() - start
 
 
 class _Here(Executor):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
 from functools import lru_cache
 from hashlib import sha256
 from time import perf_counter
@@ -175,6 +176,16 @@ def train_at_scale(run: Run, execution: Execution, at_once: int = 1) -> RunRecor
         record.settings["runs_at_once"] = at_once
     record.save(profile.results)
     return record
+
+
+def row_or_metrics(run: Run, execution: Execution, at_once: int = 1) -> tuple[dict, float]:
+    """Does `run`: its row, of one at scale the metrics, as that has its record; and the seconds it took."""
+    start = perf_counter()
+    if run.at_scale:
+        return train_at_scale(run, execution, at_once).metrics, perf_counter() - start
+    row = row_of(run, execution)
+    row["at"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return row, perf_counter() - start
 
 
 def record_of(run: Run) -> RunRecord | None:

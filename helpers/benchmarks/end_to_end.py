@@ -90,12 +90,12 @@ def benchmark_accuracy(execution: Execution) -> StudyRecord:
     for settings, name, used in runs:
         tokenizer, tokens = tokenize_splits(settings, splits, profile)
         model = build_model(settings, base_model, used, profile.seed)
-        fitted = fit(model, tokenizer, settings, tokens["train"], None, used, profile.seed)
+        fit(model, tokenizer, settings, tokens["train"], None, used, profile.seed)
         predictions = class_probabilities(model, tokenizer, tokens["test"], used).argmax(axis=1)
         row = {"settings": settings.variant, "execution": name, "precision": used.precision}
-        row |= {"attention": used.attention, "train_seconds": fitted.seconds}
+        row |= {"attention": used.attention}
         rows.append(row | scores(predictions, splits["test"]))
-        print(f"{settings.variant:12s} {name:10s} {fitted.seconds:6.0f} s  {rows[-1]['accuracy']:.1%}", flush=True)
+        print(f"{settings.variant:12s} {name:10s} {rows[-1]['accuracy']:.1%}", flush=True)
     shared = {"recipe": recipe.name, "base_model": base_model, "n_train": len(splits["train"])}
     shared |= {"epochs": recipe.num_train_epochs, "n_test": len(splits["test"])}
     return device_record("accuracy", execution, shared, rows)

@@ -3,7 +3,7 @@
 # make test       linter, unit tests, and every notebook compared with its stored outputs
 # make check      linter and the fast unit tests, under a minute
 # make store      runs the series under `quick` and stores the outputs in notebooks/, for a commit
-# make full       every run that Data/full and the README rest on, hours, in any number of sittings; ONLY="few_rows ranks"
+# make full       every run that Data/full and the README rest on, hours, in any number of sittings; ONLY="few_rows ranks", JOBS=8 on a GPU
 # make site       the stored notebooks as a static site, in site/; ADDRESS=https://github.com/OWNER/NAME adds Open in Colab
 # make platforms  the packages of Colab and Kaggle: what a notebook's first cell installs there, then 02, 03 and 07
 # make newest     the newest versions that the ranges allow, and the unit tests with them
@@ -42,7 +42,7 @@ store: $(VENV)/.installed
 	PROFILE=quick $(BIN)/python -m helpers.series --store
 
 full: $(VENV)/.installed
-	$(BIN)/python -m helpers.studies $(ONLY)
+	$(BIN)/python -m helpers.studies $(ONLY) $(if $(JOBS),--jobs $(JOBS))
 
 platforms: $(VENV)/.installed
 	$(BIN)/python tests/platforms/run.py

@@ -14,7 +14,7 @@ from helpers.benchmarks.budget import memory_budget
 from helpers.benchmarks.ladder import method_recipe
 from helpers.benchmarks.records import benchmark_to_show, device_folder, find_benchmarks, main_rows
 from helpers.benchmarks.steps import StepSpec, live_specs, measure_step, step_specs, steps_to_show
-from helpers.claims.evidence import CONFIRMED, REFUTED, UNDECIDED, Evidence
+from helpers.claims.evidence import CONFIRMED, REFUTED, UNDECIDED, Evidence, relative_path
 from helpers.claims.verdicts import CLAIMS, decide_all, markdown_table
 from helpers.plots.efficiency import plot_efficiency_comparison, plot_memory_breakdown, plot_speed_ladder
 from helpers.profiles import PROFILES
@@ -59,6 +59,7 @@ def test_every_verdict_compares_what_it_names_whatever_devices_were_measured(dev
         assert half.measured == "beside it, a CPU's bf16: 3.0 to 3.0 times as fast as its fp32 (AMD EPYC (2 threads))"
     else:
         assert memory.verdict == half.verdict == CONFIRMED
+        assert "AMD EPYC" not in memory.measured
         assert half.measured.startswith("fp16 is 2.45 to 2.55 times as fast as fp32") and label in half.measured
     assert all("cpu (2 threads)" not in path for path in half.records)
     assert markdown_table(verdicts).count("\n") == len(CLAIMS) + 1
@@ -101,6 +102,29 @@ def test_a_range_that_reaches_over_a_limit_with_its_scatter_is_not_confirmed(com
     assert _with_windows(folder, [1.7, 1.8, 1.9], [3.1, 3.2, 3.3])["C3"].verdict == REFUTED
     for windows, verdict in (([1.1, 1.2, 1.3], CONFIRMED), ([0.9, 1.2, 1.3], UNDECIDED), ([0.7, 0.8, 0.9], REFUTED)):
         assert _with_windows(folder, windows, windows)["A2"].verdict.split(":")[0] == verdict
+
+
+def test_devices_that_disagree_are_each_named_in_the_verdict(committed):
+    write_device(committed, "cpu")
+    folder = write_device(committed, "t4")
+    slower, across, faster = [0.7, 0.8, 0.9], [0.9, 1.0, 1.1], [1.1, 1.2, 1.3]
+    on_cpu = "confirmed only when it runs on AMD EPYC (2 threads)"
+    assert _with_windows(folder, slower, slower)["A2"].verdict == f"{on_cpu}; not on Tesla T4"
+    verdict = _with_windows(folder, slower, across)["A2"]
+    assert verdict.verdict == f"{on_cpu}; open on Tesla T4 (outside at 6 of 12 shapes)"
+    assert [bar.label for bar in verdict.bars] == ["on a GPU", "on a CPU"] and len(verdict.records) == 2
+    assert "Tesla T4" in verdict.measured and "AMD EPYC" in verdict.measured
+    some = _with_windows(folder, faster, slower)["A2"].verdict
+    assert (
+        some.startswith("confirmed only when it runs on Tesla T4, of BERT-base's shape at 4 x 128") and "EPYC" in some
+    )
+    cpu = next(committed.glob("cpu/*/steps.json")).parent
+    assert _with_windows(cpu, across, across)["A2"].verdict.endswith("; open on AMD EPYC (2 threads)")
+    _with_windows(folder, slower, slower)
+    assert decide_all()["A2"].verdict == "refuted on Tesla T4; open on AMD EPYC (2 threads)"
+    assert decide_all()["B3"].records == (relative_path(folder / "steps.json"),), (
+        "of GPUs alone, where one was measured"
+    )
 
 
 def test_a_handful_of_shapes_decides_nothing_and_the_next_device_is_asked(committed):

@@ -32,8 +32,9 @@ def rows_at_scale(evidence: Evidence) -> list[dict[str, Any]]:
     """A row for each run at a source's own scale that has a record, what costs nothing first.
 
     Each has what `compare.summarize` reads and `corpus`, `method` (in words), `recipe`, `variant`, `tokens` (the limit)
-    and `minutes` of training, None for a baseline. The `seed` of a baseline on all reviews is None, as its only use is
-    to draw fewer of them. Raises Missing where there is no baseline yet.
+    and `minutes` of training, None for a baseline and for a run that shared its device with others. The `seed` of a
+    baseline on all reviews is None, as its only use is to draw fewer of them. Raises Missing where there is no baseline
+    yet.
     """
     study, _ = evidence.study("baselines")
     most = max(row["n_train"] for row in study.rows)
@@ -58,7 +59,7 @@ def _row(record: RunRecord, words: str) -> dict[str, Any]:
         "recipe": record.recipe,
         "variant": record.variant,
         "tokens": record.max_length,
-        "minutes": record.train_seconds / 60,
+        "minutes": None if "runs_at_once" in record.settings else record.train_seconds / 60,
         "n_train": record.n_train,
         "seed": record.seed,
         "trainable_params": record.trainable_params,

@@ -5,6 +5,7 @@ part, `python -m helpers.studies --list` says what is left.
 """
 
 import argparse
+import os
 import sys
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from datetime import datetime, timedelta
@@ -13,7 +14,7 @@ from multiprocessing import get_context
 from filelock import FileLock, Timeout
 
 from helpers.profiles import fastest_execution
-from helpers.results import running_commit
+from helpers.results import COMMAND, running_command, running_commit
 from helpers.studies.adapters import keep_if_best, write_cards
 from helpers.studies.ledger import Ledger, clock, work
 from helpers.studies.plan import STUDIES
@@ -35,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no study {', '.join(unknown)}; there is {', '.join(STUDIES)}")
     chosen = [name for name in STUDIES if name in options.only or not options.only]
     running_commit()  # now, as it may be another one when the first run ends
+    if command := running_command():
+        os.environ[COMMAND] = command  # for the processes of --jobs, which could not tell
     ledger = Ledger()
     if options.list:
         for name in chosen:

@@ -60,7 +60,7 @@ def test_every_verdict_compares_what_it_names_whatever_devices_were_measured(dev
     else:
         assert memory.verdict == half.verdict == CONFIRMED
         assert "AMD EPYC" not in memory.measured
-        assert half.measured.startswith("fp16 is 2.45 to 2.55 times as fast as fp32") and label in half.measured
+        assert "QLoRA 2.45 to 2.55 times; accuracy" in half.measured and label in half.measured
     assert all("cpu (2 threads)" not in path for path in half.records)
     assert markdown_table(verdicts).count("\n") == len(CLAIMS) + 1
 
@@ -79,6 +79,12 @@ def test_fp16_that_loses_accuracy_or_gains_no_speed_is_refuted(committed):
     write_device(committed, "t4")
     edit("steps", lambda row: row.update(windows=[0.01] * 3) if row["precision"] == "fp16" else None)
     assert decide_all()["B7"].verdict == REFUTED
+    write_device(committed, "t4")
+    slower = ("lora", "qlora")
+    edit(
+        "steps", lambda row: row.update(windows=[0.01] * 3) if "fp16" in row.values() and row["method"] in slower else 0
+    )
+    assert decide_all()["B7"].verdict == "confirmed only when it is full fine-tuning; LoRA and QLoRA slower"
     (folder / "accuracy.json").unlink()
     assert decide_all()["B7"].verdict == UNDECIDED  # speed alone is half the claim
 

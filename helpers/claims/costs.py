@@ -1,6 +1,6 @@
 """Verdicts on memory and speed; each public function decides one claim of `verdicts.CLAIMS`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 from helpers.benchmarks.budget import memory_budget
@@ -16,9 +16,7 @@ from helpers.claims.evidence import (
     Missing,
     Verdict,
     relative_path,
-    shown_difference,
 )
-from helpers.evaluation import paired_comparison
 from helpers.recipes import RECIPES
 from helpers.results import StudyRecord
 
@@ -127,8 +125,8 @@ def trains_faster(evidence: Evidence) -> Verdict:
     return _speed(
         evidence,
         (1, float("inf")),
-        "Frozen weights need no gradients, which saves products; each adapter adds small operations, which cost time "
-        "where starting them is what takes it.",
+        "Frozen weights need no gradients, which saves products; each adapter adds small operations. Which weighs more "
+        "is the machine's.",
     )
 
 
@@ -204,62 +202,6 @@ def seventy_percent(evidence: Evidence) -> Verdict:
     sentence = "The estimate leaves out activations, which rule the measurement."
     measured = f"{_each(gpus, _less, 'less peak memory')}; {counted}"
     return Verdict(measured, _on_all(gpus, 0, 1 - ABOUT_70), sentence, _paths(gpus), bars)
-
-
-def half_precision(evidence: Evidence) -> Verdict:
-    scored = {path.parts[-3:-1]: (path, record) for path, record in find_benchmarks("accuracy", evidence.roots)}
-    for path, steps in find_benchmarks("steps", evidence.roots):
-        if path.parts[-3] != "gpu" or path.parts[-3:-1] not in scored:
-            continue
-        other, accuracy = scored[path.parts[-3:-1]]
-        correct = {row["precision"]: row["correct"] for row in accuracy.rows if _improved_and_fast(row)}
-        if (ratios := _fp16_over_fp32(steps)) and {"fp16", "fp32"} <= set(correct):
-            test = paired_comparison(correct["fp16"], correct["fp32"])
-            lost = test.verdict == "worse"
-            return Verdict(
-                f"fp16 is {_times(ratios)} as fast as fp32; its accuracy: {shown_difference(test)} ({steps.device})",
-                REFUTED if lost else _by_range(ratios, 1),
-                "LoRA, QLoRA and full fine-tuning, each at one shape, the SST-2 post's recipe trained in both formats.",
-                (relative_path(path), relative_path(other)),
-            )
-    sentence = f"It speaks of fp16 on a GPU: {COMMAND} steps accuracy, on one."
-    try:
-        record, path = evidence.benchmark("execution", lambda record: bool(_bf16_over_fp32(record)))
-    except Missing:
-        return Verdict("", UNDECIDED, sentence)
-    low, high = (end(_bf16_over_fp32(record)) for end in (min, max))
-    measured = f"beside it, a CPU's bf16: {low:.1f} to {high:.1f} times as fast as its fp32 ({record.device})"
-    return Verdict(measured, UNDECIDED, sentence, (path,))
-
-
-def _improved_and_fast(row: Mapping) -> bool:
-    return row["settings"] == "improved" and row["execution"] != "source's"
-
-
-def _fp16_over_fp32(record: StudyRecord) -> Intervals:
-    """fp16's speed over fp32's, all else alike, by (size, batch, tokens) of the methods' lowest and highest ends."""
-    same = ("size", "batch_size", "tokens", "method", "attention", "optimizer")
-    alike: dict[tuple, dict[str, list[float]]] = {}
-    for row in record.rows:
-        alike.setdefault(tuple(row[name] for name in same), {})[row["precision"]] = row["windows"]
-    ratios: Intervals = {}
-    for key, windows in alike.items():
-        if {"fp16", "fp32"} <= set(windows):
-            low, high = median_interval(windows["fp16"], windows["fp32"])
-            least, most = ratios.get(key[:3], (low, high))
-            ratios[key[:3]] = min(low, least), max(high, most)
-    return ratios
-
-
-def _bf16_over_fp32(record: StudyRecord) -> list[float]:
-    """bf16's speed over fp32's in an `execution` record, with its own attention and threads, at each shape."""
-    own = next(row for row in record.rows if row["chosen"])
-    alike: dict[tuple, dict[str, float]] = {}
-    for row in record.rows:
-        if (row["attention"], row["threads"]) == (own["attention"], own["threads"]):
-            shape = (row["batch_size"], row["tokens"])
-            alike.setdefault(shape, {})[row["precision"]] = row["samples_per_second"]
-    return [rates["bf16"] / rates["fp32"] for rates in alike.values() if {"bf16", "fp32"} <= set(rates)]
 
 
 def checkpointing(evidence: Evidence) -> Verdict:

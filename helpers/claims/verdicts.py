@@ -20,7 +20,6 @@ from helpers.claims.costs import (
     SHAPES_NEEDED,
     base_untouched,
     checkpointing,
-    half_precision,
     memory_saved,
     seventy_percent,
     trains_faster,
@@ -28,6 +27,7 @@ from helpers.claims.costs import (
 )
 from helpers.claims.counts import distilbert_share, half_a_percent, masks, paged_optimizer, weights_in_4bit
 from helpers.claims.evidence import UNDECIDED, Claim, Evidence, Missing, Verdict
+from helpers.claims.formats import half_precision
 from helpers.profiles import Profile
 
 EVERY_SHAPE = f"at {SHAPES_NEEDED} shapes of batch or more, of BERT-base and of the embedded encoder"

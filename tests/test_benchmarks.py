@@ -40,11 +40,40 @@ def test_steps_run_in_processes_of_their_own_and_are_written_with_their_device(t
     assert record.settings["execution"] == {"device": "cpu", "precision": "fp32", "attention": "eager"}
 
 
+def test_on_a_cpu_the_whole_benchmark_comes_in_rounds(fp32, monkeypatch):
+    """What slows the machine for a while is then in every method's scatter, not in one method's speed."""
+    specs = [StepSpec("tiny", method, 2, 16, "fp32", "eager") for method in ("lora", "full_finetune")]
+    asked = []
+
+    def measure(function, spec, n_windows, flops, **_):
+        asked.append((spec["method"], n_windows, flops))
+        rate = 10.0 * len(asked)
+        return {
+            **spec,
+            "windows": [rate],
+            "samples_per_second": rate,
+            "scatter": 0.0,
+            "peak_memory_bytes": len(asked),
+            "matmul_share": rate,
+        }
+
+    monkeypatch.setattr(steps, "in_fresh_process", measure)
+    monkeypatch.setattr(steps, "step_specs", lambda execution: specs)
+    monkeypatch.setattr(steps, "training_flops", lambda *names: lambda *shape: 7.0)
+    monkeypatch.setitem(steps.SIZES, "tiny", "any")
+    lora, full = benchmark_steps(fp32).rows
+    assert asked == [("lora", 1, 7.0), ("full_finetune", 1, 7.0)] * 3
+    assert lora["windows"] == [10.0, 30.0, 50.0] and full["windows"] == [20.0, 40.0, 60.0]
+    assert (lora["samples_per_second"], lora["peak_memory_bytes"], lora["matmul_share"]) == (30.0, 3, 30.0)
+    assert lora["scatter"] == pytest.approx(20 / 30)
+
+
 def test_when_no_step_can_be_measured_the_reason_is_said(fp32, monkeypatch):
     def fail(function, **arguments):
         raise RuntimeError("call_step failed:\nTraceback\ntorch.OutOfMemoryError: CUDA out of memory.")
 
     monkeypatch.setattr(steps, "in_fresh_process", fail)
+    monkeypatch.setattr(steps, "training_flops", lambda *names: lambda *shape: 7.0)
     monkeypatch.setitem(steps.SIZES, "tiny", "any")
     with pytest.raises(RuntimeError, match=r"None of the 1 steps could be measured: torch\.OutOfMemoryError"):
         benchmark_steps(fp32, [StepSpec("tiny", "lora", 2, 16, "fp32", "eager")])

@@ -208,7 +208,7 @@ def test_a_gpu_without_a_record_measures_a_handful_says_so_and_keeps_it(committe
     write_device(committed, "a100")
     measured = []
 
-    def measure(spec, device, base_model):
+    def measure(spec, **_):
         measured.append(StepSpec(**spec))
         if spec["method"] == "full_finetune" and spec["batch_size"] == 16:
             raise RuntimeError("call_step failed:\ntorch.OutOfMemoryError: CUDA out of memory.")
@@ -217,6 +217,7 @@ def test_a_gpu_without_a_record_measures_a_handful_says_so_and_keeps_it(committe
     monkeypatch.setattr(steps, "call_step", measure)
     monkeypatch.setattr(steps, "matmul_peak", lambda device, dtype: 1e12)
     monkeypatch.setattr(steps, "random_bert", lambda folder: None)
+    monkeypatch.setattr(steps, "training_flops", lambda *names: lambda *shape: 1.0)
     with as_device("t4") as execution:
         record, again = steps_to_show(execution), steps_to_show(execution)
         saved = device_folder(execution) / "steps.json"
@@ -246,6 +247,7 @@ def test_notebook_04_reads_any_set_of_records_on_any_machine(devices, here, comm
     monkeypatch.setattr(steps, "call_step", lambda spec, **_: step_row(StepSpec(**spec)))
     monkeypatch.setattr(steps, "matmul_peak", lambda device, dtype: 1e12)
     monkeypatch.setattr(steps, "random_bert", lambda folder: None)
+    monkeypatch.setattr(steps, "training_flops", lambda *names: lambda *shape: 1.0)
     namespace = {}
     with as_device(here):
         for cell in _cells():

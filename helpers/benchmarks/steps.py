@@ -24,7 +24,7 @@ from helpers.results import StudyRecord
 
 METHODS = ("full_finetune", "lora", "qlora", "qlora_checkpointing")
 SIZES = {"bert-base": None, "embedded": EMBEDDED_BERT}  # None: random weights of bert-base-uncased's shape
-WINDOWS = 3  # timed, a measurement
+WINDOWS = 3  # timed, a measurement; where it comes in rounds, one in each
 MIN_SECONDS = {"cpu": 1.0, "cuda": 0.3}  # that each lasts at least, and at least one batch
 
 
@@ -75,10 +75,17 @@ def _main_specs(execution: Execution, sizes: Iterable[str], shapes: list[tuple[i
     ]
 
 
-def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: float | None = None) -> dict[str, object]:
+def measure_step(
+    spec: StepSpec,
+    device: str,
+    base_model: str,
+    min_seconds: float | None = None,
+    n_windows: int = WINDOWS,
+    flops: float | None = None,
+) -> dict[str, object]:
     """Speed and peak memory of `spec` in this process; for a CPU's memory, call it in a fresh one (`in_fresh_process`).
 
-    `libraries_bytes` were held before the model came.
+    `libraries_bytes` were held before the model came. `flops` are the step's, None: counted here.
     """
     if device == "cuda":  # of what was measured before
         gc.collect()
@@ -99,8 +106,8 @@ def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: floa
     step.execution = execution
     step.run(*step.random_batch(spec.batch_size, spec.tokens))
     seconds = MIN_SECONDS[device] if min_seconds is None else min_seconds
-    windows = [timed_window(step, spec.batch_size, spec.tokens, seconds) for _ in range(WINDOWS)]
-    flops = training_flops(recipe, base_model)(spec.batch_size, spec.tokens)
+    windows = [timed_window(step, spec.batch_size, spec.tokens, seconds) for _ in range(n_windows)]
+    flops = flops or training_flops(recipe, base_model)(spec.batch_size, spec.tokens)
     matmul = max(matmul, matmul_peak(device, execution.compute_dtype))
     trainable, total = count_parameters(model)
     return {
@@ -121,35 +128,53 @@ def measure_step(spec: StepSpec, device: str, base_model: str, min_seconds: floa
 
 
 def benchmark_steps(execution: Execution, specs: Iterable[StepSpec] | None = None) -> StudyRecord:
-    """Measures `specs` (default: `step_specs`): on a CPU each in a fresh process, as memory there is a whole process's.
+    """Measures `specs` (None: `step_specs`): on a CPU each in a fresh process, as memory there is a whole process's.
 
-    One that fails, for want of memory for example, is printed and kept in the settings as `failed`; RuntimeError when
-    all do.
+    All of `step_specs` come in rounds on a CPU, or what slows a machine for a minute would be one method's. A step that
+    fails, for want of memory for example, is printed and kept in the settings as `failed`; RuntimeError when all do.
     """
+    rounds = WINDOWS if specs is None and execution.device == "cpu" else 1
     specs = list(specs or step_specs(execution))
     dtypes = {"fp32": torch.float32, execution.precision: execution.compute_dtype}
     peaks = {name: matmul_peak(execution.device, dtype) for name, dtype in dtypes.items()}
-    rows, failed = [], []
+    measured: dict[StepSpec, list[dict]] = {spec: [] for spec in specs}
+    failed = []
     measure = call_step if execution.device == "cuda" else partial(in_fresh_process, call_step)
     with tempfile.TemporaryDirectory() as folder:
         if any(SIZES[spec.size] is None for spec in specs):
             random_bert(Path(folder))
-        for spec in specs:
+        for spec in specs * rounds:
             checkpoint = SIZES[spec.size] or folder
             print(f"{spec.size:10s} {spec.method:20s} batch {spec.batch_size:2d} x {spec.tokens} tokens", end="  ")
             print(f"{spec.precision} {spec.attention} {spec.optimizer.split('_')[0]:8s}", end="", flush=True)
+            flops = training_flops(method_recipe(spec.method), checkpoint)(spec.batch_size, spec.tokens)
+            how = {"n_windows": WINDOWS // rounds, "flops": flops}
             try:
-                row = measure(spec=asdict(spec), device=execution.device, base_model=checkpoint)
+                row = measure(spec=asdict(spec), device=execution.device, base_model=checkpoint, **how)
             except RuntimeError as error:
                 failed.append({"spec": asdict(spec), "error": str(error).strip().splitlines()[-1]})
                 print(f"failed: {failed[-1]['error']}", flush=True)
                 continue
-            rows.append(row)
+            measured[spec].append(row)
             print(f"{row['samples_per_second']:7.1f} samples/s +-{row['scatter']:4.0%}", end="  ")
             print(f"{row['peak_memory_bytes'] / 1e9:5.2f} GB", flush=True)
+    rows = [_over_rounds(found) for found in measured.values() if found]
     if not rows:
         raise RuntimeError(f"None of the {len(specs)} steps could be measured: {failed[-1]['error']}")
     return device_record("steps", execution, {"matmul_flops_per_second": peaks, "failed": failed}, rows)
+
+
+def _over_rounds(rows: list[dict]) -> dict:
+    """One row of a step's rows of several rounds: the windows of all, the median of what they measured each."""
+    windows = [window for row in rows for window in row["windows"]]
+    medians = {name: median(row[name] for row in rows) for name in ("peak_memory_bytes", "matmul_share")}
+    return {
+        **rows[0],
+        **medians,
+        "windows": windows,
+        "samples_per_second": median(windows),
+        "scatter": scatter(windows),
+    }
 
 
 def steps_to_show(execution: Execution) -> StudyRecord:
@@ -168,6 +193,6 @@ def random_bert(folder: Path) -> None:
     AutoModelForSequenceClassification.from_config(REAL_CONFIGS["bert-base-uncased"]).base_model.save_pretrained(folder)
 
 
-def call_step(spec: dict, device: str, base_model: str) -> dict[str, object]:
+def call_step(spec: dict, **arguments) -> dict[str, object]:
     """`measure_step` for a spec that came as JSON."""
-    return measure_step(StepSpec(**spec), device, base_model)
+    return measure_step(StepSpec(**spec), **arguments)

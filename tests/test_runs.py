@@ -137,7 +137,7 @@ def study(tiny, monkeypatch, fp32):
         return {**dict(run.labels), "seed": run.seed, "accuracy": 0.5, "correct": "10", "run": run.id}
 
     monkeypatch.setattr(studies_command, "STUDIES", {"toy": toy})
-    monkeypatch.setattr(studies_command, "row_of", row)
+    monkeypatch.setattr(runs, "row_of", row)
     monkeypatch.setattr(studies_command, "fastest_execution", lambda: fp32)
     return done
 
@@ -152,9 +152,9 @@ def test_what_has_its_row_is_not_run_again(study, capsys, monkeypatch):
             raise KeyboardInterrupt
         return row(run, execution)
 
-    row = studies_command.row_of
+    row = runs.row_of
     with monkeypatch.context() as patched:
-        patched.setattr(studies_command, "row_of", stops)
+        patched.setattr(runs, "row_of", stops)
         with pytest.raises(KeyboardInterrupt):
             studies_command.main([])
     assert study == [0, 1] and [entry["seed"] for entry in _toy().rows] == [0, 1], "a row is written as its run ends"
@@ -214,7 +214,7 @@ def threads(monkeypatch):
 
 
 def test_several_runs_at_a_time_give_the_rows_of_one_after_the_other(study, threads, monkeypatch, tiny):
-    row, together = studies_command.row_of, Barrier(2, timeout=10)
+    row, together = runs.row_of, Barrier(2, timeout=10)
 
     def waits(run, execution):
         if run.seed != 0:
@@ -224,7 +224,7 @@ def test_several_runs_at_a_time_give_the_rows_of_one_after_the_other(study, thre
     longer = replace(tiny, seed=0, recipe=replace(tiny.recipe, num_train_epochs=99))
     asked = [replace(tiny, seed=1), longer, replace(tiny, seed=2), replace(tiny, study="again", seed=1)]
     monkeypatch.setattr(studies_command, "STUDIES", {"toy": lambda rows: iter(asked)})
-    monkeypatch.setattr(studies_command, "row_of", waits)
+    monkeypatch.setattr(runs, "row_of", waits)
     assert studies_command.main(["--jobs", "2"]) == 0
     assert study[0] == 0, "the longest comes first"
     assert sorted(study) == [0, 1, 2] and [entry["seed"] for entry in _toy().rows] == [1, 0, 2], (
@@ -233,19 +233,19 @@ def test_several_runs_at_a_time_give_the_rows_of_one_after_the_other(study, thre
 
 
 def test_of_several_runs_at_a_time_one_that_fails_leaves_the_others_alone(study, threads, monkeypatch, capsys):
-    row = studies_command.row_of
+    row = runs.row_of
 
     def breaks(run, execution):
         if run.seed == 0:
             raise RuntimeError("CUDA out of memory")
         return row(run, execution)
 
-    monkeypatch.setattr(studies_command, "row_of", breaks)
+    monkeypatch.setattr(runs, "row_of", breaks)
     assert studies_command.main(["--jobs", "2"]) == 1
     out = capsys.readouterr().out
     assert "failed: toy: r 8, seed 0: CUDA out of memory" in out and "nothing is left" not in out
     assert [entry["seed"] for entry in _toy().rows] == [1, 2]
-    monkeypatch.setattr(studies_command, "row_of", row)
+    monkeypatch.setattr(runs, "row_of", row)
     assert studies_command.main(["--jobs", "2"]) == 0 and sorted(study) == [0, 1, 2]
 
 
@@ -263,7 +263,7 @@ def test_a_run_at_scale_has_a_record_and_an_adapter_and_is_not_run_again(tiny, f
     assert record.run == at_scale.id and record.n_train == 48 and record.profile == "full"
     assert (runs.FULL.checkpoints / record.name / "adapter_model.safetensors").is_file()
     assert runs.record_of(replace(at_scale, recipe=replace(tiny.recipe, r=9))) is None
-    monkeypatch.setattr(studies_command, "train_at_scale", lambda *_: pytest.fail("run again"))
+    monkeypatch.setattr(runs, "train_at_scale", lambda *_: pytest.fail("run again"))
     assert studies_command.main([]) == 0
 
 

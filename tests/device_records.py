@@ -122,7 +122,6 @@ def _accuracy(execution: Execution) -> list[dict]:
             "execution": label,
             "precision": precision,
             "attention": execution.attention,
-            "train_seconds": 1.0,
             "accuracy": right / 100,
             "accuracy_ci95": [right / 100 - 0.1, right / 100 + 0.1],
             "correct": "1" * right + "0" * (100 - right),

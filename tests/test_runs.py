@@ -1,7 +1,8 @@
 import json
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from hashlib import sha256
 from threading import Barrier
@@ -199,6 +200,8 @@ def test_two_sittings_at_once_do_not_write_over_each_other(study, capsys):
     assert "another `make full`" in capsys.readouterr().err and study == []
     with pytest.raises(SystemExit):
         studies_command.main(["no-such-study"])
+    with pytest.raises(SystemExit):
+        studies_command.main(["--jobs", "0"])
     assert "there is toy" in capsys.readouterr().err
 
 
@@ -230,6 +233,20 @@ def test_several_runs_at_a_time_give_the_rows_of_one_after_the_other(study, thre
     assert sorted(study) == [0, 1, 2] and [entry["seed"] for entry in _toy().rows] == [1, 0, 2], (
         "the same run only once"
     )
+
+
+def test_a_process_that_dies_is_said_in_one_line_and_what_ended_is_kept(study, threads, monkeypatch, capsys):
+    row = runs.row_of
+
+    def dies(run, execution):
+        if run.seed == 2:
+            raise BrokenProcessPool
+        return row(run, execution)
+
+    monkeypatch.setattr(runs, "row_of", dies)
+    monkeypatch.setattr(Future, "exception", lambda self: None)  # so that it is raised as by submit, in the main loop
+    assert studies_command.main(["--jobs", "2"]) == 1
+    assert "error: a process died" in capsys.readouterr().err and [entry["seed"] for entry in _toy().rows][:1] == [0]
 
 
 def test_of_several_runs_at_a_time_one_that_fails_leaves_the_others_alone(study, threads, monkeypatch, capsys):

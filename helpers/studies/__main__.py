@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime, timedelta
 from multiprocessing import get_context
 
@@ -34,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.only) - set(STUDIES)):
         parser.error(f"no study {', '.join(unknown)}; there is {', '.join(STUDIES)}")
+    if options.jobs < 1:
+        parser.error(f"--jobs {options.jobs} runs nothing; it must be 1 or more")
     chosen = [name for name in STUDIES if name in options.only or not options.only]
     running_commit()  # now, as it may be another one when the first run ends
     if command := running_command():
@@ -53,7 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
             return 1 if failed else 0
     except Timeout:
         print("error: another `make full` writes to this folder", file=sys.stderr)
-        return 1
+    except BrokenProcessPool:
+        print(
+            "error: a process died, most likely as memory ran out; what ended is kept. Try fewer jobs", file=sys.stderr
+        )
+    return 1
 
 
 def _do(chosen: list[str], ledger: Ledger, minutes: float | None, jobs: int) -> dict[str, str]:
@@ -75,7 +82,7 @@ def _do(chosen: list[str], ledger: Ledger, minutes: float | None, jobs: int) -> 
                     ready.setdefault(run.id, run)  # of two studies that have a run, the first gets its row
             left = list(ready.values())
             if jobs > 1:
-                left.sort(key=work, reverse=True)  # or one might be left over when all others have ended
+                left.sort(key=_first, reverse=True)
             in_time = [run for run in left if datetime.now() + timedelta(seconds=ledger.seconds([run])) <= end]
             for run in in_time[: jobs - len(going)]:
                 going[workers.submit(row_or_metrics, run, execution, jobs)] = run
@@ -105,6 +112,11 @@ def _do(chosen: list[str], ledger: Ledger, minutes: float | None, jobs: int) -> 
     elif not failed:
         print("nothing is left to run")
     return failed
+
+
+def _first(run: Run) -> tuple[bool, bool, float]:
+    """Of several at a time the long ones come first, as none should be left over, then what others wait for."""
+    return run.at_scale, run.scored_on == "validation", work(run)
 
 
 def _runs(chosen: list[str], ledger: Ledger) -> list[Run]:

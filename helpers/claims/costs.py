@@ -75,6 +75,11 @@ def _ratios(evidence: Evidence, first: str, second: str, key: str, sizes: tuple[
     return found
 
 
+def _open(others: list[tuple[str, int, int]], outside: list[tuple[str, int, int]]) -> str:
+    undecided = len(others) - len(outside)
+    return f" ({undecided} of these open)" if undecided else ""
+
+
 def _on_all(devices: list[Ratios], at_least: float, at_most: float = float("inf")) -> str:
     """A verdict on ratios that a claim puts in a range: that of the devices where they agree, else a word on each."""
     return _agreed({ratios.device: _by_range(ratios.shapes, at_least, at_most) for ratios in devices})
@@ -84,7 +89,8 @@ def _agreed(verdicts: dict[str, str]) -> str:
     if len(set(verdicts.values())) == 1:
         return next(iter(verdicts.values()))
     holds = [
-        f"on {device}" + verdict.removeprefix(ONLY_WHEN).removeprefix(CONFIRMED).replace(" the shape is", ", of", 1)
+        f"on {device}"
+        + verdict.removeprefix(ONLY_WHEN).removeprefix(CONFIRMED).replace(" the shape", ", where the shape", 1)
         for device, verdict in verdicts.items()
         if verdict.startswith(CONFIRMED)
     ]
@@ -94,7 +100,7 @@ def _agreed(verdicts: dict[str, str]) -> str:
             where = verdict.removeprefix(f"{UNDECIDED}: ").partition(", the scatter")[0]
             rest.append(f"open on {device}" + (f" ({where})" if where.startswith("outside") else ""))
     if holds:
-        return f"{ONLY_WHEN} it runs {'; '.join(holds + rest)}"
+        return f"{ONLY_WHEN} it runs {'; '.join(sorted(holds, key=len) + rest)}"
     return f"{REFUTED} on {', '.join(d for d, v in verdicts.items() if v == REFUTED)}; {rest[-1]}"
 
 
@@ -105,8 +111,10 @@ def _by_range(ratios: Intervals, at_least: float, at_most: float = float("inf"))
     if len(inside) == len(ratios):
         return CONFIRMED
     if inside:
-        undecided = len(ratios) - len(inside) - len(outside)
-        return f"{ONLY_WHEN} the shape is {_shapes(inside)}; outside at {len(outside)}, open at {undecided} others"
+        others = [shape for shape in ratios if shape not in inside]
+        if len(others) < len(inside):
+            return f"{ONLY_WHEN} the shape is not {_shapes(others)}{_open(others, outside)}"
+        return f"{ONLY_WHEN} the shape is {_shapes(inside)}"
     if len(outside) == len(ratios):
         return REFUTED
     where = f"outside at {len(outside)} of {len(ratios)} shapes, " if outside else ""
@@ -163,11 +171,11 @@ def _size_name(size: str) -> str:
 
 
 def _shapes(shapes: list[tuple[str, int, int]]) -> str:
-    """For example "BERT-base's shape at 4 x 128, 16 x 128 tokens"."""
+    """For example "BERT-base's shape at 4 x 128, 16 x 128 tokens or the embedded encoder at 4 x 128 tokens"."""
     by_size: dict[str, list[str]] = {}
     for size, batch, tokens in shapes:
         by_size.setdefault(size, []).append(f"{batch} x {tokens}")
-    return "; ".join(f"{_size_name(size)} at {', '.join(found)} tokens" for size, found in by_size.items())
+    return " or ".join(f"{_size_name(size)} at {', '.join(found)} tokens" for size, found in by_size.items())
 
 
 def _ends(ratios: Intervals) -> tuple[float, float]:

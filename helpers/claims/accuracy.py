@@ -188,7 +188,9 @@ def epochs(evidence: Evidence) -> Verdict:
         curve = " / ".join(f"{accuracy:.1%}" for accuracy in by_epoch.mean(axis=0)[:3])
         seeds = f"mean of {len(runs)} seeds" if len(runs) > 1 else "one seed"
         of_more = f"the first three of {by_epoch.shape[1]} epochs, " if by_epoch.shape[1] > 3 else ""
-        said.append(f"{shown} {curve} ({of_more}{seeds}, validation n = {run.n_validation:,}, {run.profile})")
+        said.append(
+            f"{shown} {curve} ({of_more}{seeds}, validation n = {run.n_validation:,}, {run.profile}, {run.device})"
+        )
         paths += [path for _, path in runs]
         last = by_epoch[:, :3][:, -1]
         bars.append(Bar("accuracy", (0.77, 0.77), last.min(), last.max(), f"{shown}, epoch 3"))
@@ -198,7 +200,7 @@ def epochs(evidence: Evidence) -> Verdict:
         last = first.history["validation"][-1]["accuracy"]
         verdict = CONFIRMED if abs(last - 0.77) < 0.04 else REFUTED
         sentence = "Within four points (two standard errors at n = 500) of 77.0 %, or not."
-    measured = f"{'; '.join(said)}, {first.base_model}, {first.device}"
+    measured = f"{'; '.join(said)}, {first.base_model}"
     return Verdict(measured, verdict, sentence, tuple(paths), tuple(bars))
 
 

@@ -262,7 +262,10 @@ def test_the_figure_has_what_is_stated_and_what_was_measured_of_each_number():
         c for c in verdicts if verdicts[c].bars
     }
     assert figure.get_suptitle().startswith(f"{len(CLAIMS)} claims: ")
+    figure.canvas.draw()
     for axes in figure.get_axes():
+        ticks = [label.get_text() for label in axes.get_xticklabels()]
+        assert len(ticks) == len(set(ticks)), "half a point rounded to a whole one"
         left, right = axes.get_xlim()
         for line in axes.get_lines():
             assert all(left <= x <= right for x in line.get_xdata()), "a measurement outside of its panel"

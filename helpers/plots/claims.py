@@ -74,7 +74,7 @@ def _draw_bars(axes: Axes, axis: str, bars: list[tuple[Claim, Bar]], verdicts: d
     axes.set(yticks=range(len(bars)), yticklabels=names, ylim=(len(bars) - 0.4, -0.6), xlim=(left, right))
     axes.set_xlabel(AXES[axis])
     if axis != "times":
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol="" if axis == "difference" else "%"))
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol="" if axis == "difference" else "%"))
     axes.grid(axis="y", visible=False)
 
 

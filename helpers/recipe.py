@@ -19,8 +19,8 @@ TRUNCATIONS = ("head", "tail", "head+tail")
 SCHEDULES = ("linear", "cosine")
 OPTIMIZERS = ("adamw_torch", "paged_adamw_8bit")
 METHODS = ("adapter", "full_finetune", "head_only", "bag_of_words", "frozen_encoder")
-# Of which a recipe's record is named. Two are earlier versions of ours, kept beside what a search made of them.
-VARIANTS = ("as_written", "improved", "query_value", "thirty_epochs", "untrained", *METHODS[1:])
+# Of which a recipe's record is named. Three are earlier versions of ours, kept beside what a search made of them.
+VARIANTS = ("as_written", "improved", "query_value", "thirty_epochs", "half_rate", "untrained", *METHODS[1:])
 
 
 class Override(NamedTuple):

@@ -186,7 +186,7 @@ def _job_on_file(options: argparse.Namespace) -> _Job:
         validate_repo_id(options.push_to)
     execution = fastest_execution()
     rows = read_rows(options.data, options.text_column, options.label_column)
-    recipe, profile = own_recipe(options.own_recipe, options.data, current_profile(), options.base_model)
+    recipe, profile = own_recipe(options.own_recipe, options.data, len(rows), current_profile(), options.base_model)
     recipe = _as_asked(options, recipe)
     findings = examine(rows, load_tokenizer(recipe.base_model), profile.tokens(recipe.max_length))
     print(f"{options.data.name}\n{findings.table().to_string(header=False, index_names=False)}\n", flush=True)

@@ -12,7 +12,17 @@ import pytest
 from helpers.base.tables import read_rows
 from helpers.base.texts import text_key
 from helpers.models import load_tokenizer
-from helpers.own_data import ROWS_PER_CLASS, Findings, examine, split_rows
+from helpers.own_data import (
+    FEW_ROWS_RATE,
+    OWN_DATA_RECIPE,
+    ROWS_PER_CLASS,
+    Findings,
+    examine,
+    own_recipe,
+    split_rows,
+)
+from helpers.profiles import PROFILES
+from helpers.recipes import RECIPES
 
 
 def rows_of(*pairs) -> pd.DataFrame:
@@ -245,3 +255,16 @@ def test_incomplete_rows_are_left_out_on_request():
     assert sorted(np.concatenate([part["row"] for part in splits.values()])) == list(range(2, 42))
     with pytest.raises(ValueError, match="all missing"):
         split_rows(rows_of(("x", None), (None, "a")), drop_incomplete=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_rows", "rate"),
+    [
+        (OWN_DATA_RECIPE, 1_400, FEW_ROWS_RATE),  # 980 to train on
+        (OWN_DATA_RECIPE, 1_450, RECIPES[OWN_DATA_RECIPE].improved().learning_rate),
+        ("qlora_bert", 1_400, RECIPES["qlora_bert"].improved().learning_rate),
+    ],
+)
+def test_few_rows_have_their_own_rate(tiny_encoders, name, n_rows, rate):
+    recipe, _ = own_recipe(name, "quotes.csv", n_rows, PROFILES["quick"], tiny_encoders["bert"])
+    assert recipe.learning_rate == rate

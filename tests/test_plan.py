@@ -5,7 +5,7 @@ from math import ceil
 
 import pytest
 
-from helpers import recipes
+from helpers import own_data, recipes
 from helpers.claims.evidence import AT_SCALE
 from helpers.profiles import EMBEDDED_BERT, PROFILES
 from helpers.recipe import DISTILBERT_LINEARS, EVERY_LINEAR
@@ -94,11 +94,13 @@ def test_our_version_of_the_sst2_post_is_what_the_search_chose():
     kept = {"n_train": None, "n_validation": None, "assumed": (), "overrides": ()}
     assert replace(ours, **kept, learning_rate=1e-3) == replace(search.FEW_ROWS, n_train=None)
     rows = {row["run"]: row for path in AT_SCALE.glob("studies/*.json") for row in StudyRecord.load(path).rows}
-    assert {ours.learning_rate} == {
-        dict(run.labels)["learning_rate"]
-        for run in STUDIES["one_rate"](rows)
-        if run.study == "one_rate" and dict(run.labels)["method"] == "lora"
-    }
+
+    def rates(study, label, name):
+        runs = [run for run in STUDIES[study](rows) if run.study == study and dict(run.labels)[label] == name]
+        return {run.recipe.learning_rate for run in runs}
+
+    assert {ours.learning_rate} == rates("more_layers", "layers", "query + value")
+    assert {own_data.FEW_ROWS_RATE} == rates("one_rate", "method", "lora")
 
 
 OF_DISTILBERT = {("query", "value"): ("q_lin", "v_lin"), EVERY_LINEAR: DISTILBERT_LINEARS}

@@ -23,6 +23,7 @@ VARIANTS = {
     "as_written": "{} as written",
     "query_value": "{}, ours on query and value",
     "thirty_epochs": "{}, ours with thirty epochs",
+    "half_rate": "{}, ours at half the rate",
     "improved": "{}, our version",
     "full_finetune": "full fine-tuning",
 }

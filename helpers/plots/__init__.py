@@ -18,8 +18,9 @@ from helpers.results import RunRecord
 COLORS = {
     "as_written": "#E69F00",
     "improved": "#0072B2",
-    "query_value": "#56B4E9",
-    "thirty_epochs": "#F0E442",
+    "query_value": "#56B4E9",  # earlier versions of ours have one colour
+    "thirty_epochs": "#56B4E9",
+    "half_rate": "#56B4E9",
     "untrained": "#999999",
     "bag_of_words": "#009E73",
     "full_finetune": "#D55E00",
@@ -37,6 +38,7 @@ VARIANT_NAMES = {
     "improved": "improved",
     "query_value": "improved, query and value",
     "thirty_epochs": "improved, thirty epochs",
+    "half_rate": "improved, half the rate",
     "untrained": "untrained head",
     "bag_of_words": "bag of words",
     "full_finetune": "full fine-tuning",

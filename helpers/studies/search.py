@@ -149,7 +149,7 @@ def _best_change(rows: Rows, taken: tuple[str, ...], names: list[str]) -> tuple[
     return (*taken, best) if enough else taken
 
 
-# What `settings` chose. The studies search its rate anew; our version of the SST-2 post has the one of `one_rate`.
+# What `settings` chose. The studies search its rate anew; our version of the SST-2 post has that of `more_layers`.
 FEW_ROWS = replace(
     RECIPES["lora_bert_sst2"].improved(),
     dataset="rotten_tomatoes",

@@ -92,7 +92,7 @@ def small_batch(evidence: Evidence) -> Verdict:
         Bar("difference", (-MARGIN, float("inf")), test.low, test.high, f"batches of 4 less {size}")
         for size, test in tests["reviews"].items()
     )
-    where = f"n = {study.settings['n_test']:,}, 2,000 reviews seen twice, three seeds, each at its best of three rates"
+    where = f"n = {study.settings['n_test']:,}, 2,000 reviews seen twice, three seeds, each at the best of its rates"
     return Verdict(
         f"{'; '.join(said)} ({where}, {study.device})",
         _no_worse(tests["reviews"], "compared with batches of"),

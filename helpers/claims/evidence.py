@@ -11,6 +11,7 @@ from helpers.benchmarks.records import COMMAND, find_benchmarks
 from helpers.evaluation import PairedComparison
 from helpers.profiles import Profile
 from helpers.results import RunRecord, StudyRecord, load_records
+from helpers.studies.ledger import Ledger
 
 AT_SCALE = profiles.COMMITTED / "full" / "results"  # what `make full` measured
 CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "not decided here"
@@ -105,6 +106,10 @@ class Evidence:
         if not path.exists():
             raise Missing(f"make full ONLY={name}")
         return StudyRecord.load(path), relative_path(path)
+
+    def ledger(self) -> Ledger:
+        """The rows of all studies of `make full`."""
+        return Ledger(AT_SCALE / "studies")
 
     def at_scale(self, recipe: str, variant: str) -> tuple[RunRecord, str]:
         """The record of a run of `make full` and its path. Raises Missing."""

@@ -8,7 +8,7 @@ import numpy as np
 from helpers.profiles import Execution
 from helpers.results import StudyRecord
 from helpers.studies.runs import FULL, Run, record_of
-from helpers.studies.search import Rows
+from helpers.studies.search import Plan, Rows
 
 SECONDS_PER_TOKEN = 1.5e-4  # of a CPU with two cores; each sitting measures its own
 
@@ -25,6 +25,15 @@ class Ledger:
     def has(self, run: Run) -> bool:
         """Whether `run` is done."""
         return record_of(run) is not None if run.at_scale else run.id in self.rows
+
+    def rows_of(self, study: Plan, search: bool = False) -> list[dict]:
+        """The rows of `study`, or of its `search`, as far as they are done, with its labels.
+
+        The row of a run that two studies share may lie in the other's record.
+        """
+        name = f"{study.__name__}_search" if search else study.__name__
+        runs = [run for run in study(self.rows) if run.study == name and run.id in self.rows]
+        return [{**self.rows[run.id], **dict(run.labels)} for run in runs]
 
     def add(self, run: Run, row: dict, execution: Execution, current: Sequence[Run]) -> None:
         """Writes `row` to its study's record, in the order of the `current` runs; rows of others go."""

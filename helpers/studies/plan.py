@@ -24,6 +24,8 @@ The rules were written down before what they decide was measured, but for what i
   rows at its rate, whatever was decided, beside full fine-tuning as in `one_rate`. What is taken, layers and rate, is
   improved()'s for the SST-2 post's 2,000 sentences and for own files of 1,000 training rows or more; below, the rate of
   `one_rate` stands. (The search of query and value is that of `one_rate`, and was known: 5e-4 for these two sizes.)
+  Full fine-tuning got the same, a rate for these two sizes alone, when both LoRAs had it and stood beside full
+  fine-tuning at the rate for five. It decides nothing but what LoRA is compared with.
 - Settings of improved(): START is changed in one thing at a time, and the change with the best mean validation
   accuracy over both sizes of `settings` is taken, unless it gains less than half a point; one that takes more updates
   has to gain a whole point. Then every other change that had been ahead of START is tried on top of it, once, and

@@ -204,14 +204,18 @@ def one_rate(rows: Rows) -> Iterator[Run]:
     yield from _at_one_rate("one_rate", "method", variants, (100, 250, 500, 1_000, 2_000), rows)
 
 
-LAYERS = {  # by name, LoRA's recipe and the rates that are tried first
+LAYERS = {  # by name, what trains and the rates that are tried first
     "query + value": (FEW_ROWS, (2.5e-4, 5e-4, 1e-3)),
     "every linear layer, rank 4": (replace(FEW_ROWS, target_modules=EVERY_LINEAR, r=4, lora_alpha=8), RATES["lora"]),
+    "every weight": (method("full_finetune", FEW_ROWS), (2.5e-5, 5e-5, 1e-4)),
 }
 
 
 def more_layers(rows: Rows) -> Iterator[Run]:
-    """Whether every linear layer is worth its time from 1,000 sentences on: five seeds, one rate for both sizes."""
+    """Whether every linear layer is worth its time from 1,000 sentences on: five seeds, one rate for both sizes.
+
+    And what full fine-tuning gains there from a rate for these two sizes alone.
+    """
     yield from _at_one_rate("more_layers", "layers", LAYERS, (1_000, 2_000), rows)
 
 

@@ -14,7 +14,7 @@ from helpers.benchmarks.steps import StepSpec, benchmark_steps, measure_step, st
 
 def test_every_method_is_measured_at_two_sizes_two_batches_and_two_lengths(fp32):
     specs = step_specs(fp32)
-    assert len(specs) == len(set(specs)) == 2 * 4 * 2 * 2
+    assert len(specs) == len(set(specs)) == 2 * (len(steps.METHODS) + 1) * 2 * 2
     assert {spec.tokens for spec in specs} == {128, 256}
 
 

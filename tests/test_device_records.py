@@ -22,6 +22,7 @@ from helpers.results import StudyRecord
 
 ORDERS = [order for count in (1, 2, 3) for order in permutations(DEVICES, count)]
 LIVE = {"04-25", "04-33"}  # cells that measure here and now
+LORA = ("lora", "lora_query_value")
 
 
 @pytest.fixture
@@ -89,12 +90,16 @@ def test_fp16_that_loses_accuracy_or_gains_no_speed_is_refuted(committed):
     assert decide_all()["B7"].verdict == UNDECIDED  # speed alone is half the claim
 
 
-def _with_windows(folder, first, second):
-    """Sets the windows of LoRA: `first` at BERT-base's size, `second` at the other; full fine-tuning's are at 1."""
+def _with_windows(folder, first, second, methods=LORA):
+    """Sets the windows of LoRA: `first` at BERT-base's size, `second` at the other; full fine-tuning's are at 1.
+
+    Of its two sets of layers, or of those alone whose method is in `methods`.
+    """
     path = folder / "steps.json"
     data = json.loads(path.read_text())
     for row in data["rows"]:
-        row["windows"] = (first if row["size"] == "bert-base" else second) if row["method"] == "lora" else [1.0] * 3
+        of_lora = first if row["size"] == "bert-base" else second
+        row["windows"] = of_lora if row["method"] in methods else row["windows"] if row["method"] in LORA else [1.0] * 3
     path.write_text(json.dumps(data))
     return decide_all()
 
@@ -118,7 +123,9 @@ def test_devices_that_disagree_are_each_named_in_the_verdict(committed):
     assert _with_windows(folder, slower, slower)["A2"].verdict == f"{on_cpu}; not on Tesla T4"
     verdict = _with_windows(folder, slower, across)["A2"]
     assert verdict.verdict == f"{on_cpu}; open on Tesla T4 (outside at 6 of 12 shapes)"
-    assert [bar.label for bar in verdict.bars] == ["on a GPU", "on a CPU"] and len(verdict.records) == 2
+    kinds = ["on a GPU", "on a CPU"]
+    assert [bar.label for bar in verdict.bars] == kinds + [f"{kind}, query and value" for kind in kinds]
+    assert len(verdict.records) == 2
     assert "Tesla T4" in verdict.measured and "AMD EPYC" in verdict.measured
     some = _with_windows(folder, faster, slower)["A2"].verdict
     assert some.startswith(
@@ -131,6 +138,25 @@ def test_devices_that_disagree_are_each_named_in_the_verdict(committed):
     assert decide_all()["B3"].records == (relative_path(folder / "steps.json"),), (
         "of GPUs alone, where one was measured"
     )
+
+
+def test_speed_is_decided_for_both_sets_of_layers(committed):
+    folder = write_device(committed, "cpu")
+    slower, faster = [0.7, 0.8, 0.9], [1.1, 1.2, 1.3]
+    _with_windows(folder, faster, faster)
+    differ = _with_windows(folder, slower, slower, ["lora"])["A2"]
+    device = "AMD EPYC (2 threads)"
+    assert differ.verdict == (
+        f"confirmed only when it runs on {device} with adapters on query and value; "
+        f"not on {device} with adapters on every linear layer"
+    )
+    assert "with adapters on query and value 1." in differ.measured
+    assert _with_windows(folder, slower, slower)["A2"].verdict == REFUTED, "no layers are named where both agree"
+    data = json.loads((folder / "steps.json").read_text())
+    data["rows"] = [row for row in data["rows"] if row["method"] != "lora_query_value"]
+    (folder / "steps.json").write_text(json.dumps(data))
+    alone = decide_all()["A2"]
+    assert alone.verdict == REFUTED and len(alone.bars) == 1 and "query" not in alone.measured
 
 
 def test_a_handful_of_shapes_decides_nothing_and_the_next_device_is_asked(committed):

@@ -47,6 +47,9 @@ def test_the_race_is_of_methods_with_the_same_settings():
     assert recipes["lora"] == replace(recipes["qlora"], quantization=None)
     assert recipes["full_finetune"].method == "full_finetune" and recipes["full_finetune"].quantization is None
     assert method_recipe("qlora_checkpointing") == recipes["qlora"]
+    query_value = method_recipe("lora_query_value")
+    assert replace(query_value, target_modules=recipes["lora"].target_modules) == recipes["lora"]
+    assert query_value.target_modules == ("query", "value")
 
 
 @pytest.fixture

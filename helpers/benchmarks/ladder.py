@@ -113,10 +113,15 @@ def methods_race(execution: Execution) -> list[Rung]:
 
 
 def method_recipe(method: str) -> Recipe:
-    """bert-qlora's improved recipe as "full_finetune", "lora", "qlora" or "qlora_checkpointing"."""
+    """bert-qlora's improved recipe as "full_finetune", "lora", "lora_query_value", "qlora" or "qlora_checkpointing".
+
+    Adapters are on every linear layer, or on query and value alone.
+    """
     recipe = RECIPES["qlora_bert"].improved()
     if method == "full_finetune":
         return recipe.full_finetune()
+    if method == "lora_query_value":
+        return replace(recipe, quantization=None, target_modules=("query", "value"))
     return replace(recipe, quantization=None) if method == "lora" else recipe
 
 

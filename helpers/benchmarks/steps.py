@@ -47,12 +47,14 @@ class StepSpec:
 def step_specs(execution: Execution) -> list[StepSpec]:
     """What `steps` measures here: every method at both sizes, two batch sizes and two lengths; on a GPU also the rest.
 
-    On a GPU there are two shapes of 512 tokens; the other number formats that it has and paged 8-bit AdamW are compared
-    at 16 x 256 tokens of BERT-base.
+    LoRA is also measured with adapters on query and value alone, as the write-ups have them. On a GPU there are two
+    shapes of 512 tokens; the other number formats that it has and paged 8-bit AdamW are compared at 16 x 256 tokens of
+    BERT-base.
     """
     gpu = execution.device == "cuda"
     shapes = [(batch, tokens) for batch in (4, 16) for tokens in (128, 256)]
     specs = _main_specs(execution, SIZES, [*shapes, (16, 512), (64, 512)] if gpu else shapes)
+    specs += [replace(spec, method="lora_query_value") for spec in specs if spec.method == "lora"]
     if gpu:
         variants = [{"precision": name} for name in number_formats("cuda") if name != execution.precision]
         variants += [{"optimizer": "paged_adamw_8bit"}]

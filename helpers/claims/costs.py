@@ -143,10 +143,26 @@ def two_to_three_times(evidence: Evidence) -> Verdict:
 
 
 def _speed(evidence: Evidence, stated: tuple[float, float], sentence: str) -> Verdict:
+    """Of LoRA on every linear layer, and on query and value on the devices that measured that."""
     devices = _ratios(evidence, "lora", "full_finetune", "samples_per_second")
-    bars = tuple(Bar("times", stated, *_ends(ratios.shapes), _kind(ratios)) for ratios in devices)
+    bars = [Bar("times", stated, *_ends(ratios.shapes), _kind(ratios)) for ratios in devices]
     measured = _each(devices, _times, "as fast")
-    return Verdict(measured, _on_all(devices, *stated), sentence, _paths(devices), bars)
+    verdicts = {ratios.device: _by_range(ratios.shapes, *stated) for ratios in devices}
+    try:
+        fewer = _ratios(evidence, "lora_query_value", "full_finetune", "samples_per_second")
+    except Missing:
+        fewer = []
+    if fewer:
+        measured += f"; with adapters on query and value {_each(fewer, _times, 'as fast')}"
+    for ratios in fewer:
+        bars.append(Bar("times", stated, *_ends(ratios.shapes), f"{_kind(ratios)}, query and value"))
+        verdict = _by_range(ratios.shapes, *stated)
+        if verdict != (of_every := verdicts.pop(ratios.device)):
+            verdicts[f"{ratios.device} with adapters on every linear layer"] = of_every
+            verdicts[f"{ratios.device} with adapters on query and value"] = verdict
+        else:
+            verdicts[ratios.device] = verdict
+    return Verdict(measured, _agreed(verdicts), sentence, _paths(devices), tuple(bars))
 
 
 def _each(devices: list[Ratios], shown: Callable[[Intervals], str], words: str) -> str:

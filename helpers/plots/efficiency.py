@@ -14,6 +14,7 @@ from helpers.results import StudyRecord
 METHOD_NAMES = {
     "full_finetune": "full fine-tuning",
     "lora": "LoRA",
+    "lora_query_value": "LoRA, query\nand value",
     "qlora": "QLoRA",
     "qlora_checkpointing": "QLoRA, recomputing\nactivations",
 }

@@ -112,7 +112,7 @@ def scale_table(rows: Sequence[dict[str, Any]]) -> str:
             point["method"],
             point["tokens"] or "",
             f"{point['trainable_params']:,}",
-            "" if point["minutes"] is None else f"{point['minutes']:.0f}",
+            "" if point["minutes"] is None else f"{point['minutes']:.1f}",
             f"{point['accuracy']:.1%} [{point['low']:.1%}, {point['high']:.1%}]{seeds}",
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")

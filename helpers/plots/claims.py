@@ -92,7 +92,7 @@ def plot_few_rows(points: Mapping[str, Sequence[dict]], title: str, n_scored: in
         spread = [[abs(point[side] - point["accuracy"]) for point in found] for side in ("low", "high")]
         style = {"fmt": "o-" if method != "qlora" else "s:", "color": COLORS[method], "lw": 1.8, "ms": 5}
         axes.errorbar(shifted, accuracy, yerr=spread, elinewidth=1.2, capsize=2, **style)
-        ends.append((shifted[-1], accuracy[-1], METHODS[method], COLORS[method]))
+        ends.append((found[-1]["n_train"] * 1.05, accuracy[-1], METHODS[method], COLORS[method]))
     sizes = sorted({point["n_train"] for found in points.values() for point in found})
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])

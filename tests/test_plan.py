@@ -159,13 +159,13 @@ def test_one_rate_is_the_best_of_all_sizes_together():
 
 def test_more_layers_are_compared_at_their_rates_for_both_sizes_and_both_are_scored():
     rows = {}
-    best = {("query", "value"): 2.5e-4, EVERY_LINEAR: 2e-3}
+    best = {"query + value": 2.5e-4, "every linear layer, rank 4": 2e-3, "every weight": 5e-5}
     while left := [run for run in STUDIES["more_layers"](rows) if run.id not in rows]:
         for run in left:
-            near = abs(run.recipe.learning_rate - best[run.recipe.target_modules])
+            near = abs(run.recipe.learning_rate - best[dict(run.labels)["layers"]])
             rows[run.id] = {"accuracy": 0.9 - near if run.recipe.n_train == 1_000 else 0.8}
     scored = [run for run in STUDIES["more_layers"](rows) if run.study == "more_layers"]
-    assert Counter((run.recipe.target_modules, run.recipe.n_train, run.recipe.learning_rate) for run in scored) == {
+    assert Counter((dict(run.labels)["layers"], run.recipe.n_train, run.recipe.learning_rate) for run in scored) == {
         (layers, size, rate): 5 for layers, rate in best.items() for size in (1_000, 2_000)
     }
     known = {run.id for run in STUDIES["one_rate"]({}) if dict(run.labels)["method"] == "lora"}

@@ -157,7 +157,7 @@ def _speed(evidence: Evidence, stated: tuple[float, float], sentence: str) -> Ve
     for ratios in fewer:
         bars.append(Bar("times", stated, *_ends(ratios.shapes), f"{_kind(ratios)}, query and value"))
         verdict = _by_range(ratios.shapes, *stated)
-        if verdict != (of_every := verdicts.pop(ratios.device)):
+        if verdict != (of_every := verdicts.pop(ratios.device, verdict)):
             verdicts[f"{ratios.device} with adapters on every linear layer"] = of_every
             verdicts[f"{ratios.device} with adapters on query and value"] = verdict
         else:

@@ -14,9 +14,9 @@ from helpers.studies.search import RATES, REVIEWS, SEARCH_SEEDS, Rows, best_rate
 WRITTEN = {
     "lora_bert_sst2": {"dataset": "rotten_tomatoes"},
     "lora_distilbert_q": {"max_length": 256},
+    "lora_bert_cased": {"max_length": 256, "n_train": 2_500},
     "qlora_bert": {},
     "lora_distilbert_qv": {"max_length": 256},
-    "lora_bert_cased": {"max_length": 256, "n_train": 2_500},
 }
 SEEDS = {"lora_bert_sst2": range(42, 47)}  # the others have one, our LoRA on all reviews a second
 

@@ -6,10 +6,9 @@ from helpers.claims.costs import seventy_percent, trains_faster
 from helpers.claims.evidence import CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Evidence, Verdict
 from helpers.claims.scale import BAG, LORA, QLORA, gains_at_scale, ours, rows_at_scale
 from helpers.claims.verdicts import CLAIMS
-from helpers.evaluation import PairedComparison, paired_comparison
+from helpers.evaluation import PairedComparison
 from helpers.results import RunRecord
 from helpers.studies.compare import compare_runs, summarize
-from helpers.studies.search import more_layers
 
 SHOWN = ("A2", "B3", "B2", "C2", "E3")  # of the claims, in the README
 
@@ -26,14 +25,6 @@ def rank_gains(evidence: Evidence) -> dict[int, PairedComparison]:
     rows = evidence.study("ranks")[0].rows
     by_rank = {rank: [row for row in rows if row["r"] == rank] for rank in sorted({row["r"] for row in rows})}
     return compare_runs({rank: (runs, by_rank[16]) for rank, runs in by_rank.items() if rank != 16})
-
-
-def layers_gain(evidence: Evidence) -> PairedComparison:
-    """What rank 4 on every linear layer gains over rank 18 on query and value; p is corrected for three rivals."""
-    rows = evidence.study("layers")[0].rows
-    by_layers = {name: [row for row in rows if row["layers"] == name] for name in {row["layers"] for row in rows}}
-    pairs = {name: (runs, by_layers["query + value"]) for name, runs in by_layers.items() if name != "query + value"}
-    return compare_runs(pairs)["every linear layer"]
 
 
 def _as_written(evidence: Evidence) -> list[dict]:
@@ -71,46 +62,9 @@ def _of_the_rank(evidence: Evidence) -> str:
         f"Ranks {_and([point['r'] for point in points])} score {_and(scores)}: {seen}, "
         f"none more than {100 * farthest:.1f} points from rank 16 by its interval; the best rate falls from "
         f"{points[0]['learning_rate']:g} to {points[-1]['learning_rate']:g} (as above, three seeds, [record]({path})). "
-        f"Rank 4 on every linear layer gains {_points(layers_gain(evidence), 1)} there over rank 18 on query and "
-        f"value, as many parameters (three seeds, [record]({evidence.study('layers')[1]})), "
-        f"{_layers_in_the_search(evidence)} and {_layers_with_five_seeds(evidence)}; "
-        f"{_layers_on_all_reviews(evidence)}: not settled."
+        "Whether every linear layer does better than query and value is not settled (notebooks "
+        "[05](notebooks/05_rank_sensitivity.ipynb) and [08](notebooks/08_claims.ipynb))."
     )
-
-
-def _layers_in_the_search(evidence: Evidence) -> str:
-    study, path = evidence.study("layers_search")
-    best = {}
-    for point in sorted(summarize(study.rows, ["layers", "learning_rate"]), key=lambda point: point["accuracy"]):
-        best[point["layers"]] = point["learning_rate"]
-    sides = [
-        [row for row in study.rows if (row["layers"], row["learning_rate"]) == (layers, best[layers])]
-        for layers in ("every linear layer", "query + value")
-    ]
-    gain = _points(compare_runs({"gain": tuple(sides)})["gain"], 1)
-    return f"{gain} on the validation rows of its search ([record]({path}))"
-
-
-def _layers_with_five_seeds(evidence: Evidence) -> str:
-    _, path = evidence.study("more_layers")
-    runs: dict[tuple, list[dict]] = {}
-    for row in evidence.ledger().rows_of(more_layers):
-        runs.setdefault((row["rows"], row["layers"]), []).append(row)
-    every, query_value = "every linear layer, rank 4", "query + value"
-    sizes = sorted({size for size, _ in runs})
-    gains = compare_runs({size: (runs[size, every], runs[size, query_value]) for size in sizes})
-    points = _and([_points(gain, 1) for gain in gains.values()])
-    seeds = len(runs[sizes[0], every])
-    on = _and([f"{size:,}" for size in sizes])
-    return f"{points} over rank 16 on query and value with {seeds} seeds on {on} sentences ([record]({path}))"
-
-
-def _layers_on_all_reviews(evidence: Evidence) -> str:
-    study, path = evidence.study("all_reviews")
-    every, others = ([row for row in study.rows if ("every linear" in row["change"]) is sort] for sort in (True, False))
-    best, rival = (max(side, key=lambda row: row["accuracy"]) for side in (every, others))
-    gain = _points(paired_comparison(best["correct"], rival["correct"]), 1)
-    return f"on all reviews it has {gain} of validation accuracy (one seed, [record]({path}))"
 
 
 def _of_all_reviews(evidence: Evidence) -> str:

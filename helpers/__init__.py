@@ -8,9 +8,8 @@ import os
 import sys
 import warnings
 
-if (
-    "LOCAL_RANK" not in os.environ
-):  # not under torchrun: on two GPUs Trainer's DataParallel doubles the batch and breaks 4 bits
+# On two GPUs Trainer's DataParallel doubles the batch and breaks 4 bits; under torchrun each process has its own.
+if "LOCAL_RANK" not in os.environ:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The series uses no torchao, yet peft looks for it in every LoRA layer and raises for one older than it accepts, as the

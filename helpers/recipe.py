@@ -3,13 +3,13 @@
 import os
 from ast import literal_eval
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from math import ceil, isfinite
 from typing import Any, NamedTuple
 
 from peft import LoraConfig, TaskType
 
-from helpers.base.checks import is_count, is_folder_name
+from helpers.base.checks import is_count, is_folder_name, require
 
 # The linear layers of each architecture, by their last name. `all-linear` is peft's word for every one of them.
 BERT_LINEARS = ("query", "key", "value", "dense")
@@ -19,7 +19,7 @@ TRUNCATIONS = ("head", "tail", "head+tail")
 SCHEDULES = ("linear", "cosine")
 OPTIMIZERS = ("adamw_torch", "paged_adamw_8bit")
 METHODS = ("adapter", "full_finetune", "head_only", "bag_of_words", "frozen_encoder")
-# Of which a recipe's record is named. Three are earlier versions of ours, kept beside what a search made of them.
+# What a recipe's record is named by. Three are earlier versions of ours, kept for comparison.
 VARIANTS = ("as_written", "improved", "query_value", "thirty_epochs", "half_rate", "untrained", *METHODS[1:])
 
 
@@ -36,14 +36,14 @@ class Recipe:
     """The settings that decide what is learned. How fast it runs is `profiles.Execution`.
 
     `learning_rate`, `weight_decay` and `warmup_ratio` are as in `transformers.TrainingArguments`; `max_length` is in
-    tokens; `n_train` and `n_validation` are row counts (None: every row). Where rows are few, a run has as many more
-    epochs than `num_train_epochs` as make `min_updates` updates. `model_dropout` replaces the encoder's own
-    dropouts (None keeps them). `class_weights="balanced"` has each class count the same in the loss, however few its
-    rows, and keeps the epoch with the best balanced accuracy. `use_rslora` scales the update by lora_alpha / sqrt(r)
-    instead of lora_alpha / r (Kalajdzievski 2023, arXiv 2312.03732). `target_modules` are the ends of layer names:
-    "output.dense" is also the end of "attention.output.dense". `method` is what trains: an adapter, every weight, the
-    head alone, or one of the baselines, which train nothing of the encoder. `variant` is a label, part of the record's
-    name. `assumed` maps each setting the source leaves open to why it has its value here.
+    tokens; `n_train` and `n_validation` are row counts (None: a tenth to validate, every other row to train). Where
+    rows are few, a run has as many more epochs than `num_train_epochs` as make `min_updates` updates. `model_dropout`
+    replaces the encoder's own dropouts (None keeps them). `class_weights="balanced"` has each class count the same in
+    the loss, however few its rows, and keeps the epoch with the best balanced accuracy. `use_rslora` scales the update
+    by lora_alpha / sqrt(r) instead of lora_alpha / r (Kalajdzievski 2023, arXiv 2312.03732). `target_modules` are the
+    ends of layer names: "output.dense" is also the end of "attention.output.dense". `method` is what trains: an
+    adapter, every weight, the head alone, or one of the baselines, which train nothing of the encoder. `variant` is a
+    label, part of the record's name. `assumed` maps each setting the source leaves open to why it has its value here.
 
     Raises ValueError, naming the field, for a setting that cannot be trained.
     """
@@ -81,46 +81,46 @@ class Recipe:
     overrides: tuple[Override, ...] = ()
 
     def __post_init__(self):
-        self._require("name", is_folder_name(self.name), "text that can name a file")
+        require(self, "name", is_folder_name(self.name), "text that can name a file")
         for name in ("source", "base_model", "dataset"):
-            self._require(name, _is_text(getattr(self, name)), "text, neither empty nor with half a character")
+            require(self, name, _is_text(getattr(self, name)), "text, neither empty nor with half a character")
         for name in ("r", "lora_alpha", "num_train_epochs", "per_device_train_batch_size"):
-            self._require(name, is_count(getattr(self, name)), "a whole number of at least 1")
-        self._require("gradient_accumulation_steps", is_count(self.gradient_accumulation_steps), "at least 1")
-        self._require("max_length", is_count(self.max_length, 8), "at least 8 tokens")
+            require(self, name, is_count(getattr(self, name)), "a whole number of at least 1")
+        require(self, "gradient_accumulation_steps", is_count(self.gradient_accumulation_steps), "at least 1")
+        require(self, "max_length", is_count(self.max_length, 8), "at least 8 tokens")
         for name in ("n_train", "n_validation", "early_stopping_patience", "min_updates"):
             value = getattr(self, name)
-            self._require(name, value is None or is_count(value), "None or a whole number of at least 1")
-        self._require("learning_rate", _is_number(self.learning_rate) and 0 < self.learning_rate < 1, "between 0 and 1")
-        self._require("weight_decay", _is_number(self.weight_decay) and self.weight_decay >= 0, "0 or more")
+            require(self, name, value is None or is_count(value), "None or a whole number of at least 1")
+        require(self, "learning_rate", _is_number(self.learning_rate) and 0 < self.learning_rate < 1, "between 0 and 1")
+        require(self, "weight_decay", _is_number(self.weight_decay) and self.weight_decay >= 0, "0 or more")
         for name in ("lora_dropout", "warmup_ratio"):
             value = getattr(self, name)
-            self._require(name, _is_number(value) and 0 <= value < 1, "from 0 up to, not including, 1")
+            require(self, name, _is_number(value) and 0 <= value < 1, "from 0 up to, not including, 1")
         dropout = self.model_dropout
-        self._require(
-            "model_dropout", dropout is None or (_is_number(dropout) and 0 <= dropout < 1), "None or in [0, 1)"
+        require(
+            self, "model_dropout", dropout is None or (_is_number(dropout) and 0 <= dropout < 1), "None or in [0, 1)"
         )
-        self._require("quantization", self.quantization in (None, "nf4"), "None or 'nf4'")
-        self._require("class_weights", self.class_weights in (None, "balanced"), "None or 'balanced'")
-        self._require("truncation", self.truncation in TRUNCATIONS, f"one of {TRUNCATIONS}")
-        self._require("lr_scheduler_type", self.lr_scheduler_type in SCHEDULES, f"one of {SCHEDULES}")
-        self._require("optim", self.optim in OPTIMIZERS, f"one of {OPTIMIZERS}")
-        self._require("method", self.method in METHODS, f"one of {METHODS}")
-        self._require("variant", self.variant in VARIANTS, f"one of {VARIANTS}")
+        require(self, "quantization", self.quantization in (None, "nf4"), "None or 'nf4'")
+        require(self, "class_weights", self.class_weights in (None, "balanced"), "None or 'balanced'")
+        require(self, "truncation", self.truncation in TRUNCATIONS, f"one of {TRUNCATIONS}")
+        require(self, "lr_scheduler_type", self.lr_scheduler_type in SCHEDULES, f"one of {SCHEDULES}")
+        require(self, "optim", self.optim in OPTIMIZERS, f"one of {OPTIMIZERS}")
+        require(self, "method", self.method in METHODS, f"one of {METHODS}")
+        require(self, "variant", self.variant in VARIANTS, f"one of {VARIANTS}")
         known = _known_linears(self.base_model)
         valid = _are_names(self.target_modules) and bool(self.target_modules)
         if known and valid:
             valid = all(module.split(".")[-1] in (*known, "all-linear") for module in self.target_modules)
-        self._require("target_modules", valid, f"some of {known or 'the names of linear layers'}")
-        self._require("modules_to_save", _are_names(self.modules_to_save), "a tuple of names of layers")
-        self._require("use_rslora", isinstance(self.use_rslora, bool), "True or False")
+        require(self, "target_modules", valid, f"some of {known or 'the names of linear layers'}")
+        require(self, "modules_to_save", _are_names(self.modules_to_save), "a tuple of names of layers")
+        require(self, "use_rslora", isinstance(self.use_rslora, bool), "True or False")
         names = {field.name for field in fields(self)}
         unknown = [one for one in self.overrides if not isinstance(one, Override) or one.field not in names]
-        self._require("overrides", not unknown, f"Overrides of recipe fields, which {unknown} are not")
+        require(self, "overrides", not unknown, f"Overrides of recipe fields, which {unknown} are not")
 
-    def _require(self, field: str, valid: bool, expected: str) -> None:
-        if not valid:
-            raise ValueError(f"Recipe.{field} is {repr(getattr(self, field))[:200]}; it must be {expected}.")
+    def stated(self) -> dict[str, Any]:
+        """Its fields as a record has them: all but the reasons, `assumed` and `overrides`."""
+        return {name: value for name, value in asdict(self).items() if name not in ("assumed", "overrides")}
 
     def epochs(self, n_train: int) -> int:
         """The epochs on `n_train` rows: `num_train_epochs`, or as many as make `min_updates` updates."""

@@ -177,8 +177,8 @@ RECIPES = {
             # two seeds. Every linear layer instead of query and value, and a trained pooler, were no better either.
             # Batches of 32 and twice the updates were tried on every linear layer only; 2e-3 there, where two of four
             # runs collapse (13 points in the mean), and on these layers in ranks_search and few_rows_search. The rate
-            # was 1e-3 there. Five seeds decide now, more_layers_search.json at 1,000 and 2,000 sentences; at 100 to
-            # 2,000 together one_rate_search.json takes half of it, which own files of few rows have.
+            # is decided by more_layers_search.json, five seeds at 1,000 and 2,000 sentences; at 100 to 2,000 together
+            # one_rate_search.json takes half of it, which own files of few rows have.
             assumed=(("target_modules", "not stated: peft's default for BERT"), _RATE_NOT_STATED),
             overrides=(
                 Override("r", 16, "started there; rank 4 is 1.5 points behind at 500 sentences, 0.8 ahead at 2,000"),

@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from helpers.baselines import bag_of_words, frozen_encoder, mean_embeddings
 from helpers.data import tokenize
-from helpers.evaluation import PairedComparison, balanced_accuracy, correct_rows, holm, paired_comparison
+from helpers.evaluation import PairedComparison, balanced_accuracy, correct_rows, corrected, paired_comparison
 from helpers.models import load_tokenizer
 from helpers.profiles import Execution
 from helpers.results import RunRecord
@@ -39,7 +39,7 @@ def compare_with_baselines(record: RunRecord, splits: DatasetDict, execution: Ex
         inputs["bag of words"] = list(splits["test"]["text"])
     tokenizer = load_tokenizer(record.base_model)
     of_record = record.max_length, record.settings["truncation"]
-    ids = [tokenize(rows, tokenizer, *of_record)["input_ids"] for rows in splits.values()]
+    ids = [rows["input_ids"] for rows in tokenize(splits, tokenizer, *of_record).values()]
     vectors = mean_embeddings(record.base_model, tokenizer, [row for part in ids for row in part], execution)
     parts = dict(zip(splits, np.split(vectors, np.cumsum([len(part) for part in ids])[:-1]), strict=True))
     fitted_on = ((parts[name], labels[name]) for name in ("train", "validation"))
@@ -49,8 +49,8 @@ def compare_with_baselines(record: RunRecord, splits: DatasetDict, execution: Ex
         predictions, right = model.predict(inputs[name]), np.array(labels["test"])
         gain = paired_comparison(record.correct, correct_rows(predictions, right))
         found.append(Baseline(name, (predictions == right).mean(), balanced_accuracy_score(right, predictions), gain))
-    corrected = holm([baseline.gain.p_value for baseline in found])
-    return [one._replace(gain=one.gain._replace(p_value=p)) for one, p in zip(found, corrected, strict=True)]
+    gains = corrected({one.name: one.gain for one in found})
+    return [one._replace(gain=gains[one.name]) for one in found]
 
 
 def scores_table(record: RunRecord, baselines: Sequence[Baseline], skewed: bool) -> pd.DataFrame:

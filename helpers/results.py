@@ -1,4 +1,4 @@
-"""The ledger: one JSON record a run. Everything the figures, the tables and the README state is read from here."""
+"""Records: one JSON file a run or study. Everything the figures, the tables and the README state is read from here."""
 
 import json
 import os

@@ -15,7 +15,7 @@ from scipy.special import softmax
 from sklearn.metrics import confusion_matrix
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.adapters import save_adapter
+from helpers.adapters import WEIGHTS, save_adapter
 from helpers.base import tracking
 from helpers.baselines import bag_of_words
 from helpers.data import dataset_name, tokenize
@@ -125,7 +125,7 @@ def fine_tune(
             max_length=record.max_length,
             truncation=recipe.truncation,
         )
-        record.adapter_bytes = (adapter / "adapter_model.safetensors").stat().st_size
+        record.adapter_bytes = (adapter / WEIGHTS).stat().st_size
     if output is None:
         record.save(profile.results)
     if not keep:
@@ -185,9 +185,7 @@ def tokenize_splits(
     """The tokenizer of the recipe's checkpoint in this profile, and `splits` tokenized with it."""
     tokenizer = load_tokenizer(profile.base_model(recipe.base_model))
     max_length = profile.tokens(recipe.max_length)
-    return tokenizer, DatasetDict(
-        {name: tokenize(rows, tokenizer, max_length, recipe.truncation) for name, rows in splits.items()}
-    )
+    return tokenizer, tokenize(splits, tokenizer, max_length, recipe.truncation)
 
 
 def _record(
@@ -202,8 +200,7 @@ def _record(
     references = np.array(splits["test"]["label"])
     labels = range(len(splits["test"].features["label"].names))
     trainable, total = count_parameters(model) if model else (0, 0)
-    settings = {name: value for name, value in asdict(recipe).items() if name not in ("assumed", "overrides")}
-    settings = json.loads(json.dumps(settings))  # lists for tuples, as the record comes back from its file
+    settings = json.loads(json.dumps(recipe.stated()))  # lists for tuples, as the record comes back from its file
     return RunRecord(
         recipe=recipe.name,
         variant=recipe.variant,

@@ -188,4 +188,5 @@ def _label(value: str) -> str | None:
 
 
 def shown_list(items: list) -> str:
+    """The first of `items`, as a message lists them."""
     return ", ".join(map(str, items[:SHOWN])) + (", ..." if len(items) > SHOWN else "")

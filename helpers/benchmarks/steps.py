@@ -89,7 +89,7 @@ def measure_step(
 
     `libraries_bytes` were held before the model came. `flops` are the step's, None: counted here.
     """
-    if device == "cuda":  # of what was measured before
+    if device == "cuda":  # frees what an earlier measurement left
         gc.collect()
         torch.cuda.empty_cache()
     libraries = resident_memory() if device == "cpu" else torch.cuda.memory_allocated()

@@ -35,8 +35,8 @@ def overlap(windows: Sequence[float], others: Sequence[float]) -> bool:
     return min(windows) <= max(others) and min(others) <= max(windows)
 
 
-def _medians(values: Sequence[float], seed: int, draws: int = 10_000) -> np.ndarray:
-    return np.median(np.random.default_rng(seed).choice(values, (draws, len(values))), axis=1)
+def _medians(values: Sequence[float], seed: int) -> np.ndarray:
+    return np.median(np.random.default_rng(seed).choice(values, (10_000, len(values))), axis=1)
 
 
 def synchronize(device: str) -> None:
@@ -45,15 +45,13 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def matmul_peak(
-    device: str, dtype: torch.dtype, sizes: Sequence[int] | None = None, seconds: float | None = None
-) -> float:
+def matmul_peak(device: str, dtype: torch.dtype) -> float:
     """Floating-point operations a second of the fastest square matrix product here: what a training step could reach.
 
-    The best of several `sizes` (side lengths), each repeated for `seconds` (None: long enough for the device).
+    The best of two side lengths, each repeated for long enough on the device.
     """
-    best, seconds = 0.0, seconds or (0.1 if device == "cuda" else 0.25)
-    for size in sizes or ((4_096, 8_192) if device == "cuda" else (1_024, 2_048)):
+    best, seconds = 0.0, 0.1 if device == "cuda" else 0.25
+    for size in (4_096, 8_192) if device == "cuda" else (1_024, 2_048):
         left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         torch.mm(left, right)
         synchronize(device)
@@ -70,13 +68,13 @@ def matmul_peak(
 class TrainingStep:
     """Forward, backward and optimizer step of a model, as Trainer does them, without its bookkeeping."""
 
-    def __init__(self, model: torch.nn.Module, execution: Execution, optimizer: str = "adamw_torch", lr: float = 1e-4):
+    def __init__(self, model: torch.nn.Module, execution: Execution, optimizer: str = "adamw_torch"):
         self.model, self.execution = model.train(), execution
         if execution.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         kind = torch.optim.AdamW if optimizer == "adamw_torch" else bitsandbytes.optim.PagedAdamW8bit
-        self.optimizer = kind(trained, lr=lr)
+        self.optimizer = kind(trained, lr=1e-4)
         scaled = execution.precision == "fp16" and execution.device == "cuda"
         self.scaler = torch.amp.GradScaler(execution.device, enabled=scaled)
 
@@ -88,9 +86,8 @@ class TrainingStep:
     def run(self, batch: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
         execution = self.execution
         keep_freed_memory(execution.device == "cpu" and execution.keep_memory)
-        with fast_dropout(
-            execution.device == "cpu" and execution.fast_dropout
-        ):  # backward too: it recomputes the forward pass where activations are not kept
+        # Backward, too: it recomputes the forward pass where activations are not kept.
+        with fast_dropout(execution.device == "cpu" and execution.fast_dropout):
             with torch.autocast(execution.device, execution.compute_dtype, enabled=execution.precision != "fp32"):
                 loss = self.model(**batch, labels=labels).loss
             self.scaler.scale(loss).backward()
@@ -130,8 +127,8 @@ class StepFlops:
     short steps under torch's FlopCounterMode give the coefficients.
     """
 
-    def __init__(self, step: Callable[[int, int], object], tokens: Sequence[int] = (8, 16, 32)):
-        counts = []
+    def __init__(self, step: Callable[[int, int], object]):
+        tokens, counts = (8, 16, 32), []
         for length in tokens:
             with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
                 step(1, length)

@@ -16,7 +16,7 @@ from helpers.claims.evidence import (
     shown_difference,
     shown_rows,
 )
-from helpers.evaluation import PairedComparison, holm, paired_comparison
+from helpers.evaluation import PairedComparison, corrected, paired_comparison
 from helpers.studies.compare import compare_runs, summarize
 
 
@@ -33,13 +33,14 @@ def _against_the_trivial(
         for variant, (run, _) in runs.items()
         for name, correct in (("the frozen encoder", frozen["correct"]), ("the head alone", head.correct))
     }
-    corrected = holm([test.p_value for test in pairs.values()])
-    tests = {key: test._replace(p_value=p) for (key, test), p in zip(pairs.items(), corrected, strict=True)}
+    tests = corrected(pairs)
     ahead = [v for v in variants if all(t.verdict == "better" for k, t in tests.items() if k[0] == v)]
     verdict = CONFIRMED if variants[0] in ahead else f"{ONLY_WHEN} {condition}" if ahead else REFUTED
     said = []
     for variant, (run, _) in runs.items():
-        gains = [f"{shown_difference(tests[variant, name])} against {name}" for _, name in tests if _ == variant]
+        gains = [
+            f"{shown_difference(tests[variant, name])} against {name}" for other, name in tests if other == variant
+        ]
         said.append(f"{variant.replace('_', ' ')} {run.score}: {'; '.join(gains)}")
     first = runs[variants[0]][0]
     bars = [

@@ -86,6 +86,7 @@ def _on_all(devices: list[Ratios], at_least: float, at_most: float = float("inf"
 
 
 def _agreed(verdicts: dict[str, str]) -> str:
+    """The one verdict of all devices where they agree, else one that says what holds on which."""
     if len(set(verdicts.values())) == 1:
         return next(iter(verdicts.values()))
     holds = [

@@ -22,7 +22,7 @@ KEPT = ("hub", "quick")  # the profiles that `make run` writes anew anywhere; wh
 
 
 def kept(profile: str) -> Path:
-    """The folder of those of a profile's records that are in git, where a run on any machine writes the others."""
+    """The folder of a profile's records that are in git; what a run writes lies in results/, which is not."""
     return profiles.COMMITTED / profile / "evidence"
 
 
@@ -143,5 +143,4 @@ def shown_rows(record: RunRecord) -> str:
 
 
 def shown_difference(test: PairedComparison) -> str:
-    low, high = test.low * 100, test.high * 100
-    return f"{test.difference * 100:+.1f} points [{low:+.1f}, {high:+.1f}], p = {test.p_value:.2g}"
+    return f"{test.points}, p = {test.p_value:.2g}"

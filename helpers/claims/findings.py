@@ -46,7 +46,7 @@ def _of_the_rate(evidence: Evidence) -> str:
         f"**In {max(row['updates'] for row in study.rows)} updates at the default learning rate LoRA hardly learns.** "
         "The SST-2 post, as written but for its rate, scores "
         f"{by_rate[5e-5]['accuracy']:.1%} at Trainer's default of 5e-5 and {by_rate[1e-3]['accuracy']:.1%} at 1e-3: "
-        f"{_points(rate_gain(evidence), 0)} ({study.settings['base_model']}, 2,000 sentences of Rotten Tomatoes, "
+        f"{rate_gain(evidence).points} ({study.settings['base_model']}, 2,000 sentences of Rotten Tomatoes, "
         f"{len(by_rate[1e-3]['accuracies'])} seeds, n = {study.settings['n_test']:,}, [record]({path}))."
     )
 
@@ -74,9 +74,9 @@ def _of_all_reviews(evidence: Evidence) -> str:
     recipes = {"LoRA": LORA, "QLoRA": QLORA} if ("QLoRA", "LoRA") in gains else {"LoRA": LORA}
     points = {name: summarize(ours(rows, recipe), ["recipe"])[0] for name, recipe in recipes.items()}
     scores = [f"{name} {_score(points[name], evidence.seeds(recipes[name], 'improved'))}" for name in recipes]
-    over = f"{_points(gains['LoRA', BAG], 1)} over a bag of words ({gains['LoRA', BAG].verdict})"
+    over = f"{gains['LoRA', BAG].points} over a bag of words ({gains['LoRA', BAG].verdict})"
     if "QLoRA" in recipes:
-        over += f", QLoRA {_points(gains['QLoRA', 'LoRA'], 1)} from LoRA"
+        over += f", QLoRA {gains['QLoRA', 'LoRA'].points} from LoRA"
     encoder = first.total_params - first.trainable_params
     return (
         f"**{encoder / 1e6:.1f} M parameters that pip installs, on {first.device}, reach "
@@ -92,12 +92,6 @@ def _score(point: dict, runs: list[tuple[RunRecord, str]]) -> str:
     return (
         f"{point['accuracy']:.1%} [{point['low']:.1%}, {point['high']:.1%}] in {minutes:.0f} minutes ({seeds}{records})"
     )
-
-
-def _points(gain: PairedComparison, digits: int) -> str:
-    """For example "+19 points [+16, +22]"."""
-    difference, low, high = (f"{100 * value:+.{digits}f}" for value in gain[:3])
-    return f"{difference} points [{low}, {high}]"
 
 
 def _decided(verdicts: dict[str, Verdict]) -> str:

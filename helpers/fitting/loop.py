@@ -4,7 +4,7 @@ import gc
 import shutil
 import tempfile
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -135,7 +135,7 @@ def _identity(
     model: torch.nn.Module, recipe: Recipe, train: Dataset, validation: Dataset, execution: Execution, seed: int
 ) -> dict[str, object]:
     """All that must be the same for a run to go on (see `resuming.identity`)."""
-    settings = {name: value for name, value in asdict(recipe).items() if name not in ("assumed", "overrides")}
+    settings = recipe.stated()
     for name in _batches(recipe):  # which may be halved on the way
         del settings[name]
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -211,7 +211,7 @@ def _smaller_batches(recipe: Recipe, execution: Execution) -> Recipe:
     if smaller is None:
         raise MemoryError(
             "Out of memory with one text at a time. A shorter max_length takes less, so does gradient checkpointing "
-            "(Execution.gradient_checkpointing); PROFILE=quick caps the tokens at 128."
+            "(Execution.gradient_checkpointing); PROFILE=quick caps the tokens at 256."
         )
     if processes > 1:  # the others wait for this one's gradients and cannot be told
         raise MemoryError(

@@ -25,7 +25,7 @@ from helpers.base.paths import shown
 from helpers.base.writing import write_json
 
 RUN_FILE = "run.json"  # in a folder of checkpoints: which run they belong to
-COMPLETE = "complete"  # in a checkpoint: all its files are written. transformers takes one that is not for the newest
+COMPLETE = "complete"  # in a checkpoint that is whole; transformers would take a half-written one for the newest
 SECONDS_BETWEEN_SAVES = 60
 STEPS_BETWEEN_QUESTIONS = 10  # of several processes
 

@@ -162,7 +162,7 @@ class _Trainer(Trainer):
             with saying_no_room(folder, "TMPDIR" if self.args.save_only_model else "DATA_DIR"):
                 super()._save_checkpoint(*arguments, **options)
         except NotWritten:
-            shutil.rmtree(folder, ignore_errors=True)  # a half of no use
+            shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint is of no use
             raise
 
 

@@ -59,17 +59,21 @@ def plot_dataset_stats(lengths: Mapping[str, np.ndarray], counts: Mapping[str, S
     )
     histogram.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
+    def share_kept(values: np.ndarray, limit: float) -> float:
+        return np.minimum(values, limit).sum() / values.sum()
+
     grid = np.geomspace(8, 2048, 200)
     for name, values in lengths.items():
-        kept.plot(grid, [np.minimum(values, limit).sum() / values.sum() for limit in grid], color=COLORS[name], lw=2)
-        half = np.interp(0.5, [np.minimum(values, limit).sum() / values.sum() for limit in grid], grid)
+        curve = [share_kept(values, limit) for limit in grid]
+        kept.plot(grid, curve, color=COLORS[name], lw=2)
+        half = np.interp(0.5, curve, grid)
         kept.text(1.15 * half, 0.5, title(name), color=COLORS[name], fontsize=9)
         for limit in limits:
-            share = np.minimum(values, limit).sum() / values.sum()
+            share = share_kept(values, limit)
             kept.plot(limit, share, "o", color=COLORS[name])
             if share < 0.99:
                 kept.annotate(f"{share:.0%}", (limit, share), xytext=(7, -9), textcoords="offset points", fontsize=9)
-    share = np.minimum(lengths[longer], limits[0]).sum() / lengths[longer].sum()
+    share = share_kept(lengths[longer], limits[0])
     kept.set_xscale("log")
     kept.set_xticks([8, 32, *limits, 2048], ["8", "32", *map(str, limits), "2,048"])
     kept.minorticks_off()

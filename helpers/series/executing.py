@@ -53,7 +53,7 @@ def run_notebook(source: Path, target: Path, unfinished: Path | None = None) -> 
     )
     try:
         client.execute(env={**os.environ, COMMAND: f"python -m helpers.series {source.stem[:2]}"})
-    except (CellExecutionError, DeadKernelError, AssertionError) as error:  # the last: nbclient, of a kernel that died
+    except (CellExecutionError, DeadKernelError, AssertionError) as error:  # the last is nbclient's for a dead kernel
         written = write_text(unfinished or target, nbformat.writes(notebook) + "\n")
         first = code[done].source.strip().partition("\n")[0][:60]
         where = f"{source.name}, cell {done + 1} of {total} ({first})"

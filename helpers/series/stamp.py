@@ -9,7 +9,8 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from helpers.base.paths import ROOT
+
 CELL = """\
 import os
 

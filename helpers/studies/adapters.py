@@ -13,7 +13,7 @@ from helpers.adapters import ADAPTER_CONFIG
 from helpers.base.writing import new_folder, write_json, write_text
 from helpers.card import model_card
 from helpers.data import load_reviews
-from helpers.evaluation import class_scores, holm, paired_comparison
+from helpers.evaluation import class_scores, corrected, paired_comparison
 from helpers.models import load_tokenizer
 from helpers.own_data import Findings, examine
 from helpers.report import Baseline
@@ -101,9 +101,5 @@ def _compared(record: RunRecord, rows: Sequence[dict]) -> list[Baseline]:
     """The baselines that were trained on as many reviews, and what `record` gains over each on the same test rows."""
     named = {BASELINES.get((row.get("method"), row.get("text"))): row for row in rows if row["n_train"] >= MANY}
     named.pop(None, None)
-    gains = [paired_comparison(record.correct, row["correct"]) for row in named.values()]
-    corrected = holm([gain.p_value for gain in gains])
-    return [
-        Baseline(name, row["accuracy"], row["accuracy"], gain._replace(p_value=p))
-        for (name, row), gain, p in zip(named.items(), gains, corrected, strict=True)
-    ]
+    gains = corrected({name: paired_comparison(record.correct, row["correct"]) for name, row in named.items()})
+    return [Baseline(name, row["accuracy"], row["accuracy"], gains[name]) for name, row in named.items()]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from helpers.evaluation import PairedComparison, accuracy_interval, correct_rows, crossed_interval, holm
+from helpers.evaluation import PairedComparison, accuracy_interval, correct_rows, corrected, crossed_interval
 
 
 def scores(predictions: np.ndarray, rows: Dataset) -> dict[str, object]:
@@ -61,8 +61,7 @@ def compare_runs(pairs: Mapping[str, tuple[Sequence[dict], Sequence[dict]]]) -> 
             raise ValueError(f"{name}: no seed is on both sides, {sorted(one)} and {sorted(other)}.")
         first, second = (right_rows([side[seed] for seed in seeds]) for side in (one, other))
         found[name] = PairedComparison(float((first - second).mean()), *crossed_interval(first - second))
-    corrected = holm([test.p_value for test in found.values()])
-    return {name: test._replace(p_value=p) for (name, test), p in zip(found.items(), corrected, strict=True)}
+    return corrected(found)
 
 
 def right_rows(runs: Sequence[dict[str, Any]]) -> np.ndarray:

@@ -33,7 +33,7 @@ SPLIT_SEED = 42  # of the test and validation rows, the same for all runs
 class Run:
     """One training, or one baseline, and the rows it is scored on.
 
-    `study` names the record that its row goes to, `labels` what sets the row apart there, such as `{"r": 8}`.
+    `study` names the record that its row goes to, `labels` what sets the row apart there, such as `(("r", 8),)`.
     `n_validation` and `n_test` are drawn first and the same for all runs, `scored_on` is one of the two names;
     `seed` fixes which of the other rows are the `recipe.n_train` training rows, and head, adapter and order. The last
     step counts. With `at_scale` the run has a RunRecord and an adapter of its own, and its best epoch counts.
@@ -95,9 +95,7 @@ def splits_of(dataset: str, n_validation: int, n_test: int) -> DatasetDict:
 def _tokens(
     dataset: str, n_validation: int, n_test: int, base_model: str, max_length: int, truncation: str
 ) -> DatasetDict:
-    splits = splits_of(dataset, n_validation, n_test)
-    tokenizer = load_tokenizer(base_model)
-    return DatasetDict({name: tokenize(rows, tokenizer, max_length, truncation) for name, rows in splits.items()})
+    return tokenize(splits_of(dataset, n_validation, n_test), load_tokenizer(base_model), max_length, truncation)
 
 
 @lru_cache(maxsize=4)

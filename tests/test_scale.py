@@ -105,6 +105,18 @@ def test_the_headline_is_that_of_the_best_record():
     assert f"{100 * gain.difference:+.1f} points" in said and f"over a bag of words ({gain.verdict})" in said
 
 
+def test_the_readme_is_right_that_no_recipe_as_written_is_above_the_bag_of_words():
+    said = "On reviews no recipe that has run as written is above the bag of words"
+    assert said in (ROOT / "README.md").read_text(encoding="utf-8")
+    points = [point for point in points_at_scale(rows_at_scale(Evidence())) if point["corpus"] == "imdb"]
+    bags = {point["n_train"]: point["accuracy"] for point in points if point["method"] == BAG}
+    written = {
+        (point["method"], point["n_train"]): point["accuracy"] for point in points if point["variant"] == "as_written"
+    }
+    assert len(written) >= 3
+    assert not {name: accuracy for name, accuracy in written.items() if accuracy > bags[name[1]]}
+
+
 @pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.parent.name)
 def test_an_adapter_in_git_answers_as_its_record_says(path):
     record = RunRecord.load(path)

@@ -19,8 +19,10 @@ TRUNCATIONS = ("head", "tail", "head+tail")
 SCHEDULES = ("linear", "cosine")
 OPTIMIZERS = ("adamw_torch", "paged_adamw_8bit")
 METHODS = ("adapter", "full_finetune", "head_only", "bag_of_words", "frozen_encoder")
-# What a recipe's record is named by. Three are earlier versions of ours, kept for comparison.
-VARIANTS = ("as_written", "improved", "query_value", "thirty_epochs", "half_rate", "untrained", *METHODS[1:])
+# What a recipe's record is named by. EARLIER are versions of ours, LOWER_RATES of full fine-tuning, for comparison.
+EARLIER = ("query_value", "thirty_epochs", "half_rate")
+LOWER_RATES = {"full_half_rate": 0.5, "full_quarter_rate": 0.25}
+VARIANTS = ("as_written", "improved", *EARLIER, "untrained", *METHODS[1:], *LOWER_RATES)
 
 
 class Override(NamedTuple):

@@ -155,6 +155,11 @@ class RunRecord(_Record):
         return f"{self.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
 
     @property
+    def best_validation_accuracy(self) -> float:
+        """The highest of all epochs."""
+        return max(epoch["accuracy"] for epoch in self.history["validation"])
+
+    @property
     def above_largest_class(self) -> bool:
         """Whether the accuracy's interval lies above what always naming the test rows' largest class would score."""
         rows = [sum(row) for row in self.confusion_matrix]

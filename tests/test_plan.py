@@ -309,8 +309,12 @@ def test_full_fine_tuning_on_all_reviews_waits_for_its_rate():
     assert not [run for run in STUDIES["improved"]({}) if run.recipe.method == "full_finetune"]
     searched = [run for run in STUDIES["few_reviews"]({}) if run.study == "few_reviews_search"]
     rows = {run.id: {"accuracy": 0.9 if run.recipe.learning_rate == 1e-4 else 0.8} for run in searched}
-    (whole,) = [run for run in STUDIES["improved"](rows) if run.recipe.method == "full_finetune"]
+    whole, *lower = [run for run in STUDIES["improved"](rows) if run.recipe.method == "full_finetune"]
     assert whole.recipe.learning_rate == 1e-4 and whole.recipe.n_train is None
+    assert {run.recipe.variant: run.recipe.learning_rate for run in lower} == {
+        "full_half_rate": 5e-5,
+        "full_quarter_rate": 2.5e-5,
+    }
 
 
 def test_seeds_come_before_settings_in_the_settings_search():

@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from helpers import plots
 from helpers.base.paths import ROOT
 from helpers.plots import runs
+from helpers.recipe import EARLIER, LOWER_RATES
 from helpers.results import RunRecord
 
 matplotlib.use("Agg")
@@ -87,9 +88,10 @@ def test_dataset_stats_titles_state_what_was_counted():
 
 
 def test_one_method_one_colour():
-    names = set(plots.VARIANT_NAMES) - {"thirty_epochs", "half_rate"}  # with query_value, earlier versions of ours
-    assert len({plots.COLORS[name] for name in names}) == len(names)
-    assert len({plots.COLORS[name] for name in ("query_value", "thirty_epochs", "half_rate")}) == 1
+    same = dict.fromkeys(EARLIER, "improved before") | dict.fromkeys(LOWER_RATES, "full_finetune")
+    methods = {(same.get(name, name), plots.COLORS[name]) for name in plots.VARIANT_NAMES}
+    names, colors = zip(*methods, strict=True)
+    assert len(methods) == len(set(names)) == len(set(colors))
 
 
 def test_the_confusion_of_many_classes_names_the_most_frequent_mistake(record):

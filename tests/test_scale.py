@@ -8,8 +8,9 @@ import pytest
 from helpers.base.paths import ROOT
 from helpers.claims.evidence import AT_SCALE, Evidence, Missing
 from helpers.claims.findings import findings
-from helpers.claims.scale import BAG, LORA, QLORA, gains_at_scale, points_at_scale, rows_at_scale, scale_table
+from helpers.claims.scale import BAG, FULL, LORA, QLORA, gains_at_scale, points_at_scale, rows_at_scale, scale_table
 from helpers.claims.verdicts import decide_all
+from helpers.evaluation import paired_comparison
 from helpers.inference import SentimentClassifier
 from helpers.plots.claims import plot_at_scale
 from helpers.profiles import COMMITTED
@@ -32,10 +33,11 @@ def evidence(record, tmp_path, monkeypatch):
     ]
     StudyRecord("baselines", "x", "full", "cpu", {}, rows).save(tmp_path / "studies")
 
-    def add(recipe, variant, correct, **changes):
+    def add(recipe, variant, correct, learning_rate=1e-3, **changes):
+        settings = {"source": "a post", "learning_rate": learning_rate}
         accuracy = {"accuracy": correct.count("1") / len(correct)}
         run = replace(record, recipe=recipe, variant=variant, metrics=accuracy, correct=correct, **changes)
-        run = replace(run, settings={"source": "a post"}, n_train=400, train_seconds=120.0, dataset="imdb (embedded)")
+        run = replace(run, settings=settings, n_train=400, train_seconds=120.0, dataset="imdb (embedded)")
         run.save(tmp_path)
 
     return add
@@ -77,6 +79,21 @@ def test_a_baseline_on_all_reviews_stands_beside_every_seed(evidence):
     assert gains["LoRA", "head alone"].difference == pytest.approx(0.4), "of the seed that both have"
 
 
+def test_full_fine_tuning_is_that_at_the_rate_with_the_most_right_of_the_validation_rows(evidence, record):
+    evidence(LORA, "improved", GOOD, seed=42)
+    for variant, rate, validated, correct in (
+        ("full_finetune", 2e-4, 0.7, GOOD),
+        ("full_half_rate", 1e-4, 0.9, FAIR),
+        ("full_quarter_rate", 5e-5, 0.8, COIN),
+    ):
+        history = {"validation": [{"accuracy": validated}, {"accuracy": 0.5}]}
+        evidence(LORA, variant, correct, history=history, learning_rate=rate)
+    rows = rows_at_scale(Evidence())
+    accuracies = {row["method"]: row["accuracy"] for row in rows if row["method"].startswith(FULL)}
+    assert accuracies == {FULL: 0.75, f"{FULL} at 5e-05": 0.5, f"{FULL} at 0.0002": 0.9}
+    assert gains_at_scale(rows)["LoRA", FULL].difference == pytest.approx(0.15)
+
+
 def test_the_figure_has_a_panel_for_each_set_of_rows(evidence):
     evidence(LORA, "improved", GOOD, seed=42)
     points = points_at_scale(rows_at_scale(Evidence()))
@@ -103,6 +120,11 @@ def test_the_headline_is_that_of_the_best_record():
     assert f"mean of {len(paths)} seeds" in said and all(path.name in said for path in paths)
     gain = gains_at_scale(rows_at_scale(Evidence()))["LoRA", BAG]
     assert f"{100 * gain.difference:+.1f} points" in said and f"over a bag of words ({gain.verdict})" in said
+    seed = [
+        RunRecord.load(AT_SCALE / f"{LORA}-{variant}-seed42.json").correct for variant in ("improved", "full_finetune")
+    ]
+    test = paired_comparison(*seed)
+    assert f"{100 * test.difference:+.1f} points" in said and "over full fine-tuning (one seed each, no diff" in said
 
 
 def test_the_readme_is_right_that_no_recipe_as_written_is_above_the_bag_of_words():

@@ -4,7 +4,7 @@ from collections import Counter
 
 from helpers.claims.costs import seventy_percent, trains_faster
 from helpers.claims.evidence import CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Evidence, Verdict
-from helpers.claims.scale import BAG, LORA, QLORA, gains_at_scale, ours, rows_at_scale
+from helpers.claims.scale import BAG, FULL, LORA, QLORA, gains_at_scale, ours, rows_at_scale
 from helpers.claims.verdicts import CLAIMS
 from helpers.evaluation import PairedComparison
 from helpers.results import RunRecord
@@ -75,6 +75,8 @@ def _of_all_reviews(evidence: Evidence) -> str:
     points = {name: summarize(ours(rows, recipe), ["recipe"])[0] for name, recipe in recipes.items()}
     scores = [f"{name} {_score(points[name], evidence.seeds(recipes[name], 'improved'))}" for name in recipes]
     over = f"{gains['LoRA', BAG].points} over a bag of words ({gains['LoRA', BAG].verdict})"
+    if ("LoRA", FULL) in gains:
+        over += f", {gains['LoRA', FULL].points} over {FULL} (one seed each, {gains['LoRA', FULL].verdict})"
     if "QLoRA" in recipes:
         over += f", QLoRA {gains['QLoRA', 'LoRA'].points} from LoRA"
     encoder = first.total_params - first.trainable_params

@@ -5,13 +5,15 @@ from typing import Any
 
 from helpers.claims.evidence import Evidence, Missing
 from helpers.evaluation import PairedComparison
+from helpers.recipe import LOWER_RATES
 from helpers.recipes import RECIPES
 from helpers.results import RunRecord
 from helpers.studies.at_scale import WRITTEN
 from helpers.studies.compare import compare_runs, summarize
 
 LORA, QLORA = "lora_distilbert_qv", "qlora_bert"  # whose versions of ours stand for the two methods
-BAG = "bag of words"
+BAG, FULL = "bag of words", "full fine-tuning"
+WHOLE = ("full_finetune", *LOWER_RATES)  # the variants of full fine-tuning: one for each rate
 BASELINES = {
     ("bag_of_words", "whole"): BAG,
     ("bag_of_words", "cut"): "bag of words, cut to 256 tokens",
@@ -25,7 +27,7 @@ VARIANTS = {
     "thirty_epochs": "{}, ours with thirty epochs",
     "half_rate": "{}, ours at half the rate",
     "improved": "{}, our version",
-    "full_finetune": "full fine-tuning",
+    **dict.fromkeys(WHOLE, FULL),
 }
 
 
@@ -34,8 +36,8 @@ def rows_at_scale(evidence: Evidence) -> list[dict[str, Any]]:
 
     Each has what `compare.summarize` reads and `corpus`, `method` (in words), `recipe`, `variant`, `tokens` (the limit)
     and `minutes` of training, None for a baseline and for a run that shared its device with others. The `seed` of a
-    baseline on all reviews is None, as its only use is to draw fewer of them. Raises Missing where there is no baseline
-    yet.
+    baseline on all reviews is None, as its only use is to draw fewer of them. Of several rates of full fine-tuning the
+    best on validation rows is called that. Raises Missing where there is no baseline yet.
     """
     study, _ = evidence.study("baselines")
     most = max(row["n_train"] for row in study.rows)
@@ -48,9 +50,10 @@ def rows_at_scale(evidence: Evidence) -> list[dict[str, Any]]:
         rows.append({**row, **labels, "seed": seed, "tokens": tokens, "minutes": None})
     order = list(RECIPES)
     records = sorted(evidence.all_at_scale(), key=lambda record: (order.index(record.recipe), record.seed))
-    return rows + [
-        _row(record, words) for variant, words in VARIANTS.items() for record in records if record.variant == variant
-    ]
+    whole = [record for record in records if record.variant in WHOLE]
+    lost = sorted(whole, key=lambda record: record.best_validation_accuracy)[:-1]
+    words = VARIANTS | {record.variant: f"{FULL} at {record.settings['learning_rate']:g}" for record in lost}
+    return rows + [_row(record, words[name]) for name in words for record in records if record.variant == name]
 
 
 def _row(record: RunRecord, words: str) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def gains_at_scale(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Pair
     """
     most = max(row["n_train"] for row in rows)
     runs = {"LoRA": ours(rows, LORA), "QLoRA": ours(rows, QLORA)}
-    for name in (*BASELINES.values(), VARIANTS["head_only"], VARIANTS["full_finetune"]):
+    for name in (*BASELINES.values(), VARIANTS["head_only"], FULL):
         runs[name] = [row for row in rows if (row["method"], row["n_train"]) == (name, most)]
     rivals = [name for name in runs if name not in ("LoRA", "QLoRA") and runs[name]]
     pairs = [(name, rival) for name in ("LoRA", "QLoRA") if runs[name] for rival in rivals]

@@ -12,18 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from helpers.base.writing import new_file
+from helpers.recipe import EARLIER, LOWER_RATES
 from helpers.results import RunRecord
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; one colour a method in every figure.
 COLORS = {
     "as_written": "#E69F00",
     "improved": "#0072B2",
-    "query_value": "#56B4E9",  # earlier versions of ours have one colour
-    "thirty_epochs": "#56B4E9",
-    "half_rate": "#56B4E9",
+    **dict.fromkeys(EARLIER, "#56B4E9"),
     "untrained": "#999999",
     "bag_of_words": "#009E73",
-    "full_finetune": "#D55E00",
+    **dict.fromkeys(("full_finetune", *LOWER_RATES), "#D55E00"),
     "head_only": "#CC79A7",
     "frozen_encoder": "#000000",
     "lora": "#0072B2",
@@ -42,6 +41,8 @@ VARIANT_NAMES = {
     "untrained": "untrained head",
     "bag_of_words": "bag of words",
     "full_finetune": "full fine-tuning",
+    "full_half_rate": "full fine-tuning, half the rate",
+    "full_quarter_rate": "full fine-tuning, a quarter of the rate",
     "head_only": "head alone",
     "frozen_encoder": "frozen encoder",
 }

@@ -41,8 +41,10 @@ def keep_if_best(run: Run) -> Path | None:
     if run.recipe.variant != "improved" or record.n_train < MANY or not (FULL.checkpoints / record.name).is_dir():
         return None
     folder = published() / ("qlora" if run.recipe.quantization else "lora")
-    if (folder / RECORD).exists() and _validated(RunRecord.load(folder / RECORD)) >= _validated(record):
-        return None
+    if (folder / RECORD).exists():
+        best = RunRecord.load(folder / RECORD)
+        if best.best_validation_accuracy >= record.best_validation_accuracy:
+            return None
     with new_folder(folder) as temporary:
         of_peft = shutil.ignore_patterns("README.md")  # a form without content
         shutil.copytree(FULL.checkpoints / record.name, temporary, ignore=of_peft, dirs_exist_ok=True)
@@ -51,10 +53,6 @@ def keep_if_best(run: Run) -> Path | None:
         write_json(temporary / ADAPTER_CONFIG, {**config, "base_model_name_or_path": record.base_model})
         write_json(temporary / RECORD, vars(record))
     return folder
-
-
-def _validated(record: RunRecord) -> float:
-    return max(epoch["accuracy"] for epoch in record.history["validation"])
 
 
 def write_cards(baselines: Sequence[dict]) -> list[Path]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from helpers.profiles import EMBEDDED_BERT, PROFILES
-from helpers.recipe import Recipe
+from helpers.recipe import LOWER_RATES, Recipe
 from helpers.recipes import RECIPES
 from helpers.studies.reviews import SHORT_REVIEWS
 from helpers.studies.runs import Run
@@ -39,8 +39,8 @@ def sources(rows: Rows) -> Iterator[Run]:
 def improved(rows: Rows) -> Iterator[Run]:
     """Our version of each source's recipe on the same rows, and three as they were before a later search.
 
-    The query-only post's is the same recipe as Assignment 7's. Full fine-tuning at its own best rate comes when
-    `few_reviews` has searched that. LoRA has a second seed.
+    The query-only post's is the same recipe as Assignment 7's. Full fine-tuning comes when `few_reviews` has searched
+    its rate, at that and at two lower ones. LoRA has a second seed.
     """
     for name in ("lora_distilbert_qv", "qlora_bert", "lora_bert_cased", "lora_bert_sst2"):
         for seed in SEEDS.get(name, (42,)):
@@ -53,6 +53,8 @@ def improved(rows: Rows) -> Iterator[Run]:
     if all(run.id in rows for run in searched):
         whole = RECIPES["lora_distilbert_qv"].improved().full_finetune()
         yield _at_scale("improved", replace(whole, learning_rate=rate), 42)
+        for variant, part in LOWER_RATES.items():
+            yield _at_scale("improved", replace(whole, learning_rate=rate * part, variant=variant), 42)
 
 
 def _ours(name: str) -> Recipe:

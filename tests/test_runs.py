@@ -15,6 +15,7 @@ from filelock import FileLock
 from helpers import baselines
 from helpers.data import split_reviews, tokenize
 from helpers.fitting.loop import fit
+from helpers.fitting.resuming import Stopped
 from helpers.models import build_model, load_tokenizer
 from helpers.profiles import EMBEDDED_BERT
 from helpers.recipe import METHODS
@@ -247,6 +248,29 @@ def test_a_process_that_dies_is_said_in_one_line_and_what_ended_is_kept(study, t
     monkeypatch.setattr(Future, "exception", lambda self: None)  # so that it is raised as by submit, in the main loop
     assert studies_command.main(["--jobs", "2"]) == 1
     assert "error: a process died" in capsys.readouterr().err and [entry["seed"] for entry in _toy().rows][:1] == [0]
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "said", "status"),
+    [
+        (KeyboardInterrupt(), "Stopped, and what has ended is kept.", 130),
+        (Stopped(15, 5, 10), "Stopped after 5 of 10 updates, and all is saved.", 143),
+    ],
+)
+def test_a_sitting_that_is_stopped_says_so_in_one_line(study, monkeypatch, capsys, interrupt, said, status):
+    row = runs.row_of
+
+    def stops(run, execution):
+        if run.seed == 2:
+            raise interrupt
+        return row(run, execution)
+
+    monkeypatch.setattr(runs, "row_of", stops)
+    assert studies_command.main([]) == status
+    assert capsys.readouterr().err == f"{said} The same command goes on from there.\n"
+    assert [entry["seed"] for entry in _toy().rows] == [0, 1]
+    monkeypatch.setattr(runs, "row_of", row)
+    assert studies_command.main([]) == 0 and study == [0, 1, 2]
 
 
 def test_of_several_runs_at_a_time_one_that_fails_leaves_the_others_alone(study, threads, monkeypatch, capsys):

@@ -25,7 +25,8 @@ from helpers.studies.runs import FULL, Run, row_or_metrics
 def main(arguments: list[str] | None = None) -> int:
     """Does what is left of the chosen studies.
 
-    The exit status is 2 for an unknown one, 1 where another command is under way or a run failed.
+    The exit status is 2 for an unknown one, 1 where another command is under way or a run failed, 128 and the signal's
+    number where it was stopped.
     """
     parser = argparse.ArgumentParser(prog="python -m helpers.studies", description=__doc__)
     parser.add_argument("only", nargs="*", metavar="STUDY", help=f"of {', '.join(STUDIES)}; all when none is given")
@@ -54,6 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
             study = ledger.records.get("baselines")
             write_cards(study.rows if study else [])
             return 1 if failed else 0
+    except KeyboardInterrupt as stopped:
+        said = (
+            str(stopped).partition(";")[0] or "Stopped, and what has ended is kept. The same command goes on from there"
+        )
+        print(f"{said}.", file=sys.stderr)
+        return getattr(stopped, "status", 130)
     except Timeout:
         print("error: another `make full` writes to this folder", file=sys.stderr)
     except BrokenProcessPool:

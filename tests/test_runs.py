@@ -253,8 +253,12 @@ def test_a_process_that_dies_is_said_in_one_line_and_what_ended_is_kept(study, t
 @pytest.mark.parametrize(
     ("interrupt", "said", "status"),
     [
-        (KeyboardInterrupt(), "Stopped, and what has ended is kept.", 130),
-        (Stopped(15, 5, 10), "Stopped after 5 of 10 updates, and all is saved.", 143),
+        (KeyboardInterrupt(), "Stopped. The same command goes on with what is left.", 130),
+        (
+            Stopped(15, 5, 10),
+            "Stopped after 5 of 10 updates, and all is saved. The same command goes on from there.",
+            143,
+        ),
     ],
 )
 def test_a_sitting_that_is_stopped_says_so_in_one_line(study, monkeypatch, capsys, interrupt, said, status):
@@ -267,7 +271,7 @@ def test_a_sitting_that_is_stopped_says_so_in_one_line(study, monkeypatch, capsy
 
     monkeypatch.setattr(runs, "row_of", stops)
     assert studies_command.main([]) == status
-    assert capsys.readouterr().err == f"{said} The same command goes on from there.\n"
+    assert capsys.readouterr().err == f"{said}\n"
     assert [entry["seed"] for entry in _toy().rows] == [0, 1]
     monkeypatch.setattr(runs, "row_of", row)
     assert studies_command.main([]) == 0 and study == [0, 1, 2]

@@ -56,9 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             write_cards(study.rows if study else [])
             return 1 if failed else 0
     except KeyboardInterrupt as stopped:
-        said = (
-            str(stopped).partition(";")[0] or "Stopped, and what has ended is kept. The same command goes on from there"
-        )
+        said = str(stopped).partition(";")[0] or "Stopped. The same command goes on with what is left"
         print(f"{said}.", file=sys.stderr)
         return getattr(stopped, "status", 130)
     except Timeout:

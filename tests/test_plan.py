@@ -58,7 +58,7 @@ def test_a_study_s_runs_are_all_different_and_so_are_their_labels(name):
 @pytest.mark.parametrize("name", STUDIES)
 def test_settings_are_never_chosen_on_rows_or_with_seeds_of_the_result(name):
     runs = list(STUDIES[name]({}))
-    searches = ("settings", "many_rows", "all_reviews", "quick", "epochs")
+    searches = ("settings", "many_rows", "all_reviews", "quick", "epochs", "averaging")
     searched = [run for run in runs if run.study.endswith("_search") or name in searches]
     scored = [run for run in runs if run not in searched]
     assert {run.scored_on for run in searched} <= {"validation"} and {run.scored_on for run in scored} <= {"test"}
@@ -278,6 +278,12 @@ def test_more_epochs_have_to_gain_enough_each_at_its_best_rate():
     assert (all_of_them.num_train_epochs, few.num_train_epochs, few.learning_rate) == (5, 8, 5e-4)
     all_of_them, few = _epochs_search(lambda recipe: accuracy(recipe, more=0.002))
     assert (all_of_them.num_train_epochs, few.num_train_epochs, few.learning_rate) == (3, 3, 1e-3)
+
+
+def test_averaging_is_one_change_of_a_run_that_is_there():
+    rows = {row["run"]: row for path in AT_SCALE.glob("studies/*.json") for row in StudyRecord.load(path).rows}
+    last, mean = STUDIES["averaging"](rows)
+    assert last.id in rows and replace(mean, labels=last.labels, averaged=False) == last
 
 
 def test_quick_is_what_its_search_chose():

@@ -81,7 +81,9 @@ def test_a_run_is_named_by_what_decides_its_result(tiny):
     ]  # fmt: skip
     others = [replace(tiny, recipe=recipe) for recipe in recipes]
     others += [replace(tiny, **change) for change in ({"seed": 1}, {"n_test": 63}, {"scored_on": "validation"})]
-    others += [replace(tiny, **change) for change in ({"at_scale": True}, {"base_model": EMBEDDED_BERT})]
+    others += [
+        replace(tiny, **change) for change in ({"at_scale": True}, {"averaged": True}, {"base_model": EMBEDDED_BERT})
+    ]
     assert len({run.id for run in (tiny, *others)}) == len(others) + 1
 
 
@@ -112,6 +114,14 @@ def test_every_method_gives_a_row(tiny, fp32, method):
 def test_few_rows_are_seen_as_often_as_updates_are_wanted(tiny, fp32):
     row = row_of(replace(tiny, recipe=replace(tiny.recipe, n_train=16, min_updates=5)), fp32)
     assert (row["epochs"], row["updates"]) == (5, 5)
+
+
+def test_averaged_weights_are_asked_for_by_the_run(tiny, fp32, monkeypatch):
+    asked = []
+    monkeypatch.setattr(runs, "fit", lambda *rows, averaged: (asked.append(averaged), fit(*rows))[1])
+    for run in (tiny, replace(tiny, averaged=True)):
+        row_of(run, fp32)
+    assert asked == [False, True]
 
 
 def test_a_cut_text_is_no_longer_than_the_encoder_s_tokens(tiny, fp32, monkeypatch):

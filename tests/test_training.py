@@ -7,6 +7,7 @@ import torch
 from accelerate.state import AcceleratorState
 from datasets import DatasetDict
 from filelock import FileLock
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import Trainer
 
 from helpers import training
@@ -205,6 +206,34 @@ def test_schedules_reach_the_optimizer(splits, recipe, fp32, tmp_path):
             trainer.lr_scheduler.step()
         rates[schedule] = trainer.lr_scheduler.get_last_lr()[0]
     assert rates == pytest.approx({"linear": 7.5e-3, "cosine": 1e-2 * (1 + 0.5**0.5) / 2})
+
+
+@pytest.mark.parametrize(("averaged", "counted"), [(True, slice(4, 6)), (False, slice(5, 6))])
+def test_what_is_left_is_the_last_update_or_the_mean_of_the_last_epoch(splits, recipe, fp32, averaged, counted):
+    tokenizer = load_tokenizer(recipe.base_model)
+    tokens, recipe = tokenize(splits["train"].select(range(16)), tokenizer, 16), replace(recipe, num_train_epochs=3)
+    model = build_model(recipe, recipe.base_model, fp32)
+    frozen = {name: weight.clone() for name, weight in model.named_parameters() if not weight.requires_grad}
+
+    def trained():
+        return torch.cat([weight.detach().flatten() for weight in model.parameters() if weight.requires_grad])
+
+    after = []  # each of six updates, two an epoch
+    hook = register_optimizer_step_post_hook(lambda *_: after.append(trained()))
+    try:
+        fit(model, tokenizer, recipe, tokens, None, fp32, 0, averaged=averaged)
+    finally:
+        hook.remove()
+    assert len(after) == 6 and (after[4] - after[5]).abs().max() > 1e-3
+    torch.testing.assert_close(trained(), torch.stack(after[counted]).mean(0))
+    assert all(torch.equal(weight, model.get_parameter(name)) for name, weight in frozen.items())
+
+
+def test_the_mean_of_the_last_epoch_and_the_best_epoch_do_not_go_together(splits, recipe, fp32):
+    tokenizer = load_tokenizer(recipe.base_model)
+    tokens = tokenize(splits["train"], tokenizer, 16)
+    with pytest.raises(ValueError, match="averaged=True"):
+        fit(build_model(recipe, recipe.base_model, fp32), tokenizer, recipe, tokens, tokens, fp32, 0, averaged=True)
 
 
 def test_baselines_are_scored_on_the_same_rows(splits, recipe, tiny_profile, fp32):

@@ -63,8 +63,12 @@ def fit(
     report_to: str = "none",
     checkpoints: Path | None = None,
     restart: bool = False,
+    averaged: bool = False,
 ) -> Fit:
     """Trains `model` in place on tokenized rows and restores its best epoch on `validation` (None: keeps the last).
+
+    `averaged` leaves it at the mean of its weights over the updates of the last epoch (Izmailov et al. 2018, arXiv
+    1803.05407); raises ValueError with `validation`, where an epoch is chosen.
 
     With `checkpoints`, a folder, and `validation` the run can be taken up again: called with the same arguments, it
     goes on at the last whole checkpoint there. They are made every minute and at the end of an epoch; the caller
@@ -75,6 +79,8 @@ def fit(
     Where memory runs out it starts again from the same weights and the same seed, with smaller batches and as many more
     of them to an update. Raises MemoryError when that cannot help.
     """
+    if averaged and validation is not None:
+        raise ValueError("averaged=True keeps the mean of the last epoch, validation rows the best epoch: give one.")
     check_tokenizer(model, tokenizer)
     keep_4bit_layout(model)
     _freeze_libraries()
@@ -95,7 +101,9 @@ def fit(
         eval_batch_size = EVAL_BATCH_SIZE
         while True:
             trainer = make_trainer(
-                model, tokenizer, recipe, train, validation, execution, str(folder), seed, report_to, resumable
+                *(model, tokenizer, recipe, train, validation, execution, str(folder), seed, report_to),
+                resumable=resumable,
+                averaged=averaged,
             )
             trainer.args.per_device_eval_batch_size = eval_batch_size
             if checkpoint and (epochs := ended_after(checkpoint)):

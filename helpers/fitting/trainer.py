@@ -11,7 +11,8 @@ from accelerate import PartialState
 from datasets import ClassLabel, Dataset
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
-from torch.nn import functional
+from torch.nn import ParameterList, functional
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Sampler
 from transformers import (
     DataCollatorWithPadding,
@@ -19,6 +20,7 @@ from transformers import (
     EvalPrediction,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -109,12 +111,13 @@ def make_trainer(
     seed: int,
     report_to: str = "none",
     resumable: bool = False,
+    averaged: bool = False,
 ) -> Trainer:
     """A `transformers.Trainer` over tokenized rows, stopping early where the recipe asks for it.
 
-    With `validation=None` the last step counts: nothing is validated, saved or stopped early.
+    With `validation=None` the last step counts: nothing is validated, saved or stopped early. `averaged`: see `fit`.
     """
-    callbacks = [Clock(), *([Saver()] if resumable else [])]
+    callbacks = [Clock(), *([Saver()] if resumable else []), *([_MeanOfLastEpoch()] if averaged else [])]
     if recipe.early_stopping_patience and validation is not None:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
     trainer = _Trainer(
@@ -164,6 +167,28 @@ class _Trainer(Trainer):
         except NotWritten:
             shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint is of no use
             raise
+
+
+class _MeanOfLastEpoch(TrainerCallback):
+    """Leaves the weights that train at their mean over the updates of the last epoch."""
+
+    def __init__(self):
+        self.mean: AveragedModel | None = None
+
+    def on_step_end(self, args, state, control, model=None, **_) -> None:
+        if state.max_steps - state.global_step < state.max_steps // state.num_train_epochs:
+            weights = _weights_that_train(model)
+            self.mean = self.mean or AveragedModel(weights)
+            self.mean.update_parameters(weights)
+
+    def on_train_end(self, args, state, control, model=None, **_) -> None:
+        with torch.no_grad():
+            for weight, mean in zip(_weights_that_train(model), self.mean.module, strict=True):
+                weight.copy_(mean)
+
+
+def _weights_that_train(model: torch.nn.Module) -> ParameterList:
+    return ParameterList(weight for weight in model.parameters() if weight.requires_grad)
 
 
 def _mean_loss(

@@ -150,6 +150,13 @@ def _with_epochs(rows: Rows, n_train: int | None, count: int) -> tuple[list[Run]
     return runs, replace(recipe, learning_rate=rate)
 
 
+def averaging(rows: Rows) -> Iterator[Run]:
+    """Three epochs on all reviews, the run of `epochs`: its last weights, or their mean over the last epoch."""
+    [last], _ = _with_epochs(rows, None, 3)
+    for name, run in (("the last", last), ("mean of the last epoch", replace(last, averaged=True))):
+        yield replace(run, study="averaging", labels=(("weights", name),))
+
+
 QUICK = {"as before": (1_000, 128), "256 tokens": (1_000, 256), "2,000 reviews": (2_000, 128)}  # reviews, tokens
 
 

@@ -37,7 +37,8 @@ class Run:
     `n_validation` and `n_test` are drawn first and the same for all runs, `scored_on` is one of the two names;
     `seed` fixes which of the other rows are the `recipe.n_train` training rows, and head, adapter and order. The last
     step counts. With `at_scale` the run has a RunRecord and an adapter of its own, and its best epoch counts.
-    `cut_text` gives a bag of words no more of a text than the encoder's tokens.
+    `cut_text` gives a bag of words no more of a text than the encoder's tokens. With `averaged` the mean of the weights
+    over the last epoch counts.
     """
 
     study: str
@@ -50,6 +51,7 @@ class Run:
     scored_on: str = "test"
     at_scale: bool = False
     cut_text: bool = False
+    averaged: bool = False
 
     @property
     def decisive(self) -> dict[str, object]:
@@ -61,7 +63,7 @@ class Run:
         if settings["class_weights"] is None:  # which came later, and leaves the names of earlier runs alone
             del settings["class_weights"]
         names = ("n_validation", "n_test", "seed", "scored_on", "at_scale", "cut_text")
-        rows = {name: getattr(self, name) for name in names}
+        rows = {name: getattr(self, name) for name in names} | ({"averaged": True} if self.averaged else {})
         versions = {**checkpoint_revision(self.base_model), **dataset_revision(self.recipe.dataset, FULL)}
         return {"settings": settings, "rows": rows, "loaded": versions, "version": VERSION}
 
@@ -145,7 +147,8 @@ def row_of(run: Run, execution: Execution) -> dict[str, object]:
         tokenizer = load_tokenizer(run.base_model)
         model = build_model(recipe, run.base_model, execution, run.seed)
         recipe = replace(recipe, num_train_epochs=recipe.epochs(len(rows)))
-        fitted = fit(model, tokenizer, recipe, tokens["train"].select(rows), None, execution, run.seed)
+        train = tokens["train"].select(rows)
+        fitted = fit(model, tokenizer, recipe, train, None, execution, run.seed, averaged=run.averaged)
         predictions = class_probabilities(model, tokenizer, tokens[run.scored_on], execution).argmax(axis=1)
         losses = [entry["loss"] for entry in fitted.history["train"]]
         extra = {

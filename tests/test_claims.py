@@ -255,6 +255,11 @@ def test_the_figure_has_what_is_stated_and_what_was_measured_of_each_number():
         c for c in verdicts if verdicts[c].bars
     }
     assert figure.get_suptitle().startswith(f"{len(CLAIMS)} claims: ")
+    dots = [x for axes in figure.get_axes() for line in axes.get_lines() if line.get_marker() == "o"
+            for x in line.get_xdata()]  # fmt: skip
+    assert sorted(dots) == sorted(bar.value for bar in bars if bar.value is not None), "a range has no estimate"
+    assert all(bar.low <= bar.value <= bar.high for bar in bars if bar.value is not None)
+    assert {bar.axis for bar in bars if bar.value is None} == {"times", "share", "accuracy"}
     figure.canvas.draw()
     for axes in figure.get_axes():
         ticks = [label.get_text() for label in axes.get_xticklabels()]

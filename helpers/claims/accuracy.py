@@ -44,7 +44,7 @@ def _against_the_trivial(
         said.append(f"{variant.replace('_', ' ')} {run.score}: {'; '.join(gains)}")
     first = runs[variants[0]][0]
     bars = [
-        Bar("difference", (0, float("inf")), test.low, test.high, f"{variant.replace('_', ' ')} less {name}")
+        Bar("difference", (0, float("inf")), *test[1:3], f"{variant.replace('_', ' ')} less {name}", test.difference)
         for (variant, name), test in tests.items()
     ]
     paths = (*(path for _, path in runs.values()), head_path, study_path)
@@ -90,7 +90,7 @@ def small_batch(evidence: Evidence) -> Verdict:
         gains = "; ".join(f"4 less {size} {shown_difference(test)}" for size, test in tests[held].items())
         said.append(f"at equal {held} batches of {scores} ({gains})")
     bars = tuple(
-        Bar("difference", (-MARGIN, float("inf")), test.low, test.high, f"batches of 4 less {size}")
+        Bar("difference", (-MARGIN, float("inf")), *test[1:3], f"batches of 4 less {size}", test.difference)
         for size, test in tests["reviews"].items()
     )
     where = f"n = {study.settings['n_test']:,}, 2,000 reviews seen twice, three seeds, each at the best of its rates"
@@ -113,7 +113,8 @@ def stated_accuracy(
         better, other = evidence.run(recipe, "improved")
         stated = at_least, max(at_least, at_most)
         bars = tuple(
-            Bar("accuracy", stated, *run.accuracy_ci95, run.variant.replace("_", " ")) for run in (record, better)
+            Bar("accuracy", stated, *run.accuracy_ci95, run.variant.replace("_", " "), run.metrics["accuracy"])
+            for run in (record, better)
         )
         also = f", weighted F1 {record.metrics['weighted_f1']:.3f}" if weighted_f1 else ""
         rows, of_better = shown_rows(record), shown_rows(better)
@@ -150,7 +151,7 @@ def competitive(evidence: Evidence) -> Verdict:
     n_train = {size: sides[0][0]["n_train"] for size, sides in pairs.items()}
     said = "; ".join(f"at {n_train[size]:,} rows {shown_difference(test)}" for size, test in tests.items())
     bars = tuple(
-        Bar("difference", (-MARGIN, float("inf")), test.low, test.high, f"{n_train[size]:,} rows")
+        Bar("difference", (-MARGIN, float("inf")), *test[1:3], f"{n_train[size]:,} rows", test.difference)
         for size, test in tests.items()
     )
     seeds = {len(sides[0]) for sides in pairs.values()}
@@ -175,7 +176,7 @@ def untrained_head(evidence: Evidence) -> Verdict:
     low, high = record.accuracy_ci95
     verdict = CONFIRMED if low <= 0.5 <= high else REFUTED
     sentence = "A coin toss: its interval holds 50 %. No model makes this claim right or wrong."
-    bars = (Bar("accuracy", (0.5, 0.6), low, high),)
+    bars = (Bar("accuracy", (0.5, 0.6), low, high, value=record.metrics["accuracy"]),)
     return Verdict(f"{record.score} ({shown_rows(record)})", verdict, sentence, (path,), bars)
 
 

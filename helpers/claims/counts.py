@@ -16,7 +16,7 @@ def half_a_percent(evidence: Evidence) -> Verdict:
         verdict,
         f"{budget.trainable:,} of {budget.total:,} parameters.",
         ("helpers/benchmarks/budget.py",),
-        (Bar("share", (0.0045, 0.0055), share, share, "trained"),),
+        (Bar("share", (0.0045, 0.0055), share, share, "trained", share),),
     )
 
 
@@ -54,7 +54,7 @@ def distilbert_share(evidence: Evidence) -> Verdict:
         CONFIRMED if 0.01 <= share <= 0.02 else REFUTED,
         "590,592 of them are the head's pre_classifier, not LoRA.",
         ("helpers/benchmarks/budget.py",),
-        (Bar("share", (0.01, 0.02), share, share, "trained"),),
+        (Bar("share", (0.01, 0.02), share, share, "trained", share),),
     )
 
 

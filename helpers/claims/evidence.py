@@ -34,7 +34,8 @@ class Bar(NamedTuple):
     """A claim's number on one of four axes, for the figure: the range that is stated, and what was measured.
 
     `axis` is "accuracy", "difference" (of accuracies), "times" (as fast) or "share" (of parameters, bytes); `low` and
-    `high` are the ends of the measurement's interval, or of its range. A claim of "more" states up to infinity.
+    `high` are the ends of the 95 % interval of `value`, or of a range (over shapes, formats or seeds), which has none.
+    A claim of "more" states up to infinity.
     """
 
     axis: str
@@ -42,6 +43,7 @@ class Bar(NamedTuple):
     low: float
     high: float
     label: str = ""
+    value: float | None = None
 
 
 class Verdict(NamedTuple):

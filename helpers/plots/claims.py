@@ -6,6 +6,7 @@ from math import isfinite
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
@@ -36,7 +37,8 @@ AXES = {  # of the claims that state a number
 def plot_claims(verdicts: dict[str, Verdict]) -> Figure:
     """What was stated against what was measured, a panel for each kind of number; the other claims stand below.
 
-    A grey band is what a claim states (towards an edge: "more", or "less"), a coloured bar the measurement's interval.
+    A grey band is what a claim states (towards an edge: "more", or "less"), a coloured bar what was measured: with a
+    dot an interval, without one a range.
     """
     bars = {axis: [(c, bar) for c in CLAIMS for bar in verdicts[c.id].bars if bar.axis == axis] for axis in AXES}
     bars = {axis: found for axis, found in bars.items() if found}
@@ -54,6 +56,8 @@ def plot_claims(verdicts: dict[str, Verdict]) -> Figure:
     without = [c.id for c in CLAIMS if not verdicts[c.id].bars]
     names = [Patch(color="0.85", label="stated")]
     names += [Patch(color=color, label=kind.removesuffix(" when")) for kind, color in VERDICT_COLORS.items()]
+    of_bars = {"95 % interval": {"marker": "o", "ms": 6}, "range": {}}
+    names += [Line2D([], [], color="0.4", lw=5, label=label, **style) for label, style in of_bars.items()]
     title = f"not drawn: {', '.join(without)}" if without else None
     figure.legend(handles=names, loc="outside lower right", ncols=len(names), frameon=False, fontsize=9, title=title)
     return figure
@@ -69,7 +73,8 @@ def _draw_bars(axes: Axes, axis: str, bars: list[tuple[Claim, Bar]], verdicts: d
         axes.barh(row, width, left=(low + high - width) / 2, height=0.8, color="0.85", zorder=0)
         color = VERDICT_COLORS[verdicts[claim.id].kind]
         axes.plot([bar.low, bar.high], [row, row], color=color, lw=5, solid_capstyle="butt")
-        axes.plot((bar.low + bar.high) / 2, row, "o", color=color, ms=6)
+        if bar.value is not None:
+            axes.plot(bar.value, row, "o", color=color, ms=6)
     names = [f"{claim.id}  {bar.label}".rstrip() for claim, bar in bars]
     axes.set(yticks=range(len(bars)), yticklabels=names, ylim=(len(bars) - 0.4, -0.6), xlim=(left, right))
     axes.set_xlabel(AXES[axis])

@@ -123,7 +123,7 @@ def test_the_headline_is_that_of_the_best_record():
     whole = map(RunRecord.load, AT_SCALE.glob(f"{LORA}-full_*-seed42.json"))
     best = max(whole, key=lambda record: record.best_validation_accuracy)
     test = paired_comparison(RunRecord.load(AT_SCALE / f"{LORA}-improved-seed42.json").correct, best.correct)
-    assert f"{100 * test.difference:+.1f} points" in said and "over full fine-tuning (one seed each, no diff" in said
+    assert f"{100 * test.difference:+.1f} points" in said and "from full fine-tuning (one seed each, no diff" in said
 
 
 def test_the_readme_is_right_that_no_recipe_as_written_is_above_the_bag_of_words():

@@ -76,7 +76,9 @@ def _of_all_reviews(evidence: Evidence) -> str:
     scores = [f"{name} {_score(points[name], evidence.seeds(recipes[name], 'improved'))}" for name in recipes]
     over = f"{gains['LoRA', BAG].points} over a bag of words ({gains['LoRA', BAG].verdict})"
     if ("LoRA", FULL) in gains:
-        over += f", {gains['LoRA', FULL].points} over {FULL} (one seed each, {gains['LoRA', FULL].verdict})"
+        shared = {row["seed"] for row in rows if row["method"] == FULL} & {row["seed"] for row in ours(rows, LORA)}
+        seeds = "one seed each" if len(shared) == 1 else f"{len(shared)} seeds each"
+        over += f", {gains['LoRA', FULL].points} from {FULL} ({seeds}, {gains['LoRA', FULL].verdict})"
     if "QLoRA" in recipes:
         over += f", QLoRA {gains['QLoRA', 'LoRA'].points} from LoRA"
     encoder = first.total_params - first.trainable_params

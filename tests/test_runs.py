@@ -158,15 +158,21 @@ def _toy() -> StudyRecord:
     return StudyRecord.load(runs.FULL.results / "studies" / "toy.json")
 
 
-def test_what_has_its_row_is_not_run_again(study, capsys, monkeypatch):
-    def stops(run, execution):
-        if run.seed == 2:
-            raise KeyboardInterrupt
+def _raise_at(monkeypatch, seed, error):
+    """Has the run with `seed` end by `error`."""
+    row = runs.row_of
+
+    def raises(run, execution):
+        if run.seed == seed:
+            raise error
         return row(run, execution)
 
-    row = runs.row_of
+    monkeypatch.setattr(runs, "row_of", raises)
+
+
+def test_what_has_its_row_is_not_run_again(study, capsys, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "row_of", stops)
+        _raise_at(patched, 2, KeyboardInterrupt())
         assert studies_command.main([]) == 130
     assert study == [0, 1] and [entry["seed"] for entry in _toy().rows] == [0, 1], "a row is written as its run ends"
     assert studies_command.main(["--list"]) == 0 and re.search(r"toy\s+2 of\s+3 done", capsys.readouterr().out)
@@ -246,14 +252,7 @@ def test_several_runs_at_a_time_give_the_rows_of_one_after_the_other(study, thre
 
 
 def test_a_process_that_dies_is_said_in_one_line_and_what_ended_is_kept(study, threads, monkeypatch, capsys):
-    row = runs.row_of
-
-    def dies(run, execution):
-        if run.seed == 2:
-            raise BrokenProcessPool
-        return row(run, execution)
-
-    monkeypatch.setattr(runs, "row_of", dies)
+    _raise_at(monkeypatch, 2, BrokenProcessPool())
     monkeypatch.setattr(Future, "exception", lambda self: None)  # so that it is raised as by submit, in the main loop
     assert studies_command.main(["--jobs", "2"]) == 1
     assert "error: a process died" in capsys.readouterr().err and [entry["seed"] for entry in _toy().rows][:1] == [0]
@@ -271,35 +270,21 @@ def test_a_process_that_dies_is_said_in_one_line_and_what_ended_is_kept(study, t
     ],
 )
 def test_a_sitting_that_is_stopped_says_so_in_one_line(study, monkeypatch, capsys, interrupt, said, status):
-    row = runs.row_of
-
-    def stops(run, execution):
-        if run.seed == 2:
-            raise interrupt
-        return row(run, execution)
-
-    monkeypatch.setattr(runs, "row_of", stops)
-    assert studies_command.main([]) == status
+    with monkeypatch.context() as patched:
+        _raise_at(patched, 2, interrupt)
+        assert studies_command.main([]) == status
     assert capsys.readouterr().err == f"{said}\n"
     assert [entry["seed"] for entry in _toy().rows] == [0, 1]
-    monkeypatch.setattr(runs, "row_of", row)
     assert studies_command.main([]) == 0 and study == [0, 1, 2]
 
 
 def test_of_several_runs_at_a_time_one_that_fails_leaves_the_others_alone(study, threads, monkeypatch, capsys):
-    row = runs.row_of
-
-    def breaks(run, execution):
-        if run.seed == 0:
-            raise RuntimeError("CUDA out of memory")
-        return row(run, execution)
-
-    monkeypatch.setattr(runs, "row_of", breaks)
-    assert studies_command.main(["--jobs", "2"]) == 1
+    with monkeypatch.context() as patched:
+        _raise_at(patched, 0, RuntimeError("CUDA out of memory"))
+        assert studies_command.main(["--jobs", "2"]) == 1
     out = capsys.readouterr().out
     assert "failed: toy: r 8, seed 0: CUDA out of memory" in out and "nothing is left" not in out
     assert [entry["seed"] for entry in _toy().rows] == [1, 2]
-    monkeypatch.setattr(runs, "row_of", row)
     assert studies_command.main(["--jobs", "2"]) == 0 and sorted(study) == [0, 1, 2]
 
 

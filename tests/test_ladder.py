@@ -1,15 +1,23 @@
 from dataclasses import replace
 from itertools import pairwise
-from random import Random
 
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.benchmarks import ladder as ladders
-from helpers.benchmarks.ladder import SOURCES, Rung, ladder, measure_rungs, method_recipe, methods_race, training_flops
+from helpers.benchmarks.ladder import (
+    SOURCES,
+    Rung,
+    ladder,
+    ladder_texts,
+    measure_rungs,
+    method_recipe,
+    methods_race,
+    training_flops,
+)
 from helpers.benchmarks.timing import TrainingStep
 from helpers.models import build_model, load_tokenizer
-from helpers.profiles import Execution
+from helpers.profiles import PROFILES, Execution
 from helpers.recipes import RECIPES
 
 CPU, GPU = Execution("cpu", "bf16", "lean"), Execution("cuda", "bf16", "sdpa")
@@ -67,12 +75,13 @@ def test_rungs_are_measured_on_the_batches_they_describe(recipe, tiny_checkpoint
     shapes = {}
     for rung in (padded, longest, grouped):
         runner = ladders._Runner(rung, encoded, tiny_checkpoints["bert"], 16)
-        shapes[rung.change] = [tuple(batch["input_ids"].shape) for batch in runner.batches]
-        samples, operations = runner.measure(0.01, Random(0))
+        shapes[rung.change] = {tuple(batch["input_ids"].shape): count for batch, count in runner.batches}
+        samples, operations = runner.measure(0.01)
         assert samples > 0 and operations > 0
-    assert shapes["as written"] == [(4, 16)] * 16
-    assert shapes["to the longest"] == [(4, 9)] * 16
-    assert len(shapes["by length"]) == 16 and sum(tokens for _, tokens in shapes["by length"]) < 0.8 * 16 * 9
+    assert shapes["as written"] == {(4, 16): 8}
+    assert shapes["to the longest"] == {(4, 9): 8}
+    assert sum(shapes["by length"].values()) == 8
+    assert sum(tokens * count for (_, tokens), count in shapes["by length"].items()) < 0.8 * 8 * 9
     rows = measure_rungs([padded, grouped], texts, tiny_checkpoints["bert"], 16, repeats=3, seconds=0.01)
     assert [row["change"] for row in rows] == ["as written", "by length"]
     assert rows[0]["ratio"] == 1 and rows[1]["ratio"] == rows[1]["samples_per_second"] / rows[0]["samples_per_second"]
@@ -80,9 +89,22 @@ def test_rungs_are_measured_on_the_batches_they_describe(recipe, tiny_checkpoint
     assert all(0 < row["matmul_share"] < 1 for row in rows)
 
 
+def test_windows_see_the_same_lengths_and_these_are_those_of_all_texts(recipe, tiny_checkpoints, fp32, monkeypatch):
+    texts = ladder_texts(recipe, PROFILES["quick"], 512)
+    encoded = load_tokenizer(tiny_checkpoints["bert"])(texts)["input_ids"]
+    grouped = ladders._Runner(Rung("by length", recipe, fp32), encoded, tiny_checkpoints["bert"], 128)
+    monkeypatch.setattr(ladders._Runner, "_timed", lambda self, batch: batch["input_ids"].numel())
+    speed, operations = grouped.measure(1)
+    assert grouped.measure(1) == (speed, operations)
+    assert grouped.measure(1_000_000) == pytest.approx((speed, operations))
+    monkeypatch.setattr(ladders, "WINDOW_BATCHES", 10_000)
+    all_batches = ladders._Runner(grouped.rung, encoded, tiny_checkpoints["bert"], 128)
+    assert len(all_batches.batches) > 16 and all_batches.measure(1)[0] == pytest.approx(speed, rel=0.05)
+
+
 def test_a_rung_that_overlaps_with_the_one_before_is_within_scatter(recipe, tiny_checkpoints, fp32, monkeypatch):
     windows = iter([(10, 1), (11, 1), (20, 1), (12, 1), (10.5, 1), (21, 1)])  # two rounds of three rungs
-    monkeypatch.setattr(ladders._Runner, "measure", lambda self, seconds, random: next(windows))
+    monkeypatch.setattr(ladders._Runner, "measure", lambda self, seconds: next(windows))
     rungs = [Rung(name, recipe, fp32, group_by_length=False) for name in ("first", "second", "third")]
     rows = measure_rungs(rungs, ["the movie"] * 8, tiny_checkpoints["bert"], 16, repeats=2)
     assert [row["windows"] for row in rows] == [[10, 12], [11, 10.5], [20, 21]]

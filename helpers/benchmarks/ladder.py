@@ -1,9 +1,9 @@
 """From a recipe as its source runs it to our version, one change a step, interleaved in one process."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from random import Random
 from statistics import median
 
 import torch
@@ -19,6 +19,8 @@ from helpers.profiles import PROFILES, Execution, Profile
 from helpers.recipe import Recipe
 from helpers.recipes import RECIPES
 from helpers.results import StudyRecord
+
+WINDOW_BATCHES = 8  # of all lengths, the same in every window: two windows differ by the machine, not by their texts
 
 
 @dataclass(frozen=True)
@@ -158,32 +160,44 @@ class _Runner:
             lengths = [len(row) for row in ids]
             order = list(LengthGroupedSampler(size, lengths=lengths, generator=torch.Generator().manual_seed(0)))
         padding = {"padding": "longest"} if rung.pad_to_longest else {"padding": "max_length", "max_length": max_length}
-        self.batches = [
+        batches = [
             tokenizer.pad({"input_ids": [ids[i] for i in order[start : start + size]]}, **padding, return_tensors="pt")
             for start in range(0, len(ids) - size + 1, size)
         ]
+        self.batches = _spread(batches, WINDOW_BATCHES)
         self.flops = training_flops(recipe, base_model, execution.last_layer_at_cls)
 
-    def measure(self, seconds: float, random: Random) -> tuple[float, float]:
-        """(samples, operations) a second over batches in random order, for `seconds` and at least one batch.
+    def measure(self, seconds: float) -> tuple[float, float]:
+        """(samples, operations) a second over the window's batches, once or as often as `seconds` allow.
 
         The batch with the most tokens goes first and is not counted: it brings the memory that is kept where it is.
         """
-        self._timed(max(self.batches, key=lambda batch: batch["input_ids"].numel()))
-        elapsed, samples, operations = 0.0, 0, 0.0
-        while elapsed < seconds:
-            for batch in random.sample(self.batches, len(self.batches)):
+        self._timed(max((batch for batch, _ in self.batches), key=lambda batch: batch["input_ids"].numel()))
+        spent, elapsed, samples, operations = 0.0, 0.0, 0, 0.0
+        while spent < seconds:
+            for batch, count in self.batches:
                 rows, tokens = batch["input_ids"].shape
-                elapsed += self._timed(batch)
-                samples, operations = samples + rows, operations + self.flops(rows, tokens)
-                if elapsed >= seconds:
-                    break
+                took = self._timed(batch)
+                spent, elapsed = spent + took, elapsed + count * took
+                samples, operations = samples + count * rows, operations + count * self.flops(rows, tokens)
         return samples / elapsed, operations / elapsed
 
     def _timed(self, batch: BatchEncoding) -> float:
         device = self.rung.execution.device
         labels = torch.zeros(len(batch["input_ids"]), dtype=torch.long, device=device)
         return self.step.timed(batch.to(device), labels)
+
+
+def _spread(batches: list[BatchEncoding], count: int) -> list[tuple[BatchEncoding, int]]:
+    """`count` of `batches` evenly from the fewest tokens to the most; of equal shapes one, with how many it stands for.
+
+    They stay in the order of `batches`.
+    """
+    by_tokens = sorted(range(len(batches)), key=lambda index: batches[index]["input_ids"].numel())
+    chosen = sorted(by_tokens[int((part + 0.5) * len(batches) / count)] for part in range(count))
+    shapes = Counter(tuple(batches[index]["input_ids"].shape) for index in chosen)
+    one_of_each = {tuple(batches[index]["input_ids"].shape): batches[index] for index in chosen}
+    return [(batch, shapes[shape]) for shape, batch in one_of_each.items()]
 
 
 def measure_rungs(
@@ -199,15 +213,15 @@ def measure_rungs(
     `windows`, `ratio` to the first rung, `within_scatter` where they overlap with the rung's before (no gain or loss is
     seen then), and `matmul_share` of the fastest matrix product in this process.
 
-    A window lasts `seconds` or one batch. All models are in memory at once.
+    A window times the same `WINDOW_BATCHES` batches of a rung, for `seconds` or once. All models are in memory at once.
     """
     device = rungs[0].execution.device
     encoded = load_tokenizer(base_model)(texts, verbose=False)["input_ids"]
-    runners, random = [_Runner(rung, encoded, base_model, max_length) for rung in rungs], Random(0)
+    runners = [_Runner(rung, encoded, base_model, max_length) for rung in rungs]
     measured, peak = [], 0.0
     for _ in range(repeats):
         peak = max(peak, matmul_peak(device, rungs[-1].execution.compute_dtype))
-        measured.append([runner.measure(seconds, random) for runner in runners])
+        measured.append([runner.measure(seconds) for runner in runners])
     rows = []
     for rung, windows in zip(rungs, zip(*measured, strict=True), strict=True):
         rates = [samples for samples, _ in windows]

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from helpers.claims.evidence import Evidence, Missing
 from helpers.evaluation import PairedComparison
 from helpers.recipe import LOWER_RATES
@@ -52,8 +54,14 @@ def rows_at_scale(evidence: Evidence) -> list[dict[str, Any]]:
     records = sorted(evidence.all_at_scale(), key=lambda record: (order.index(record.recipe), record.seed))
     whole = [record for record in records if record.variant in WHOLE]
     lost = sorted(whole, key=lambda record: record.best_validation_accuracy)[:-1]
-    words = VARIANTS | {record.variant: f"{FULL} at {record.settings['learning_rate']:g}" for record in lost}
+    rates = {record.variant: record.settings["learning_rate"] for record in lost}
+    words = VARIANTS | {variant: f"{FULL} at {_scientific(rate)}" for variant, rate in rates.items()}
     return rows + [_row(record, words[name]) for name in words for record in records if record.variant == name]
+
+
+def _scientific(rate: float) -> str:
+    """For example 2e-4, as the recipes write it."""
+    return np.format_float_scientific(rate, trim="-", exp_digits=1)
 
 
 def _row(record: RunRecord, words: str) -> dict[str, Any]:

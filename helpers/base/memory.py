@@ -58,7 +58,7 @@ def keep_freed_memory(wanted: bool = True) -> None:
 
     Of itself glibc gives every block above 32 MB back and asks for the next anew, which the system hands out in pages
     that it has to zero: for activations, at every step. A process keeps its peak until `return_freed_memory`, and the
-    peak is somewhat higher, as free blocks lie between others. `python -m helpers.benchmarks ladder` measures the gain.
+    peak is somewhat higher, as free blocks lie between others. `python -m helpers.benchmarks ladder` measures it.
     """
     global _kept
     if wanted != _kept and (libc := _glibc()):

@@ -116,6 +116,7 @@ def _accuracy(execution: Execution) -> list[dict]:
     runs.append(("improved", "fastest", execution.precision, 80))
     if execution.device == "cuda":
         runs += [("improved", name, name, 80) for name in ("fp32", "fp16") if name != execution.precision]
+        runs += [(method, name, name, 80) for method in ("full_finetune", "qlora") for name in ("fp32", "fp16")]
     return [
         {
             "settings": settings,

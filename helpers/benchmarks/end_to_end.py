@@ -74,7 +74,7 @@ def benchmark_accuracy(execution: Execution) -> StudyRecord:
     """Trains the SST-2 post at its own scale: as written, and improved on the source's execution and on the fastest.
 
     All runs have its epochs and are scored on the same test sentences, for paired tests: speed must cost nothing. A GPU
-    also trains the improved recipe in fp16 and in fp32, all else as in the fastest.
+    also trains it, by LoRA, QLoRA and full fine-tuning, improved, in fp16 and in fp32, all else as in the fastest.
     """
     recipe = RECIPES["lora_bert_sst2"]
     profile = replace(PROFILES["quick"], n_train=recipe.n_train, n_validation=recipe.n_validation, max_epochs=None)
@@ -82,20 +82,24 @@ def benchmark_accuracy(execution: Execution) -> StudyRecord:
     splits = load_splits(recipe, profile)
     base_model = profile.base_model(recipe.base_model)
     rows = []
-    runs = [(recipe, "fastest", execution), (recipe.improved(), "source's", source)]
-    runs.append((recipe.improved(), "fastest", execution))
+    ours = recipe.improved()
+    runs = [("as_written", recipe, "fastest", execution), ("improved", ours, "source's", source)]
+    runs.append(("improved", ours, "fastest", execution))
     if execution.device == "cuda":
-        others = [name for name in ("fp32", "fp16") if name != execution.precision]
-        runs += [(recipe.improved(), name, replace(execution, precision=name)) for name in others]
-    for settings, name, used in runs:
+        formats = {name: replace(execution, precision=name) for name in ("fp32", "fp16")}
+        others = [name for name in formats if name != execution.precision]
+        runs += [("improved", ours, name, formats[name]) for name in others]
+        methods = {"full_finetune": ours.full_finetune(), "qlora": replace(ours, quantization="nf4")}
+        runs += [(label, run, *used) for label, run in methods.items() for used in formats.items()]
+    for label, settings, name, used in runs:
         tokenizer, tokens = tokenize_splits(settings, splits, profile)
         model = build_model(settings, base_model, used, profile.seed)
         fit(model, tokenizer, settings, tokens["train"], None, used, profile.seed)
         predictions = class_probabilities(model, tokenizer, tokens["test"], used).argmax(axis=1)
-        row = {"settings": settings.variant, "execution": name, "precision": used.precision}
+        row = {"settings": label, "execution": name, "precision": used.precision}
         row |= {"attention": used.attention}
         rows.append(row | scores(predictions, splits["test"]))
-        print(f"{settings.variant:12s} {name:10s} {rows[-1]['accuracy']:.1%}", flush=True)
+        print(f"{label:13s} {name:10s} {rows[-1]['accuracy']:.1%}", flush=True)
     shared = {"recipe": recipe.name, "base_model": base_model, "n_train": len(splits["train"])}
     shared |= {"epochs": recipe.num_train_epochs, "n_test": len(splits["test"])}
     return device_record("accuracy", execution, shared, rows)

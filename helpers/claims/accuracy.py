@@ -80,7 +80,7 @@ def _no_worse(tests: Mapping[str, PairedComparison], held: str) -> str:
 def small_batch(evidence: Evidence) -> Verdict:
     study, path = evidence.study("batches")
     said, tests = [], {}
-    for held in ("reviews", "updates"):
+    for held, seen in (("reviews", "2,000 seen twice"), ("updates", "250 to 4,000 reviews seen four times")):
         rows = [row for row in study.rows if row["held"] == held]
         by_size = {size: [row for row in rows if row["batch_size"] == size] for size in (4, 16, 64)}
         tests[held] = compare_runs({f"{size}": (by_size[4], by_size[size]) for size in (16, 64)})
@@ -88,12 +88,12 @@ def small_batch(evidence: Evidence) -> Verdict:
             f"{point['batch_size']}: {point['accuracy']:.1%}" for point in summarize(rows, ["batch_size"])
         )
         gains = "; ".join(f"4 less {size} {shown_difference(test)}" for size, test in tests[held].items())
-        said.append(f"at equal {held} batches of {scores} ({gains})")
+        said.append(f"at equal {held}, {seen}, batches of {scores} ({gains})")
     bars = tuple(
         Bar("difference", (-MARGIN, float("inf")), *test[1:3], f"batches of 4 less {size}", test.difference)
         for size, test in tests["reviews"].items()
     )
-    where = f"n = {study.settings['n_test']:,}, 2,000 reviews seen twice, three seeds, each at the best of its rates"
+    where = f"n = {study.settings['n_test']:,}, three seeds, each at the best of its rates"
     return Verdict(
         f"{'; '.join(said)} ({where}, {study.device})",
         _no_worse(tests["reviews"], "compared with batches of"),

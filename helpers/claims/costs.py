@@ -86,7 +86,10 @@ def _on_all(devices: list[Ratios], at_least: float, at_most: float = float("inf"
 
 
 def _agreed(verdicts: dict[str, str]) -> str:
-    """The one verdict of all devices where they agree, else one that says what holds on which."""
+    """The one verdict of all devices where they agree, else one that says what holds on which.
+
+    Where none confirms the claim and one leaves it open, it is not decided, whatever the others refute.
+    """
     if len(set(verdicts.values())) == 1:
         return next(iter(verdicts.values()))
     holds = [
@@ -102,7 +105,7 @@ def _agreed(verdicts: dict[str, str]) -> str:
             rest.append(f"open on {device}" + (f" ({where})" if where.startswith("outside") else ""))
     if holds:
         return f"{ONLY_WHEN} it runs {'; '.join(sorted(holds, key=len) + rest)}"
-    return f"{REFUTED} on {', '.join(d for d, v in verdicts.items() if v == REFUTED)}; {rest[-1]}"
+    return f"{UNDECIDED}: {'; '.join(rest)}; run {COMMAND} steps on a quiet machine"
 
 
 def _by_range(ratios: Intervals, at_least: float, at_most: float = float("inf")) -> str:
@@ -154,15 +157,13 @@ def _speed(evidence: Evidence, stated: tuple[float, float], sentence: str) -> Ve
     except Missing:
         fewer = []
     if fewer:
-        measured += f"; with adapters on query and value {_each(fewer, _times, 'as fast')}"
-    for ratios in fewer:
-        bars.append(Bar("times", stated, *_ends(ratios.shapes), f"{_kind(ratios)}, query and value"))
-        verdict = _by_range(ratios.shapes, *stated)
-        if verdict != (of_every := verdicts.pop(ratios.device, verdict)):
-            verdicts[f"{ratios.device} with adapters on every linear layer"] = of_every
-            verdicts[f"{ratios.device} with adapters on query and value"] = verdict
-        else:
-            verdicts[ratios.device] = verdict
+        of_every, of_fewer = "with adapters on every linear layer", "with adapters on query and value"
+        measured = f"{of_every} {measured}; {of_fewer} {_each(fewer, _times, 'as fast')}"
+        of_both = {ratios.device: _by_range(ratios.shapes, *stated) for ratios in fewer}
+        bars += [Bar("times", stated, *_ends(r.shapes), f"{_kind(r)}, query and value") for r in fewer]
+        alone = {f"{device} {of_every}": v for device, v in verdicts.items() if of_both.get(device) != v}
+        alone |= {f"{device} {of_fewer}": v for device, v in of_both.items() if verdicts.get(device) != v}
+        verdicts = {device: v for device, v in verdicts.items() if of_both.get(device) == v} | alone
     return Verdict(measured, _agreed(verdicts), sentence, _paths(devices), tuple(bars))
 
 

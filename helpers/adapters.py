@@ -18,8 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from helpers.base.hub import REVISIONS, file_sha256
 from helpers.base.writing import new_folder, put_back, write_json
 from helpers.checkpoints import EMBEDDED, checkpoint_revision
-from helpers.models import check_vocabulary, load_classifier
-from helpers.own_data import positions
+from helpers.models import check_vocabulary, load_classifier, positions
 from helpers.profiles import Execution
 from helpers.recipe import TRUNCATIONS
 

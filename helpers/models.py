@@ -141,6 +141,17 @@ def check_vocabulary(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTo
         raise ValueError(f"The tokenizer has {len(tokenizer):,} tokens, the model embeddings for {rows:,}.")
 
 
+def positions(encoder: PreTrainedModel) -> float:
+    """The most tokens the encoder has positions for; RoBERTa's start behind its padding index."""
+    limit = getattr(encoder.config, "max_position_embeddings", -1)
+    reserved = [
+        module.padding_idx + 1
+        for name, module in encoder.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
+    return limit - max(reserved, default=0) if limit > 0 else float("inf")  # -1: relative positions, no limit
+
+
 def revisions(recipe: Recipe, profile: Profile, with_model: bool = True) -> dict[str, str]:
     """Which version of the recipe's data and, where a model was in play, of its checkpoint was loaded, by name."""
     found = dataset_revision(recipe.dataset, profile)

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from helpers.base.tables import shown_list
 from helpers.base.texts import shortened, text_key
 from helpers.data import drop_duplicates, split_reviews, token_lengths
-from helpers.models import from_hub, load_tokenizer
+from helpers.models import from_hub, load_tokenizer, positions
 from helpers.profiles import Profile
 from helpers.recipe import Recipe
 from helpers.recipes import RECIPES
@@ -193,17 +193,6 @@ def adapt_recipe(recipe: Recipe, base_model: str) -> Recipe:
         modules_to_save=tuple(sorted(head - {"classifier"})),  # peft adds the classifier itself
         max_length=min(recipe.max_length, load_tokenizer(base_model).model_max_length, positions(encoder)),
     )
-
-
-def positions(encoder: PreTrainedModel) -> float:
-    """The most tokens the encoder has positions for; RoBERTa's start behind its padding index."""
-    limit = getattr(encoder.config, "max_position_embeddings", -1)
-    reserved = [
-        module.padding_idx + 1
-        for name, module in encoder.named_modules()
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
-    ]
-    return limit - max(reserved, default=0) if limit > 0 else float("inf")  # -1: relative positions, no limit
 
 
 OWN_DATA_RECIPE = "lora_bert_sst2"

@@ -1,3 +1,4 @@
+from dataclasses import asdict
 from random import Random
 
 import pytest
@@ -5,11 +6,13 @@ import torch
 
 from helpers import profiles, results
 from helpers.benchmarks import __main__ as benchmarks_command
-from helpers.benchmarks import execution, steps
+from helpers.benchmarks import execution, padding, steps
 from helpers.benchmarks.execution import benchmark_execution
 from helpers.benchmarks.fresh import in_fresh_process
+from helpers.benchmarks.padding import Texts, benchmark_padding, measure_padding
 from helpers.benchmarks.records import device_folder, device_record, find_benchmarks
 from helpers.benchmarks.steps import StepSpec, benchmark_steps, measure_step, step_specs
+from helpers.benchmarks.timing import TrainingStep
 
 
 def test_every_method_is_measured_at_two_sizes_two_batches_and_two_lengths(fp32):
@@ -79,6 +82,40 @@ def test_when_no_step_can_be_measured_the_reason_is_said(fp32, monkeypatch):
         benchmark_steps(fp32, [StepSpec("tiny", "lora", 2, 16, "fp32", "eager")])
 
 
+def test_every_multiple_is_trained_in_each_round_and_compared_with_padding_to_the_longest(fp32, monkeypatch):
+    asked = []
+
+    def measure(function, texts, multiple, execution):
+        asked.append((texts["dataset"], multiple))
+        count = len(asked)
+        return {"samples_per_second": 10.0 * count, "peak_memory_bytes": 100 - count, "peak_memory_method": "made up"}
+
+    monkeypatch.setattr(padding, "in_fresh_process", measure)
+    monkeypatch.setattr(padding, "TEXTS", [Texts("imdb", 16, 2), Texts("rotten_tomatoes", 8, 2)])
+    record = benchmark_padding(fp32)
+    assert asked == 2 * [("imdb", 1), ("imdb", 32), ("rotten_tomatoes", 1), ("rotten_tomatoes", 32)]
+    longest, padded = record.rows[:2]
+    assert longest["windows"] == [10.0, 50.0] and longest["ratio"] == 1 and longest["multiple"] == 1
+    assert padded["samples_per_second"] == 40.0 and padded["ratio"] == pytest.approx(40 / 30)
+    assert padded["peaks"] == [98, 94] and padded["peak_memory_bytes"] == 96
+    assert record.command == "python -m helpers.benchmarks padding"
+
+
+def test_a_padded_training_is_measured_on_real_texts_in_batches_of_the_multiple(fp32, monkeypatch):
+    shapes = []
+
+    class Step(TrainingStep):
+        def run(self, batch, labels):
+            shapes.append(tuple(batch["input_ids"].shape))
+            super().run(batch, labels)
+
+    monkeypatch.setattr(padding, "TrainingStep", Step)
+    row = measure_padding(asdict(Texts("rotten_tomatoes", 64, 2)), 16, asdict(fp32))
+    assert len(shapes) == 2 and {rows for rows, _ in shapes} == {16}
+    assert {tokens % 16 for _, tokens in shapes} == {0} and max(tokens for _, tokens in shapes) <= 64
+    assert row["samples_per_second"] > 0 and row["peak_memory_bytes"] > 50e6
+
+
 def test_a_failing_measurement_says_what_failed():
     with pytest.raises(RuntimeError, match=r"call_step.*failed"):
         in_fresh_process(steps.call_step, spec={}, device="cpu", base_model="nothing")
@@ -97,7 +134,7 @@ def test_records_are_found_by_device_and_an_unknown_benchmark_is_refused(tmp_pat
     assert [found for _, found in find_benchmarks("steps")] == [record]
     with pytest.raises(SystemExit):
         benchmarks_command.main(["speed"])
-    assert "there is execution, ladder, prediction, steps" in capsys.readouterr().err
+    assert "there is execution, ladder, padding, prediction, steps" in capsys.readouterr().err
 
 
 KINDS = {(precision, attention) for precision in ("fp32", "bf16", "fp16") for attention in ("eager", "lean", "sdpa")}

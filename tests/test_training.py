@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from filelock import FileLock
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from transformers import Trainer
+from transformers import DataCollatorWithPadding, Trainer
 
 from helpers import training
 from helpers.checkpoints import resolve_checkpoint
@@ -20,6 +20,7 @@ from helpers.fitting.resuming import Occupied
 from helpers.fitting.trainer import make_trainer, training_arguments
 from helpers.inference import SentimentClassifier
 from helpers.models import attach_lora, build_model, load_classifier, load_tokenizer, nf4_config
+from helpers.own_data import adapt_recipe
 from helpers.profiles import EMBEDDED_BERT, Execution, fastest_execution
 from helpers.recipes import RECIPES
 from helpers.results import RunRecord
@@ -176,6 +177,28 @@ def test_recipe_and_execution_in_trainer_s_words(recipe, tmp_path):
     assert arguments.gradient_accumulation_steps == 2
     assert arguments.bf16 and not arguments.fp16
     assert (arguments.seed, arguments.metric_for_best_model, arguments.logging_steps) == (7, "accuracy", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "long", "multiple", "tokens"),
+    [("bert", 10, 32, 32), ("bert", 10, 24, 7), ("bert", 16, 32, 7), ("roberta", 10, 32, 7)],
+)
+def test_long_rows_are_padded_to_a_multiple_that_fits_the_encoder_s_positions(
+    tiny_encoders, recipe, fp32, tmp_path, monkeypatch, name, long, multiple, tokens
+):
+    """The longest row has 16 tokens. One of 62, all that the RoBERTa here has positions for, must not become 64."""
+    monkeypatch.setattr("helpers.fitting.trainer.LONG", long)
+    monkeypatch.setattr("helpers.fitting.trainer.MULTIPLE", multiple)
+    base_model = tiny_encoders[name]
+    model, tokenizer = build_model(adapt_recipe(recipe, base_model), base_model, fp32), load_tokenizer(base_model)
+    rows = Dataset.from_dict({"input_ids": [16 * [5], 4 * [5]], "label": [0, 1], "length": [16, 4]})
+    made = make_trainer(model, tokenizer, recipe, rows, None, fp32, str(tmp_path), 0)
+    short = [{"input_ids": 7 * [5], "label": 0}, {"input_ids": 3 * [5], "label": 1}]
+    batch, plain = made.data_collator(short), DataCollatorWithPadding(tokenizer)(short)
+    assert batch["input_ids"].shape == (2, tokens) and batch["attention_mask"].sum().item() == 10
+    model.eval()
+    torch.testing.assert_close(model(**batch).logits, model(**plain).logits, rtol=0, atol=1e-6)
+    model(**made.data_collator([{"input_ids": 62 * [5], "label": 0}]))
 
 
 def test_accumulated_batches_give_the_loss_and_gradient_of_one_batch(splits, recipe, fp32, tmp_path):

@@ -14,6 +14,7 @@ from helpers.base.paths import shown
 from helpers.benchmarks.end_to_end import benchmark_accuracy, benchmark_adapter, benchmark_prediction
 from helpers.benchmarks.execution import benchmark_execution
 from helpers.benchmarks.ladder import benchmark_ladder
+from helpers.benchmarks.padding import benchmark_padding
 from helpers.benchmarks.records import COMMAND, device_folder, device_label
 from helpers.benchmarks.steps import benchmark_steps
 from helpers.profiles import fastest_execution
@@ -21,6 +22,7 @@ from helpers.profiles import fastest_execution
 BENCHMARKS = {
     "execution": benchmark_execution,
     "ladder": benchmark_ladder,
+    "padding": benchmark_padding,
     "prediction": benchmark_prediction,
     "steps": benchmark_steps,
     "accuracy": benchmark_accuracy,

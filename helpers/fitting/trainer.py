@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import ClassLabel, Dataset
+from peft import PeftModel
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import ParameterList, functional
@@ -28,11 +29,15 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from helpers.base.writing import NotWritten, saying_no_room
 from helpers.evaluation import classification_metrics
 from helpers.fitting.resuming import Clock, Saver
+from helpers.models import positions
 from helpers.profiles import Execution
 from helpers.recipe import Recipe
 
 EVAL_BATCH_SIZE = 16  # larger batches fall out of a CPU's caches and are slower
 LOGS_PER_EPOCH = 10
+# Batches of every length leave holes of every size in a CPU's memory; with few lengths one fits where another was.
+# Short texts take little memory, and padding would cost them time (`python -m helpers.benchmarks padding`).
+LONG, MULTIPLE = 256, 32  # tokens
 
 
 def process_state(device: str) -> PartialState:
@@ -128,7 +133,7 @@ def make_trainer(
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=_multiple(model, train)),
         compute_loss_func=partial(_mean_loss, weights=class_weights(recipe, train)),
         compute_metrics=_balanced_metrics if recipe.class_weights else _compute_metrics,
         callbacks=callbacks,
@@ -136,6 +141,17 @@ def make_trainer(
     # BERT's forward takes **kwargs, so Trainer believes that it averages over accumulated batches. It does not.
     trainer.model_accepts_loss_kwargs = False
     return trainer
+
+
+def _multiple(model: torch.nn.Module, train: Dataset) -> int | None:
+    """What batches are padded to a multiple of: `MULTIPLE` tokens where there are rows of more than `LONG`.
+
+    Else None, to their longest; so also where a padded batch could be longer than the encoder has positions.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    limit = positions(base.base_model)
+    fits = limit == float("inf") or limit % MULTIPLE == 0
+    return MULTIPLE if fits and max(train["length"]) > LONG else None
 
 
 class _LengthGroups(LengthGroupedSampler):

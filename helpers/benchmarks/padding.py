@@ -32,7 +32,7 @@ class Texts:
     updates: int
 
 
-TEXTS = (Texts("imdb", 512, 120), Texts("rotten_tomatoes", 128, 120))
+TEXTS = (Texts("imdb", 512, 100), Texts("rotten_tomatoes", 128, 120))
 
 
 def benchmark_padding(execution: Execution) -> StudyRecord:

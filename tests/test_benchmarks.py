@@ -3,10 +3,11 @@ from random import Random
 
 import pytest
 import torch
+from device_records import as_device
 
 from helpers import profiles, results
 from helpers.benchmarks import __main__ as benchmarks_command
-from helpers.benchmarks import execution, padding, steps
+from helpers.benchmarks import end_to_end, execution, padding, steps
 from helpers.benchmarks.execution import benchmark_execution
 from helpers.benchmarks.fresh import in_fresh_process
 from helpers.benchmarks.padding import Texts, benchmark_padding, measure_padding
@@ -114,6 +115,28 @@ def test_a_padded_training_is_measured_on_real_texts_in_batches_of_the_multiple(
     assert len(shapes) == 2 and {rows for rows, _ in shapes} == {16}
     assert {tokens % 16 for _, tokens in shapes} == {0} and max(tokens for _, tokens in shapes) <= 64
     assert row["samples_per_second"] > 0 and row["peak_memory_bytes"] > 50e6
+
+
+@pytest.mark.parametrize("device", ["t4", "a100", "cpu"])
+def test_a_gpu_trains_every_method_in_both_formats_for_their_accuracy(device, monkeypatch):
+    trained, splits = [], {"train": [0] * 4, "test": [0] * 2}
+    monkeypatch.setattr(end_to_end, "load_splits", lambda *given: splits)
+    monkeypatch.setattr(end_to_end, "tokenize_splits", lambda *given: (None, splits))
+    monkeypatch.setattr(end_to_end, "build_model", lambda *given: None)
+    monkeypatch.setattr(end_to_end, "class_probabilities", lambda *given: torch.ones(2, 2))
+    monkeypatch.setattr(end_to_end, "scores", lambda *given: {"accuracy": 1.0})
+    monkeypatch.setattr(end_to_end, "fit", lambda model, tokenizer, recipe, *rest: trained.append((recipe, rest[2])))
+    with as_device(device) as used:
+        rows = end_to_end.benchmark_accuracy(used).rows
+    formats = {("improved", "fastest"), ("improved", "source's"), ("as_written", "fastest")}
+    if used.device == "cuda":
+        formats |= {(method, name) for method in ("full_finetune", "qlora") for name in ("fp32", "fp16")}
+        formats |= {("improved", name) for name in {"fp32", "fp16"} - {used.precision}}
+    assert {(row["settings"], row["execution"]) for row in rows} == formats and len(rows) == len(formats)
+    for row, (recipe, trained_on) in zip(rows, trained, strict=True):
+        assert row["precision"] == trained_on.precision
+        assert (recipe.method == "full_finetune") == (row["settings"] == "full_finetune")
+        assert (recipe.quantization == "nf4") == (row["settings"] == "qlora")
 
 
 def test_a_failing_measurement_says_what_failed():

@@ -35,7 +35,7 @@ from helpers.recipe import Recipe
 
 EVAL_BATCH_SIZE = 16  # larger batches fall out of a CPU's caches and are slower
 LOGS_PER_EPOCH = 10
-# Batches of every length leave holes of every size in a CPU's memory; with few lengths one fits where another was.
+# Batches of every length seem to leave holes of every size in a CPU's memory; with few, one fits where another was.
 # Short texts take little memory, and padding would cost them time (`python -m helpers.benchmarks padding`).
 LONG, MULTIPLE = 256, 32  # tokens
 

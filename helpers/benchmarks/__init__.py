@@ -1,1 +1,0 @@
-"""`python -m helpers.benchmarks`: what memory and time training and prediction take on this device."""

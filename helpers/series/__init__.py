@@ -1,1 +1,0 @@
-"""`python -m helpers.series`: the notebooks, run in order."""

@@ -1,1 +1,0 @@
-"""`make full`: many runs that answer one question, each a row of its study's record."""

@@ -32,35 +32,27 @@ def new_file(path: Path) -> Iterator[Path]:
     After an error nothing is left of it, and `path` is as it was. Raises DiskFull where the disk is full.
     """
     temporary = Path(path).with_name(f".{Path(path).name}-{uuid4().hex[:8]}")
+    earlier = temporary.with_name(f"{temporary.name}-earlier")
     with clear_disk_errors(path):
-        temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
+            temporary.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            if Path(path).is_dir():  # which nothing replaces in one step
+                os.replace(path, earlier)
             os.replace(temporary, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            if earlier.exists() and not Path(path).exists():
+                os.replace(earlier, path)
+            for left in (temporary, earlier):
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `folder` when the block ends without an error; else as `new_file`.
-
-    An earlier folder of that name keeps it until the new one is whole.
-    """
-    temporary = Path(folder).with_name(f".{Path(folder).name}-{uuid4().hex[:8]}")
-    earlier = temporary.with_name(f"{temporary.name}-earlier")
-    with clear_disk_errors(folder):
-        try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            if Path(folder).exists():
-                os.replace(folder, earlier)
-            os.replace(temporary, folder)
-        finally:
-            if earlier.exists() and not Path(folder).exists():
-                os.replace(earlier, folder)
-            for left in (temporary, earlier):
-                shutil.rmtree(left, ignore_errors=True)
+    """A folder to write into that becomes `folder` when the block ends without an error (see `new_file`)."""
+    with new_file(folder) as temporary:
+        temporary.mkdir()
+        yield temporary
 
 
 @contextmanager
@@ -68,8 +60,6 @@ def clear_disk_errors(path: Path) -> Iterator[None]:
     """Turns whatever a library raises on a full disk into DiskFull, which names `path`."""
     try:
         yield
-    except DiskFull:
-        raise
     except Exception as error:
         in_rust = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors and tokenizers put it
         in_torch = re.search(r"inline_container\.cc|basic_ios::clear", str(error))  # which does not say why
@@ -103,19 +93,14 @@ def shown(path: Path) -> str:
 def read_rows(path: str | Path, text_column: str, label_column: str) -> pd.DataFrame:
     """The rows of a CSV, TSV, JSON Lines or Parquet file: columns `text` and `label`, both str or None where missing.
 
-    The index, `row`, counts from 1 and leaves out a header. White space around a value goes; a whole number reads as a
-    label without its point ("1", not "1.0"). Text files are UTF-8, or UTF-16 with its mark.
-
-    Raises FileNotFoundError, and ValueError for an unknown file ending, a file that is empty or not what its ending
-    says, a column that is not there or there twice, and a value that is no text.
+    The index, `row`, counts from 1 without a header. Text files are UTF-8, or UTF-16 with its mark. Raises
+    FileNotFoundError, and ValueError for what cannot be read, a missing or doubled column, and a value that is no text.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(f"{path.name} ends in {path.suffix!r}; it must be one of {', '.join(ENDINGS)}.")
-    if text_column == label_column:
-        raise ValueError(f"Texts and labels cannot both be in column {text_column!r}.")
     try:
         frame = _read_frame(path)
     except UnicodeDecodeError as error:
@@ -123,25 +108,23 @@ def read_rows(path: str | Path, text_column: str, label_column: str) -> pd.DataF
             f"{path.name} is not UTF-8 (byte {error.start:,}). Save it as UTF-8; for a file from Windows: "
             f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8{path.suffix}"
         ) from error
-    except (ValueError, OSError) as error:  # parser errors of pandas, json and pyarrow are ValueErrors
-        said = " ".join(str(error).split())
-        raise ValueError(f"{path.name} is no {path.suffix} file that can be read: {said}") from error
+    except (ValueError, TypeError, RecursionError, OSError) as error:  # pandas', json's and pyarrow's
+        raise ValueError(f"{path.name} is no {path.suffix} file that can be read: {error}") from error
     columns = list(frame.columns)
     for column in (text_column, label_column):
         if columns.count(column) != 1:
-            found = f"{columns.count(column)} columns" if column in columns else "no column"
-            raise ValueError(
-                f"{path.name} has {found} {column!r}; it has {', '.join(map(repr, columns[:20]))}. Commas make a .csv, "
-                "tabs a .tsv."
-            )
-    if frame.empty:
-        raise ValueError(f"{path.name} has columns but no rows.")
-    frame.index = pd.RangeIndex(1, len(frame) + 1, name="row")
-    texts, labels = (
-        pd.Series({row: _cell(path, row, column, value) for row, value in frame[column].items()}, dtype=object)
-        for column in (text_column, label_column)
-    )
-    return pd.DataFrame({"text": texts, "label": labels}).rename_axis("row")
+            there = ", ".join(map(repr, columns[:20]))
+            raise ValueError(f"{path.name} has {columns.count(column) or 'no'} column {column!r}; it has {there}.")
+    if frame.empty or text_column == label_column:
+        raise ValueError(f"{path.name} has no rows of a text and a label.")
+    index = pd.RangeIndex(1, len(frame) + 1, name="row")
+    cells = {
+        name: [
+            _cell(f"{path.name}, row {row:,}, column {column!r}", value) for row, value in enumerate(frame[column], 1)
+        ]
+        for name, column in (("text", text_column), ("label", label_column))
+    }
+    return pd.DataFrame(cells, index=index, dtype=object)
 
 
 def _read_frame(path: Path) -> pd.DataFrame:
@@ -152,37 +135,27 @@ def _read_frame(path: Path) -> pd.DataFrame:
         return pd.DataFrame(list(zip(*columns, strict=True)), columns=table.column_names, dtype=object)
     content = path.read_bytes()
     text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         raise ValueError("it is empty")
     if ending == ".jsonl":
-        records = [json.loads(line) for line in text.split("\n") if line.strip()]
-        if wrong := next((row for row, record in enumerate(records, 1) if not isinstance(record, dict)), None):
-            raise ValueError(f'row {wrong:,} is no object, {{"name": value}}')
-        return pd.DataFrame(records, dtype=object)
-    separator = "\t" if ending == ".tsv" else ","
-    options = {"sep": separator, "header": None, "dtype": str, "keep_default_na": False}
+        return pd.DataFrame([dict(json.loads(line)) for line in lines], dtype=object)
+    options = {"sep": "\t" if ending == ".tsv" else ",", "header": None, "dtype": str, "keep_default_na": False}
     # TSV as many tools write it quotes nothing: there, a quote that runs over its line is part of a text.
-    unquoted = ending == ".tsv" and len({line.count("\t") for line in lines}) == 1
-    if unquoted and any(line.count('"') % 2 for line in lines):
+    even = len({line.count("\t") for line in lines}) == 1
+    if ending == ".tsv" and even and any(line.count('"') % 2 for line in lines):
         options["quoting"] = csv.QUOTE_NONE
-    frame = pd.read_csv(io.StringIO(text), **options)  # of rows with more fields than the header it raises
+    frame = pd.read_csv(io.StringIO(text), **options)  # raises for a row with more fields than the header
     return frame[1:].set_axis(frame.iloc[0].tolist(), axis=1)
 
 
-def _cell(path: Path, row: int, column: str, value: object) -> str | None:
-    """One value as text; None where there is none, or nothing of it to be seen."""
-    if isinstance(value, float) and value.is_integer():  # 1.0, of numbers with gaps
-        value = int(value)
-    if value is None or (isinstance(value, float) and value != value):
+def _cell(where: str, value: object) -> str | None:
+    """One value as text; None where there is none, or nothing of it to be seen. Raises ValueError."""
+    if value is None or value != value:
         return None
-    text = value if isinstance(value, str) else str(value)
-    problem = None
-    if not isinstance(value, (str, int, float)):
-        problem = f"is a {type(value).__name__}, not a text"
-    elif re.search("[\ud800-\udfff]", text):
-        problem = "has half a character, a lone surrogate"
-    if problem:
-        raise ValueError(f"{path.name}, row {row:,}, column {column!r}: the value {problem}: {text[:60]!r}")
-    blank = all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
-    return None if blank else text.strip()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 1.0, of numbers with gaps
+    if not isinstance(value, (str, int, float)) or re.search("[\ud800-\udfff]", str(value)):
+        raise ValueError(f"{where}: {ascii(value)[:60]} is no text, or has half a character.")
+    blank = all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in str(value))
+    return None if blank else str(value).strip()

@@ -3,7 +3,8 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,17 +15,17 @@ from safetensors import SafetensorError
 from scipy.special import softmax
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.checkpoints import checkpoint_revision
+from helpers.checkpoints import loaded_revision
 from helpers.data import clean, truncate
 from helpers.evaluation import predict_logits
 from helpers.files import new_folder, write_json
 from helpers.models import load_classifier
 from helpers.profiles import DTYPES, current_precision
-from helpers.recipe import Recipe
+from helpers.recipes import Recipe
 from helpers.start import hide_torchao
 
 INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS = "inference.json", "adapter_config.json", "adapter_model.safetensors"
-NOT_UPLOADED = ("report", "merged")  # folders in an adapter's; the report quotes rows
+REPORT, MERGED = "report", "merged"  # folders in an adapter's that are not uploaded with it; the report quotes rows
 
 
 class AdapterError(ValueError):
@@ -39,32 +40,25 @@ class Prediction(NamedTuple):
 
 
 def save_adapter(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    recipe: Recipe,
-    base_model: str,
-    max_length: int,
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, recipe: Recipe, base_model: str, max_length: int
 ) -> Path:
     """Writes adapter, head and tokenizer to `folder`, replacing what was there only when all is written.
 
-    `inference.json` beside them holds what prediction needs and peft does not save: how texts were cut, the labels,
-    whether the base was in 4 bits, the base's version, and its name, which finds an embedded one on another machine.
+    `inference.json` beside them holds what prediction needs and peft does not save, such as how texts were cut.
     """
     lora = model.active_peft_config
     lora.target_modules = sorted(lora.target_modules)  # peft has a set, in another order in every process
-    config = model.get_base_model().config
+    settings = {
+        "base_model": base_model,
+        "quantization": recipe.quantization,
+        "max_length": max_length,
+        "truncation": recipe.truncation,
+        "labels": list(model.config.id2label.values()),
+        "base_revision": loaded_revision(base_model).get(base_model),
+    }
     with new_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        settings = {
-            "base_model": base_model,
-            "quantization": recipe.quantization,
-            "max_length": max_length,
-            "truncation": recipe.truncation,
-            "labels": [config.id2label[index] for index in range(config.num_labels)],
-            "base_revision": checkpoint_revision(base_model).get(base_model),
-        }
         write_json(temporary / INFERENCE_FILE, settings)
     return folder
 
@@ -74,8 +68,8 @@ def load_adapter(
 ) -> tuple[PeftModel, PreTrainedTokenizerBase, dict]:
     """(model, tokenizer, settings of inference.json) of the adapter in `folder`, not merged into its base.
 
-    `dequantize` unpacks a 4-bit base first. Weights are read as safetensors only. Raises AdapterError, in one line,
-    where the folder is no adapter, is damaged or does not fit its base, and ConnectionError as `load_classifier` does.
+    `dequantize` unpacks a 4-bit base first. Raises AdapterError, in one line, where the folder is no adapter, is
+    damaged or does not fit its base, and ConnectionError as `load_classifier` does.
     """
     hide_torchao()
     for name in (INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS):
@@ -83,76 +77,56 @@ def load_adapter(
             raise AdapterError(f"{folder} is no saved adapter: it has no {name}.")
     try:
         settings = json.loads((folder / INFERENCE_FILE).read_text(encoding="utf-8"))
-        base_model, revision = settings["base_model"], settings.get("base_revision") or ""
-        found = checkpoint_revision(base_model).get(base_model, revision)
-        if revision.startswith("sha256:") and found != revision:
-            raise ValueError(f"it was trained on {base_model} in version {revision}, and here that is {found}")
-        base = load_classifier(
-            base_model,
-            quantization=settings["quantization"],
-            precision=precision,
-            labels=tuple(settings["labels"]),
-            revision=None if revision.startswith("sha256:") else revision or None,
-        )
+        base_model, revision = settings["base_model"], settings.get("base_revision")
+        if revision and revision.startswith("sha256:"):  # of weights that are here, not a commit of the hub
+            found = loaded_revision(base_model).get(base_model, revision)
+            if found != revision:
+                raise ValueError(f"it was trained on {base_model} in version {revision}, and here that is {found}")
+            revision = None
+        how = {"quantization": settings["quantization"], "labels": tuple(settings["labels"]), "revision": revision}
+        base = load_classifier(base_model, precision=precision, **how)
         base = base.dequantize() if dequantize and settings["quantization"] else base
         model = PeftModel.from_pretrained(base, str(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except ConnectionError:
         raise
     except (ValueError, KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
-        raise AdapterError(
-            f"{folder} does not load: {' '.join(str(error).split())[:500]}. Copy the folder anew, or train again."
-        ) from error
+        why = " ".join(str(error).split())[:500]
+        raise AdapterError(f"{folder} does not load: {why}. Copy the folder anew, or train again.") from error
     return model, tokenizer, settings
 
 
+@dataclass
 class SentimentClassifier:
     """A fine-tuned classifier, of any labels: `SentimentClassifier.from_pretrained(folder).predict(texts)`."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel | PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
-        precision: str,
-        *,
-        max_length: int,
-        truncation: str = "head",
-    ):
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.precision = precision
-        self.max_length = max_length
-        self.truncation = truncation
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    precision: str
+    max_length: int
+    truncation: str
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, precision: str | None = None) -> "SentimentClassifier":
-        """The classifier in `folder`, as `save_adapter` wrote it, in `precision` (None: this machine's fastest).
-
-        A full-precision adapter is merged into the weights, which are then stored in that format; a 4-bit base keeps it
-        beside them, since merging would round the weights anew. Raises as `load_adapter` does.
-        """
+        """The classifier in `folder`, as `save_adapter` wrote it, in `precision` (None: this machine's fastest). Raises
+        as `load_adapter` does."""
         precision = precision or current_precision()
         model, tokenizer, settings = load_adapter(Path(folder), precision)
-        if settings["quantization"] is None:
+        if settings["quantization"] is None:  # merging into 4 bits would round them anew
             model = model.merge_and_unload().to(DTYPES[precision])
-        return cls(model, tokenizer, precision, max_length=settings["max_length"], truncation=settings["truncation"])
+        return cls(model, tokenizer, precision, settings["max_length"], settings["truncation"])
 
     def predict(self, texts: str | Sequence[str]) -> list[Prediction]:
-        """A label and its probability for each text, in order; one string is a list of one, no texts an empty list."""
+        """A label and its probability for each text, in order; one string is a list of one."""
         labels = self.model.config.id2label
         probabilities = softmax(self.logits(texts), axis=1)
         return [Prediction(labels[int(row.argmax())], float(row.max())) for row in probabilities]
 
     def logits(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Logits of shape (len(texts), n_labels), in order. Batches are made of texts of similar length.
-
-        Raises TypeError for anything but strings, naming the index.
-        """
-        texts = [texts] if isinstance(texts, str) else texts
-        # Of a dict the keys would be taken, of a table the names of its columns, of bytes numbers.
-        if isinstance(texts, (Mapping, bytes)) or hasattr(texts, "columns") or not isinstance(texts, Iterable):
+        """Logits of shape (len(texts), n_labels), in order. Raises TypeError for anything but strings."""
+        if isinstance(texts, Mapping) or hasattr(texts, "columns"):  # its keys would be taken, the columns' names
             raise TypeError(f"texts must be a string or a list of strings, not {type(texts).__name__}.")
-        texts = list(texts)
+        texts = [texts] if isinstance(texts, str) else list(texts)
         if wrong := [index for index, text in enumerate(texts) if not isinstance(text, str)]:
             raise TypeError(f"texts must be strings, and text {wrong[0]} is a {type(texts[wrong[0]]).__name__}.")
         encoded = self.tokenizer([clean(text) for text in texts], verbose=False)["input_ids"] if texts else []
@@ -163,9 +137,8 @@ class SentimentClassifier:
 def merge_adapter(adapter: str | Path, folder: str | Path) -> Path:
     """Merges a saved adapter into its base: a plain model folder that transformers loads alone, without this package.
 
-    The weights are fp32. A 4-bit base is unpacked first, since the adapter was trained on top of the rounded weights
-    and not of the checkpoint's own. The tokenizer's limit is the one of training. Raises FileExistsError when `folder`
-    holds something, and as `load_adapter` does.
+    The weights are fp32, those of a 4-bit base unpacked, since the adapter was trained on top of them. Raises
+    FileExistsError when `folder` holds something, and as `load_adapter` does.
     """
     adapter, folder = Path(adapter), Path(folder)
     if folder.exists() and any(folder.iterdir()):
@@ -180,25 +153,19 @@ def merge_adapter(adapter: str | Path, folder: str | Path) -> Path:
 
 
 def push_to_hub(folder: str | Path, repo_id: str | None = None) -> str:
-    """Uploads `folder`, less its report, to the private repository `repo_id`; returns one line that says where.
-
-    Of a base in a folder of this machine only the name goes up. Without a `repo_id` or a token (the variable
-    `HF_TOKEN`, or `hf auth login`), or where the upload fails, the line says how to do it.
-    """
-    command = f"hf upload {repo_id or 'USER/NAME'} {folder} . --private --exclude 'report/*' 'merged/*'"
+    """Uploads `folder`, less its report, to the private repository `repo_id`; returns one line that says where, or how
+    to do it where there is no `repo_id`, no token (`HF_TOKEN`, or `hf auth login`) or no success."""
+    command = f"hf upload {repo_id or 'USER/NAME'} {folder} . --private --exclude '{REPORT}/*' '{MERGED}/*'"
     if repo_id is None or get_token() is None:
         return f"To upload: HF_TOKEN=... {command}"
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            copy = Path(shutil.copytree(folder, Path(scratch) / "model", ignore=shutil.ignore_patterns(*NOT_UPLOADED)))
+            copy = Path(shutil.copytree(folder, Path(scratch) / "model", ignore=shutil.ignore_patterns(REPORT, MERGED)))
             for name, key in ((ADAPTER_CONFIG, "base_model_name_or_path"), (INFERENCE_FILE, "base_model")):
-                if (copy / name).is_file():
-                    settings = json.loads((copy / name).read_text(encoding="utf-8"))
-                    local = Path(settings[key]).is_dir()
-                    write_json(copy / name, {**settings, key: Path(settings[key]).name if local else settings[key]})
-            api = HfApi()
-            api.create_repo(repo_id, private=True, exist_ok=True)
-            url = api.upload_folder(repo_id=repo_id, folder_path=copy)
+                settings = json.loads((copy / name).read_text(encoding="utf-8")) if (copy / name).is_file() else {}
+                if settings and Path(settings[key]).is_dir():  # no one else's: its name alone goes up
+                    write_json(copy / name, settings | {key: Path(settings[key]).name})
+            HfApi().create_repo(repo_id, private=True, exist_ok=True)
+            return f"Uploaded: {HfApi().upload_folder(repo_id=repo_id, folder_path=copy)}"
     except Exception as error:  # the model is safe on disk, whatever the network or the hub says
         return f"Not uploaded ({type(error).__name__}: {' '.join(str(error).split())[:200]}). To upload: {command}"
-    return f"Uploaded: {url}"

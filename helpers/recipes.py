@@ -1,175 +1,122 @@
-"""The five write-ups' recipes as data: what each states, what it leaves open, and what we change, with the reason.
+"""The five write-ups' recipes, from recipes.yaml: what each states, what it leaves open, what we change and why."""
 
-Each change was decided on validation rows, by rules that lab/README.md has with their dates.
-"""
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from math import ceil
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
-from helpers.recipe import DISTILBERT_LINEARS, EVERY_LINEAR, Override, Recipe
+import yaml
+from peft import LoraConfig, TaskType
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt, TypeAdapter
+from pydantic.dataclasses import dataclass
 
-# By the short names that recipes, claims and notebooks use: a title, or in words what it does, and where it lies.
-WRITE_UPS = {
-    "query-only": ("DistilBERT on IMDb, LoRA on the query projections alone (no title of its own)", ""),
-    "bert-qlora": ("bert-qlora-text-classification", "https://github.com/SANJAI-s0/bert-qlora-text-classification"),
-    "thirty-epoch": ("BERT-cased on IMDb, LoRA for thirty epochs (no title of its own)", ""),
-    "Assignment 7": ("AI-ML-Assignment-7-LLM-FineTuning-LoRA", ""),
-    "SST-2 post": ("Fine-Tuning BERT Efficiently with LoRA for Sentiment Analysis (SST-2)", ""),
-}
+Method = Literal["adapter", "full_finetune", "head_only", "bag_of_words", "frozen_encoder"]
+Names = tuple[Annotated[str, Field(min_length=1)], ...]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
-_RATE_NOT_STATED = ("learning_rate", "TrainingArguments' default of 5e-5")
-_TARGETS_NOT_STATED = ("target_modules", "peft's default for BERT")
-_TOKENS_NOT_STATED = ("max_length", "the model's limit of 512")
 
-_EVERY_LINEAR = "ahead of query and value by 0.5 points on all reviews, not significant; behind on 4,000 (one seed)"
-_RANK_16 = Override("r", 16, "one rank for all; on query and value none is significantly better (notebook 05)")
-_SCALING = Override("lora_alpha", 32, "a scaling alpha / r of 2, as bert-qlora has it")
-_BATCH_16 = Override("per_device_train_batch_size", 16, "trains faster than smaller ones (notebook 04)")
-_HEAD_TAIL = Override("truncation", "head+tail", "5 points above head on 4,000 reviews of 128 tokens; tail is near it")
-_NO_DROPOUT = Override("model_dropout", 0.0, "varied together with LoRA's; its masks cost time (notebook 04)")
-_NO_LORA_DROPOUT = Override(
-    "lora_dropout", 0.0, "0.1, with the encoder's, is 0.3 points behind on all reviews, 1.1 ahead on few sentences"
-)
-_SCHEDULE = (
-    Override("lr_scheduler_type", "cosine", "not varied here"),
-    Override("warmup_ratio", 0.06, "not varied here"),
-)
-_FOR_REVIEWS = (
-    Override(
-        "learning_rate", 5e-4, "best of four on 4,000 reviews, by 0.2 points; on all of them half of it is 0.4 behind"
-    ),
-    _HEAD_TAIL,
-    _NO_LORA_DROPOUT,
-    _NO_DROPOUT,
-)
+class Override(NamedTuple):
+    """One setting that `Recipe.improved()` changes, and why."""
 
-_QUERY_ONLY = Recipe(
-    name="lora_distilbert_q",
-    source="query-only",
-    base_model="distilbert-base-uncased",
-    dataset="imdb",
-    r=4,
-    lora_alpha=32,
-    lora_dropout=0.01,
-    target_modules=("q_lin",),
-    learning_rate=1e-3,
-    num_train_epochs=1,
-    per_device_train_batch_size=4,
-    not_stated=(_TOKENS_NOT_STATED, ("n_train", "'randomly sampled subsets' of a size not stated: every row")),
-    overrides=(
-        Override("target_modules", DISTILBERT_LINEARS, _EVERY_LINEAR),
-        _RANK_16,
-        _BATCH_16,
-        Override("num_train_epochs", 3, "as Assignment 7; not varied"),
-        *_FOR_REVIEWS,
-        *_SCHEDULE,
-    ),
-)
+    field: str
+    value: Any
+    reason: str
 
-_BERT_QLORA = Recipe(
-    name="qlora_bert",
-    source="bert-qlora",
-    base_model="bert-base-uncased",
-    dataset="dipanjanS/imdb_sentiment_finetune_dataset20k",
-    r=16,
-    lora_alpha=32,
-    lora_dropout=0.1,
-    target_modules=("query", "value"),
-    quantization="nf4",
-    learning_rate=2e-4,
-    num_train_epochs=3,
-    per_device_train_batch_size=16,
-    gradient_accumulation_steps=2,
-    lr_scheduler_type="cosine",
-    warmup_ratio=0.1,
-    weight_decay=0.01,
-    optim="paged_adamw_8bit",
-    max_length=256,
-    early_stopping_patience=2,
-    overrides=(
-        Override("target_modules", EVERY_LINEAR, f"{_EVERY_LINEAR}; not tried in 4 bits"),
-        Override("learning_rate", 5e-4, "LoRA's best on these layers; not searched in 4 bits"),
-        Override("gradient_accumulation_steps", 1, "twice the updates from the same reviews"),
-        Override("max_length", 512, "0.2 points ahead of 256 on 4,000 reviews, not significant (one seed)"),
-        _HEAD_TAIL,
-        _NO_LORA_DROPOUT,
-        _NO_DROPOUT,
-    ),
-)
 
-_THIRTY_EPOCHS = Recipe(
-    name="lora_bert_cased",
-    source="thirty-epoch",
-    base_model="bert-base-cased",
-    dataset="imdb",
-    r=1,
-    lora_alpha=1,
-    target_modules=("query", "value"),
-    num_train_epochs=30,
-    not_stated=(
-        ("r", "the source states r = 0.2, which is no rank: the smallest rank there is"),
-        _TARGETS_NOT_STATED,
-        ("per_device_train_batch_size", "TrainingArguments' default of 8"),
-        _TOKENS_NOT_STATED,
-        _RATE_NOT_STATED,
-    ),
-    overrides=(
-        _RANK_16,
-        _SCALING,
-        Override("learning_rate", 1e-3, "best of four on 2,500 reviews, by a point (MiniLM, one seed)"),
-        Override("num_train_epochs", 3, "1.3 points above eight, each at its best rate (as the rate)"),
-        Override("min_updates", 400, "few rows take more epochs, as in our version of the SST-2 post"),
-        _BATCH_16,
-        _HEAD_TAIL,
-        _NO_DROPOUT,
-        *_SCHEDULE,
-    ),
-)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Recipe:
+    """The settings that decide what is learned. Where it runs is `profiles.Profile`.
 
-_ASSIGNMENT_7 = Recipe(
-    name="lora_distilbert_qv",
-    source="Assignment 7",
-    base_model="distilbert-base-uncased",
-    dataset="imdb",
-    r=8,
-    lora_alpha=16,
-    lora_dropout=0.1,
-    target_modules=("q_lin", "v_lin"),
-    num_train_epochs=3,
-    per_device_train_batch_size=16,
-    not_stated=(_TOKENS_NOT_STATED, _RATE_NOT_STATED),
-    overrides=(
-        Override("target_modules", DISTILBERT_LINEARS, _EVERY_LINEAR),
-        _RANK_16,
-        _SCALING,
-        *_FOR_REVIEWS,
-        *_SCHEDULE,
-    ),
-)
+    Names are those of LoraConfig and TrainingArguments where these have them. `max_length` is in tokens; `n_train` and
+    `n_validation` are row counts (None: a tenth to validate, every other row to train). Where rows are few, epochs are
+    added until there are `min_updates` updates. `model_dropout` replaces the encoder's own dropouts.
+    `class_weights="balanced"` has each class count the same in the loss, however few its rows, and keeps the epoch with
+    the best balanced accuracy. `method` is what trains; `variant` is a label, part of the record's name. `not_stated`
+    maps each setting that the source leaves open to why it has its value here.
 
-_SST2_POST = Recipe(
-    name="lora_bert_sst2",
-    source="SST-2 post",
-    base_model="bert-base-uncased",
-    dataset="glue/sst2",
-    r=8,
-    lora_alpha=32,
-    lora_dropout=0.1,
-    target_modules=("query", "value"),
-    num_train_epochs=3,
-    per_device_train_batch_size=8,
-    weight_decay=0.01,
-    max_length=128,
-    n_train=2_000,
-    n_validation=500,
-    not_stated=(_TARGETS_NOT_STATED, _RATE_NOT_STATED),
-    overrides=(
-        Override("r", 16, "started there; rank 4 is 1.5 points behind at 500 sentences, 0.8 ahead at 2,000"),
-        Override("learning_rate", 5e-4, "best of three at 1,000 and 2,000 rows; half is 0.1 behind, 1e-3 0.6"),
-        Override("per_device_train_batch_size", 16, "8 is no better, nor are 32 on all linear layers"),
-        Override("min_updates", 400, "few rows take more epochs; 800, on all linear layers, are no better"),
-        Override("lora_dropout", 0.0, "0.1, with the encoder's, gains nothing on these layers"),
-        Override("model_dropout", 0.0, "varied together with lora_dropout"),
-        Override("weight_decay", 0.0, "0.1 gains less than half a point"),
-        *_SCHEDULE,
-    ),
-)
+    Raises pydantic.ValidationError, a ValueError that names the field, for a setting that cannot be trained.
+    """
 
-RECIPES = {recipe.name: recipe for recipe in (_QUERY_ONLY, _BERT_QLORA, _THIRTY_EPOCHS, _ASSIGNMENT_7, _SST2_POST)}
+    name: Annotated[str, Field(pattern=r"^[^/\\:*?\"<>|]{1,160}$")]
+    source: str
+    base_model: Annotated[str, Field(min_length=1)]
+    dataset: Annotated[str, Field(min_length=1)]
+    r: PositiveInt
+    lora_alpha: PositiveInt
+    target_modules: Annotated[Names, Field(min_length=1)]
+    lora_dropout: Share = 0.0
+    use_rslora: bool = False
+    modules_to_save: Names = ()
+    quantization: Literal["nf4"] | None = None
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-5
+    num_train_epochs: PositiveInt = 3
+    min_updates: PositiveInt | None = None
+    per_device_train_batch_size: PositiveInt = 8
+    gradient_accumulation_steps: PositiveInt = 1
+    lr_scheduler_type: Literal["linear", "cosine"] = "linear"
+    warmup_ratio: Share = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+    optim: Literal["adamw_torch", "paged_adamw_8bit"] = "adamw_torch"
+    max_length: Annotated[int, Field(ge=8)] = 512
+    truncation: Literal["head", "tail", "head+tail"] = "head"
+    early_stopping_patience: PositiveInt | None = None
+    gradient_checkpointing: bool = False
+    model_dropout: Share | None = None
+    class_weights: Literal["balanced"] | None = None
+    n_train: PositiveInt | None = None
+    n_validation: PositiveInt | None = None
+    method: Method = "adapter"
+    variant: str = "as_written"
+    not_stated: dict[str, str] = Field(default_factory=dict)
+    overrides: tuple[Override, ...] = ()
+
+    def stated(self) -> dict[str, Any]:
+        """Its fields as a record has them: all but the reasons."""
+        return TypeAdapter(Recipe).dump_python(self, mode="json", exclude={"not_stated", "overrides"})
+
+    def epochs(self, n_train: int) -> int:
+        """The epochs on `n_train` rows: `num_train_epochs`, or as many as make `min_updates` updates."""
+        per_epoch = ceil(n_train / (self.per_device_train_batch_size * self.gradient_accumulation_steps))
+        return max(self.num_train_epochs, ceil((self.min_updates or 0) / per_epoch))
+
+    def with_settings(self, settings: Sequence[str]) -> "Recipe":
+        """This recipe with settings given as text, such as "r=32"; its name, and so that of its record, says which.
+
+        Several values are separated by commas. Raises ValueError for what is no setting, and as the recipe does.
+        """
+        fixed = {"name", "source", "method", "variant", "not_stated", "overrides"}
+        known = [field.name for field in fields(self) if field.name not in fixed]
+        changes: dict[str, Any] = {}
+        for setting in settings:
+            name, _, text = (part.strip() for part in setting.partition("="))
+            if name not in known or not text:
+                raise ValueError(f"{setting!r} sets nothing; it must be FIELD=VALUE, with a FIELD of {known}.")
+            several = tuple(part.strip() for part in text.split(","))
+            changes[name] = several if isinstance(getattr(self, name), tuple) else None if text == "None" else text
+        return replace(self, **changes, name=",".join([self.name, *map(str.strip, settings)]).replace("/", "--"))
+
+    def improved(self) -> "Recipe":
+        """This recipe with every entry of `overrides` applied (each carries its reason)."""
+        return replace(self, variant="improved", **{override.field: override.value for override in self.overrides})
+
+    def full_finetune(self) -> "Recipe":
+        """This recipe with every weight trained, at a rate that suits a small encoder (BERT-base: 2e-5 to 5e-5)."""
+        return replace(self.with_method("full_finetune"), optim="adamw_torch", learning_rate=1e-4)
+
+    def with_method(self, method: str) -> "Recipe":
+        """This recipe with a method that has no adapter, and so no 4 bits; `variant` says so, too."""
+        return replace(self, method=method, variant=method, quantization=None)
+
+    def lora_config(self) -> LoraConfig:
+        """The peft configuration this recipe stands for."""
+        same = {name: getattr(self, name) for name in ("r", "lora_alpha", "lora_dropout", "use_rslora")}
+        targets = "all-linear" if "all-linear" in self.target_modules else list(self.target_modules)
+        whole = list(self.modules_to_save) or None
+        return LoraConfig(task_type=TaskType.SEQ_CLS, target_modules=targets, modules_to_save=whole, **same)
+
+
+RECIPES: dict[str, Recipe] = {}
+for _name, _fields in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")).items():
+    _changes = tuple(Override(field, **change) for field, change in _fields.pop("overrides").items())
+    RECIPES[_name] = Recipe(name=_name, overrides=_changes, **_fields)

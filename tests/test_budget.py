@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers.benchmarks import budget
-from helpers.benchmarks.budget import memory_budget, real_model
-from helpers.benchmarks.timing import TrainingStep
 from helpers.models import build_model, count_parameters, weight_bytes
 from helpers.recipes import RECIPES
+from lab import budget
+from lab.budget import memory_budget, real_model
+from lab.timing import TrainingStep
 
 QLORA = RECIPES["qlora_bert"]
 
@@ -65,26 +65,21 @@ def test_the_optimizers_of_bert_base():
     assert full.static() == 437_935_112 * 2 + 875_870_224
 
 
-def test_the_count_is_what_a_real_quantized_model_and_optimizer_hold(tiny_checkpoints, fp32, monkeypatch):
+def test_the_count_is_what_a_real_quantized_model_and_optimizer_hold(tiny_checkpoints, monkeypatch):
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(tiny_checkpoints["bert"])
     monkeypatch.setitem(budget.REAL_CONFIGS, "tiny", config)
     recipe = replace(QLORA, base_model=tiny_checkpoints["bert"], r=64)  # 64 x 64: large enough for 8-bit state
     counted = memory_budget(recipe, "tiny")
-    model = build_model(recipe, tiny_checkpoints["bert"], fp32)
+    model = build_model(recipe, tiny_checkpoints["bert"])
     held = weight_bytes(model)
     assert counted.weights == {"fp32": held["float32"], "nf4": held["nf4"], "nf4 statistics": held["nf4 statistics"]}
     assert (counted.trainable, counted.total) == count_parameters(model)
     for optimizer, expected in (("adamw_torch", counted.adamw), ("paged_adamw_8bit", counted.adamw_8bit)):
-        step = TrainingStep(model, fp32, optimizer)
+        step = TrainingStep(model, "fp32", optimizer)
         step.run(*step.random_batch(2, 8))
         states = list(step.optimizer.state.values())
         averages = ("exp_avg", "exp_avg_sq", "state1", "state2", "absmax1", "absmax2")
         assert sum(state[name].nbytes for state in states for name in averages if name in state) == expected
     assert any(value.dtype == torch.uint8 for state in states for value in state.values() if torch.is_tensor(value))
-
-
-def test_an_unknown_checkpoint_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"No config for 'gpt2'; there is bert-base-uncased"):
-        real_model("gpt2")

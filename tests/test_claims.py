@@ -1,318 +1,369 @@
-import json
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+"""The verdicts: each as the records in Data/ make it, and each rule on both sides of its limit with records made up."""
+
+from dataclasses import replace
+from math import inf
 
 import matplotlib.pyplot as plt
 import pytest
 
-from helpers.base.paths import ROOT
-from helpers.claims import __main__ as claims_command
-from helpers.claims.__main__ import write_readme
-from helpers.claims.evidence import CONFIRMED, ONLY_WHEN, REFUTED, UNDECIDED, Evidence, Missing, relative_path
-from helpers.claims.findings import findings, rank_gains, rate_gain, short_table
-from helpers.claims.scale import rows_at_scale, scale_table
-from helpers.claims.verdicts import CLAIMS, decide_all
-from helpers.plots.claims import plot_claims, plot_few_rows
-from helpers.profiles import Profile
-from helpers.results import StudyRecord, load_records
+from helpers.profiles import ROOT, Profile
+from helpers.results import StudyRecord
+from lab import claims, claims_accuracy, verdict
+from lab.claims import CLAIMS, DECIDED_BY, decide, decide_all
+from lab.figures_costs import plot_claims
+from lab.verdict import (
+    CONFIRMED,
+    FAILS,
+    HOLDS,
+    KINDS,
+    ONLY_WHEN,
+    OPEN,
+    REFUTED,
+    UNDECIDED,
+    Evidence,
+    all_of,
+    in_range,
+    verdict_on,
+)
 
-NOTHING = Profile("nothing", embedded=True, n_train=1, n_validation=1, n_test=1, max_length=8)
+PINNED = {
+    "A1": ONLY_WHEN,
+    "A2": ONLY_WHEN,
+    "A3": UNDECIDED,
+    "A4": UNDECIDED,
+    "B1": CONFIRMED,
+    "B2": REFUTED,
+    "B3": CONFIRMED,
+    "B4": UNDECIDED,
+    "B5": UNDECIDED,
+    "B6": ONLY_WHEN,
+    "B7": UNDECIDED,
+    "B8": CONFIRMED,
+    "C1": UNDECIDED,
+    "C2": REFUTED,
+    "C3": UNDECIDED,
+    "C4": UNDECIDED,
+    "D1": CONFIRMED,
+    "D2": UNDECIDED,
+    "D3": UNDECIDED,
+    "E1": UNDECIDED,
+    "E2": CONFIRMED,
+    "E3": ONLY_WHEN,
+}
+GOOD, FAIR, COIN = "1" * 180 + "0" * 20, "1" * 150 + "0" * 50, "10" * 100
 
 
-def test_the_readme_says_what_the_records_say():
-    text = claims_command.README.read_text(encoding="utf-8")
-    verdicts, scale = decide_all(), scale_table(rows_at_scale(Evidence()))
-    for part, says in (("findings", findings(verdicts)), ("claims", short_table(verdicts)), ("scale", scale)):
-        start, end = claims_command.markers(part)
-        assert text.split(start)[1].split(end)[0].strip() == says, "run: python -m helpers.claims"
+@pytest.fixture(scope="module")
+def verdicts():
+    return decide_all()
 
 
-def test_the_headlines_hold_by_the_rule_of_comparison():
-    evidence = Evidence()
-    assert rate_gain(evidence).verdict == "better" and rate_gain(evidence).low > 0.1
-    assert {gain.verdict for gain in rank_gains(evidence).values()} == {"no difference seen"}
-    rates = [row["learning_rate"] for row in evidence.study("ranks")[0].rows]
-    assert rates == sorted(rates, reverse=True), "the best rate falls with the rank"
+@pytest.mark.parametrize("id", PINNED)
+def test_each_claim_s_verdict_on_the_committed_records(id, verdicts):
+    found = verdicts[id]
+    assert found.kind == PINNED[id]
+    assert found.records and all((ROOT / path).is_file() for path in found.records)
+    assert bool(found.needs) == (found.kind == UNDECIDED)
+    if found.kind == ONLY_WHEN:
+        assert HOLDS in found.cases.values() and set(found.cases.values()) != {HOLDS}
+    assert all(bar.low <= bar.high for bar in found.bars)
+    assert all(bar.low <= bar.value <= bar.high for bar in found.bars if bar.value is not None)
 
 
-def test_all_22_claims_are_decided_by_records_that_are_there():
-    verdicts = decide_all()
-    assert [claim.id for claim in CLAIMS] == [
-        *("A1", "A2", "A3", "A4", "B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8"),
-        *("C1", "C2", "C3", "C4", "D1", "D2", "D3", "E1", "E2", "E3"),
+def test_every_claim_has_its_words_its_rule_and_a_function():
+    assert [claim.id for claim in CLAIMS] == list(DECIDED_BY) == list(PINNED)
+    assert len({claim.label for claim in CLAIMS}) == len(CLAIMS)
+    assert all(claim.words and claim.rule for claim in CLAIMS)
+
+
+def test_where_a_claim_holds_is_plain_data(verdicts):
+    on_gpu = {name: case for name, case in verdicts["A1"].cases.items() if name.startswith("NVIDIA H100")}
+    assert [name for name, case in on_gpu.items() if case != HOLDS] == [
+        "NVIDIA H100 80GB HBM3, every linear layer, bert-base 64 x 512",
+        "NVIDIA H100 80GB HBM3, every linear layer, embedded 64 x 512",
     ]
-    for id, verdict in verdicts.items():
-        assert verdict.measured and verdict.sentence and verdict.records, id
-        assert all((ROOT / path).is_file() for path in verdict.records), id
+    saved = verdicts["B3"].numbers
+    assert saved["NVIDIA H100 80GB HBM3, QLoRA with checkpointing: least"] == pytest.approx(0.73, abs=0.01)
+    assert all("NVIDIA" in name for name in verdicts["B3"].cases), "a CPU's memory is not a GPU's"
+    assert verdicts["E3"].cases["with the labels named"] == HOLDS
 
 
-def test_a_claim_without_its_record_names_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr("helpers.claims.evidence.kept", lambda profile: tmp_path)
-    monkeypatch.setattr("helpers.claims.evidence.AT_SCALE", tmp_path)
-    monkeypatch.setattr("helpers.profiles.COMMITTED", tmp_path)
-    verdicts = decide_all()
-    assert verdicts["B4"].verdict == f"{UNDECIDED}: run make run, for qlora_bert-as_written-seed42.json"
-    assert verdicts["A1"].verdict == f"{UNDECIDED}: run python -m helpers.benchmarks steps"
-    assert verdicts["B5"].verdict == f"{UNDECIDED}: run make full ONLY=few_rows"
-    assert verdicts["C4"].verdict == f"{UNDECIDED}: run make full, for lora_bert_cased-as_written-seed42.json"
-    assert verdicts["B1"].verdict == CONFIRMED  # a count needs no record
-    assert all(verdict.kind for verdict in verdicts.values())
+def test_a_range_that_reaches_over_a_limit_decides_nothing():
+    assert (in_range(1.0, 1.2, 1), in_range(0.9, 0.99, 1), in_range(0.9, 1.1, 1)) == (HOLDS, FAILS, OPEN)
+    assert (in_range(2.1, 2.9, 2, 3), in_range(2.1, 3.1, 2, 3), in_range(3.1, 4, 2, 3)) == (HOLDS, OPEN, FAILS)
+    assert (all_of(HOLDS, HOLDS), all_of(HOLDS, OPEN), all_of(OPEN, FAILS)) == (HOLDS, OPEN, FAILS)
+
+
+@pytest.mark.parametrize(
+    ("cases", "kind"),
+    [
+        ("HH", CONFIRMED),
+        ("FF", REFUTED),
+        ("HF", ONLY_WHEN),
+        ("HO", ONLY_WHEN),
+        ("FO", UNDECIDED),
+        ("OO", UNDECIDED),
+        ("", UNDECIDED),
+    ],
+)
+def test_cases_make_one_of_four_kinds(cases, kind):
+    words = {"H": HOLDS, "F": FAILS, "O": OPEN}
+    assert verdict_on({str(place): words[case] for place, case in enumerate(cases)}, {}).kind == kind
 
 
 @pytest.fixture
 def evidence(record, tmp_path, monkeypatch):
-    """A folder of run records that stands for the committed ones, and a function that adds to it."""
-    monkeypatch.setattr("helpers.claims.evidence.kept", lambda profile: tmp_path)
-    monkeypatch.setattr("helpers.claims.evidence.AT_SCALE", tmp_path)
-    monkeypatch.setattr("helpers.claims.evidence.relative_path", lambda path: path.name)
+    """An empty folder in place of the committed runs, and a function that writes runs to it."""
+    monkeypatch.setattr(verdict, "COMMITTED_RUNS", {"hub": tmp_path / "hub", "quick": tmp_path / "quick"})
+    monkeypatch.setattr(verdict, "RECORDS", tmp_path / "full")
 
-    def add(recipe, variant, correct, profile="quick", **changes):
-        accuracy = correct.count("1") / len(correct)
-        interval = [accuracy - 0.01, accuracy + 0.01]
-        run = replace(record, recipe=recipe, variant=variant, profile=profile, correct=correct, **changes)
-        run = replace(run, metrics={"accuracy": accuracy, "weighted_f1": accuracy}, accuracy_ci95=interval)
-        run.settings = {"base_model": "bert-base-uncased"}
-        run.save(tmp_path)
+    def add(recipe, variant, accuracy, interval, profile="hub", seed=42, **changes):
+        right = round(200 * accuracy)
+        correct = ("1" * right + "0" * (200 - right))[seed:] + ("1" * right)[:seed]
+        scores = {"accuracy": accuracy, "weighted_f1": accuracy}
+        run = replace(record, recipe=recipe, variant=variant, profile=profile, seed=seed, base_model="the encoder")
+        replace(run, metrics=scores, accuracy_ci95=interval, correct=correct[:200], **changes).save(tmp_path / profile)
 
     return add
 
 
-def _decide(id):
-    return next(claim for claim in CLAIMS if claim.id == id).decide(Evidence())
+def _kind(id):
+    return DECIDED_BY[id](Evidence()).kind
+
+
+@pytest.mark.parametrize(
+    ("interval", "kind"), [([0.901, 0.93], CONFIRMED), ([0.864, 0.904], UNDECIDED), ([0.86, 0.899], REFUTED)]
+)
+def test_over_90_needs_the_lower_end_at_90(evidence, interval, kind):
+    """An interval that only reaches the number is imprecision, not a confirmation."""
+    for variant in ("as_written", "improved"):
+        evidence("lora_distilbert_qv", variant, sum(interval) / 2, interval)
+    assert _kind("D3") == kind
+
+
+def test_a_stated_accuracy_needs_its_own_checkpoint(evidence):
+    for variant in ("as_written", "improved"):
+        evidence("qlora_bert", variant, 0.95, [0.94, 0.96], profile="full")
+    assert _kind("B4") == UNDECIDED and "PROFILE=hub" in DECIDED_BY["B4"](Evidence()).needs
+    evidence("qlora_bert", "as_written", 0.95, [0.94, 0.96])
+    assert _kind("B4") == CONFIRMED, "a hub record comes before the embedded encoder's"
+
+
+def test_a_coin_toss_needs_three_seeds(evidence):
+    evidence("lora_distilbert_qv", "untrained", 0.5, [0.46, 0.54], profile="quick")
+    assert _kind("D2") == UNDECIDED
+    for seed in (43, 44):
+        evidence("lora_distilbert_qv", "untrained", 0.5, [0.46, 0.54], profile="quick", seed=seed)
+    assert _kind("D2") == CONFIRMED
+    for seed in (42, 43, 44):
+        evidence("lora_distilbert_qv", "untrained", 0.8, [0.77, 0.83], profile="quick", seed=seed)
+    assert _kind("D2") == REFUTED
+
+
+@pytest.mark.parametrize(("last", "kind"), [(0.79, CONFIRMED), (0.82, REFUTED)])
+def test_the_third_epoch_is_within_four_points(evidence, last, kind):
+    history = {"train": [], "validation": [{"epoch": e, "accuracy": a} for e, a in ((1, 0.5), (2, 0.6), (3, last))]}
+    for variant in ("as_written", "improved"):
+        evidence("lora_bert_sst2", variant, 0.8, [0.7, 0.9], history=history)
+    assert _kind("E1") == kind
 
 
 def _rows(correct, seeds=3, **labels):
     """A row a seed; those of other seeds are shifted, so that the same rows are not right in all of them."""
-    shifted = [correct[seed:] + correct[:seed] for seed in range(seeds)]
     return [
-        {"seed": seed, "n_train": 500, "trainable_params": 1, "seconds": 1.0, "correct": one,
-         "accuracy": one.count("1") / len(one), **labels}
-        for seed, one in enumerate(shifted)
+        {"seed": seed, "n_train": 500, "trainable_params": 1, "accuracy": correct.count("1") / len(correct),
+         "correct": correct[seed:] + correct[:seed], **labels}
+        for seed in range(seeds)
     ]  # fmt: skip
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch):
-    """A function that writes a study's record where `make full` does."""
-    monkeypatch.setattr("helpers.claims.evidence.AT_SCALE", tmp_path)
+def studies(monkeypatch):
+    """A function that puts a study's rows in place of its record."""
 
-    def write(name, rows):
-        StudyRecord(name, "x", "full", "cpu", {"n_test": 200}, rows).save(tmp_path / "studies")
+    def put(name, rows):
+        made = StudyRecord(name, "x", "full", "cpu", {"n_test": 200}, rows)
+        monkeypatch.setattr(verdict, "read_study", lambda asked: made)
 
-    return write
-
-
-GOOD, FAIR, COIN = "1" * 180 + "0" * 20, "1" * 150 + "0" * 50, "10" * 100
+    return put
 
 
-def test_accuracy_improves_if_it_does_over_what_costs_nothing(evidence, study):
-    study("baselines", _rows(FAIR, 1, rows_of="lora_distilbert_q", method="frozen_encoder"))
-    evidence("lora_distilbert_q", "head_only", FAIR)
-    evidence("lora_distilbert_q", "as_written", GOOD)
-    assert _decide("A3").verdict == CONFIRMED and len(_decide("A3").bars) == 2
-    evidence("lora_distilbert_q", "as_written", FAIR)
-    assert _decide("A3").verdict == REFUTED, "as good as the head alone is no improvement"
-    evidence("lora_distilbert_q", "head_only", COIN)
-    assert _decide("A3").verdict == REFUTED, "the frozen encoder is as good"
+@pytest.mark.parametrize(
+    ("right", "seeds", "kind"),
+    [((GOOD, FAIR, COIN), 3, CONFIRMED), ((GOOD, FAIR, COIN), 2, UNDECIDED), ((FAIR, GOOD, COIN), 3, REFUTED),
+     ((FAIR, FAIR, COIN), 3, UNDECIDED)],
+)  # fmt: skip
+def test_better_than_the_baselines_needs_both_of_them_and_three_seeds(studies, monkeypatch, right, seeds, kind):
+    studies("baselines", [])
+    names = ("as_written", "frozen_encoder", "head_only")
+    rows = [row for name, one in zip(names, right, strict=True)
+            for row in _rows(one, seeds, recipe="lora_distilbert_q", variant=name)]  # fmt: skip
+    monkeypatch.setattr(claims_accuracy, "rows_at_scale", lambda folder: rows)
+    monkeypatch.setattr(Evidence, "runs", lambda *asked: [])
+    assert _kind("A3") == kind
 
 
-def test_out_of_the_box_is_beaten_as_written_or_when_improved(evidence, study):
-    study("baselines", _rows(FAIR, 1, rows_of="lora_bert_cased", method="frozen_encoder"))
-    evidence("lora_bert_cased", "head_only", COIN)
-    evidence("lora_bert_cased", "as_written", FAIR)
-    evidence("lora_bert_cased", "improved", GOOD)
-    assert _decide("C4").verdict == f"{ONLY_WHEN} the recipe is improved"
-    evidence("lora_bert_cased", "as_written", GOOD)
-    assert _decide("C4").verdict == CONFIRMED
-
-
-def test_runs_on_different_rows_are_not_compared(evidence, study):
-    study("baselines", _rows(FAIR, 1, rows_of="lora_distilbert_q", method="frozen_encoder"))
-    evidence("lora_distilbert_q", "head_only", COIN)
-    evidence("lora_distilbert_q", "as_written", "10" * 50)
-    with pytest.raises(Missing, match="on the same rows"):
-        _decide("A3")
-
-
-def _sizes(*qlora):
-    """`few_rows` with full fine-tuning at 150 of 200 and QLoRA at the given numbers of right rows."""
+@pytest.mark.parametrize(
+    ("qlora", "kind"),
+    [((190, 195, 199), CONFIRMED), ((80, 85, 90), REFUTED), ((150, 148, 152), UNDECIDED), ((195, 120, 150), ONLY_WHEN)],
+)
+def test_competitive_is_no_more_than_two_points_worse(studies, qlora, kind):
     rows = []
-    for size, n_train, right in zip((500, 2000, "all"), (500, 2_000, 5_530), qlora, strict=True):
+    for size, n_train, right in zip((500, 2_000, "all"), (500, 2_000, 5_530), qlora, strict=True):
         rows += _rows(FAIR, rows=size, n_train=n_train, method="full_finetune")
         rows += _rows("0" * (200 - right) + "1" * right, rows=size, n_train=n_train, method="qlora")
-    return rows
+    studies("few_rows", rows)
+    assert _kind("B5") == kind
 
 
-def test_competitive_is_not_worse_by_two_points(study):
-    study("few_rows", _sizes(190, 195, 199))
-    assert _decide("B5").verdict == CONFIRMED
-    study("few_rows", _sizes(80, 85, 90))
-    assert _decide("B5").verdict == REFUTED
-    study("few_rows", _sizes(150, 148, 152))
-    assert _decide("B5").verdict.startswith(UNDECIDED), "an interval that reaches over the margin decides nothing"
-    study("few_rows", _sizes(195, 120, 150))
-    assert _decide("B5").verdict.startswith(ONLY_WHEN)
+@pytest.mark.parametrize(
+    ("right", "kind"), [((180, 160, 150), CONFIRMED), ((120, 160, 170), REFUTED), ((150, 120, 170), ONLY_WHEN)]
+)
+def test_a_small_batch_is_no_more_than_two_points_worse(studies, right, kind):
+    sides = [(held, size, n) for held in ("reviews", "updates") for size, n in zip((4, 16, 64), right, strict=True)]
+    studies("batches", [r for h, size, n in sides for r in _rows("1" * n + "0" * (200 - n), held=h, batch_size=size)])
+    assert _kind("A4") == kind
 
 
-def test_a_small_batch_is_high_if_larger_ones_are_no_higher(study):
-    def rows(*right):
-        found = []
-        for held in ("reviews", "updates"):
-            for size, n in zip((4, 16, 64), right, strict=True):
-                found += _rows("1" * n + "0" * (200 - n), held=held, batch_size=size)
-        return found
-
-    study("batches", rows(180, 160, 150))
-    assert _decide("A4").verdict == CONFIRMED
-    study("batches", rows(120, 160, 170))
-    assert _decide("A4").verdict == REFUTED
-    study("batches", rows(150, 120, 170))
-    assert _decide("A4").verdict == f"{ONLY_WHEN} compared with batches of 16"
+def _steps(device, rates, peaks, shapes=4, precision="bf16"):
+    """A `steps` record of one size: samples/s and bytes by method, three windows within 1 % of the rate."""
+    rows = [
+        {"size": size, "method": method, "batch_size": 4, "tokens": 2**shape, "precision": precision,
+         "optimizer": "adamw_torch_fused", "windows": [0.99 * rate, rate, 1.01 * rate], "libraries_bytes": 5,
+         "peak_memory_bytes": 5 + peaks.get(method, 100)}
+        for size in ("bert-base", "embedded") for method, rate in rates.items() for shape in range(shapes)
+    ]  # fmt: skip
+    where = {"device": "cuda" if device.startswith("GPU") else "cpu", "precision": precision}
+    return StudyRecord("steps", "x", None, device, {"execution": where}, rows)
 
 
-def test_a_coin_toss_is_one(evidence):
-    evidence("lora_distilbert_qv", "untrained", COIN)
-    assert _decide("D2").verdict == CONFIRMED
-    evidence("lora_distilbert_qv", "untrained", "1" * 110 + "0" * 90)
-    assert _decide("D2").verdict == REFUTED
+@pytest.fixture
+def measured(monkeypatch):
+    """A function that puts records in place of those of devices."""
+
+    def put(*records):
+        of_name = {name: [r for r in records if r.name == name] for name in ("steps", "accuracy", "adapter")}
+        monkeypatch.setattr(verdict, "find_records", lambda name, _: [(ROOT / "made", r) for r in of_name[name]])
+
+    return put
 
 
-def test_epochs_are_told_over_all_seeds(evidence, record):
-    for seed, last in ((42, 0.7), (43, 0.8)):
-        history = {"validation": [{"accuracy": accuracy} for accuracy in (0.5, 0.6, last)]}
-        for variant in ("as_written", "improved"):
-            evidence("lora_bert_sst2", variant, COIN, seed=seed, history=history)
-    verdict = _decide("E1")
-    assert verdict.measured.startswith("as written 50.0% / 60.0% / 75.0%") and "mean of 2 seeds" in verdict.measured
-    assert (verdict.bars[0].low, verdict.bars[0].high) == (0.7, 0.8) and verdict.verdict == UNDECIDED
+@pytest.mark.parametrize(
+    ("lora", "faster", "twice"),
+    [(2.5, CONFIRMED, CONFIRMED), (1.01, UNDECIDED, REFUTED), (0.9, REFUTED, REFUTED), (2.03, CONFIRMED, UNDECIDED)],
+)
+def test_speeds_are_decided_by_the_whole_range_of_the_windows(measured, lora, faster, twice):
+    measured(_steps("CPU", {"full_finetune": 10, "lora": 10 * lora}, {}))
+    assert (_kind("A2"), _kind("C3")) == (faster, twice)
 
 
-def test_a_stated_accuracy_is_decided_on_the_real_checkpoint_only(evidence):
-    for variant in ("as_written", "improved"):
-        evidence("qlora_bert", variant, "1" * 94 + "0" * 6)
-    assert _decide("B4").verdict == UNDECIDED and "PROFILE=hub" in _decide("B4").sentence
-    evidence("qlora_bert", "as_written", "1" * 94 + "0" * 6, profile="hub")
-    assert _decide("B4").verdict == CONFIRMED
-    evidence("qlora_bert", "as_written", "1" * 80 + "0" * 20, profile="hub")
-    assert _decide("B4").verdict == REFUTED
-
-
-def test_a_profile_s_own_records_come_before_the_committed_ones(evidence, record, tmp_path, monkeypatch):
-    evidence("lora_distilbert_qv", "untrained", "10" * 100)
-    monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path / "Data")
-    own = replace(record, recipe="lora_distilbert_qv", variant="untrained", metrics={"accuracy": 0.9})
-    own.save(tmp_path / "Data" / "nothing" / "results")
-    assert Evidence(NOTHING).run("lora_distilbert_qv", "untrained")[0] == own
-    assert Evidence().run("lora_distilbert_qv", "untrained")[0].metrics["accuracy"] == 0.5
-
-
-def test_a_record_outside_the_repository_is_shown_whole(tmp_path):
-    assert relative_path(ROOT / "Data" / "cpu" / "here" / "steps.json") == "Data/cpu/here/steps.json"
-    assert relative_path(tmp_path / "steps.json") == (tmp_path / "steps.json").as_posix()
-
-
-def test_the_readme_s_computed_parts_are_replaced_and_nothing_else(tmp_path):
-    readme = tmp_path / "README.md"
-    parts = list(map(claims_command.markers, claims_command.PARTS))
-    readme.write_text(
-        "before\n" + "\nbetween\n".join(f"{start}\nobsolete\n{end}" for start, end in parts) + "\nafter\n"
-    )
-    verdicts = decide_all()
-    assert write_readme(verdicts, readme) and not write_readme(verdicts, readme)
-    text = readme.read_text()
-    (first, first_end), (second, second_end), (third, last) = parts
-    assert text.startswith(f"before\n{first}\nOf 22 claims") and f"\n{first_end}\nbetween\n{second}\n| " in text
-    assert f"\n{second_end}\nbetween\n{third}\n| " in text
-    assert text.endswith(f"{last}\nafter\n") and "obsolete" not in text
-    readme.write_text("no markers")
-    with pytest.raises(ValueError, match=r"README\.md lacks the lines"):
-        write_readme(verdicts, readme)
-
-
-def test_the_readme_says_what_the_install_took():
-    record = StudyRecord.load(ROOT / "Data/cpu/amd-epyc-2-threads/install.json")
-    ours, *others = record.rows
-    text = claims_command.README.read_text(encoding="utf-8")
-    assert f"{len(ours['commands'])} commands and {ours['seconds']['first figure']} seconds" in text
-    counts = [len(row["commands"]) for row in others]
-    assert "the {} commands of LLMs-from-scratch's IMDb example and the {} of peft's".format(*counts) in text
-    assert all(len(ours["commands"]) < count for count in counts)
-
-
-def test_without_the_records_of_the_findings_the_readme_stays_and_one_line_says_why(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("helpers.claims.evidence.AT_SCALE", tmp_path)
-    before = claims_command.README.read_bytes()
-    assert claims_command.main([]) == 1 and claims_command.README.read_bytes() == before
-    assert capsys.readouterr().err.endswith("is missing. Run: make full ONLY=baselines\n")
-
-
-def test_the_figure_has_what_is_stated_and_what_was_measured_of_each_number():
-    verdicts = decide_all()
-    figure = plot_claims(verdicts)
-    names = [label.get_text() for axes in figure.get_axes() for label in axes.get_yticklabels()]
-    bars = [bar for verdict in verdicts.values() for bar in verdict.bars]
-    assert len(names) == len(bars) > 10 and {name.split()[0] for name in names} == {
-        c for c in verdicts if verdicts[c].bars
+def test_devices_and_layers_that_disagree_are_told_apart(measured):
+    fast = _steps("CPU", {"full_finetune": 10, "lora": 15, "lora_query_value": 8}, {"lora": 50})
+    slow = _steps("GPU", {"full_finetune": 10, "lora": 8}, {"lora": 99})
+    measured(fast, slow)
+    found = DECIDED_BY["A2"](Evidence())
+    assert found.kind == ONLY_WHEN
+    assert {name.rpartition(",")[0] for name, case in found.cases.items() if case == HOLDS} == {
+        "CPU, every linear layer"
     }
-    assert figure.get_suptitle().startswith(f"{len(CLAIMS)} claims: ")
-    dots = [x for axes in figure.get_axes() for line in axes.get_lines() if line.get_marker() == "o"
-            for x in line.get_xdata()]  # fmt: skip
-    assert sorted(dots) == sorted(bar.value for bar in bars if bar.value is not None), "a range has no estimate"
-    assert all(bar.low <= bar.value <= bar.high for bar in bars if bar.value is not None)
-    assert {bar.axis for bar in bars if bar.value is None} == {"times", "share", "accuracy"}
+    assert DECIDED_BY["A1"](Evidence()).numbers["CPU, every linear layer: least"] == 0.5
+    assert _kind("A1") == ONLY_WHEN, "99 % of another's memory is not less"
+    measured(_steps("CPU", {"full_finetune": 10, "lora": 15}, {}, shapes=3))
+    with pytest.raises(FileNotFoundError, match=r"lab\.benchmarks steps"):
+        _kind("A2")
+
+
+@pytest.mark.parametrize(("held", "kind"), [(34, CONFIRMED), (36, REFUTED)])
+def test_seventy_percent_is_asked_of_a_gpu_with_checkpointing(measured, held, kind):
+    rates = {"full_finetune": 10, "qlora": 9, "qlora_checkpointing": 5}
+    measured(_steps("GPU", rates, {"qlora": 90, "qlora_checkpointing": held}))
+    assert _kind("B3") == kind
+    measured(_steps("CPU", rates, {"qlora_checkpointing": held}))
+    assert _kind("B3") == UNDECIDED and DECIDED_BY["B3"](Evidence()).numbers, "a CPU's stands beside it"
+
+
+@pytest.mark.parametrize(
+    ("speed", "held", "kind"), [(5, 50, CONFIRMED), (12, 50, REFUTED), (5, 99, REFUTED), (10, 50, UNDECIDED)]
+)
+def test_checkpointing_must_save_memory_and_be_slower(measured, speed, held, kind):
+    measured(_steps("CPU", {"qlora": 10, "qlora_checkpointing": speed}, {"qlora_checkpointing": held}))
+    assert _kind("B8") == kind
+
+
+def _formats(fp16, *settings):
+    """Records of a GPU's speed in both formats, and of its accuracy for each of `settings`: (method, fp16, fp32)."""
+    steps = _steps("GPU", {"lora": 10}, {}, precision="fp32")
+    steps.rows += _steps("GPU", {"lora": 10 * fp16}, {}, precision="fp16").rows
+    rows = [{"settings": method, "precision": name, "accuracy": 0.5, "correct": correct}
+            for method, *right in settings for name, correct in zip(("fp16", "fp32"), right, strict=True)]  # fmt: skip
+    return steps, StudyRecord("accuracy", "x", None, "GPU", {"execution": {"device": "cuda"}}, rows)
+
+
+def test_fp16_must_be_faster_and_no_worse(measured):
+    for fp16, scores, kind in (
+        (2.0, [("lora", GOOD, GOOD)], CONFIRMED),
+        (0.5, [("lora", GOOD, GOOD)], REFUTED),
+        (2.0, [("lora", COIN, GOOD)], REFUTED),
+        (2.0, [("qlora", GOOD, GOOD)], UNDECIDED),  # faster, but its own accuracy was not measured
+        (1.0, [("improved", GOOD, GOOD)], UNDECIDED),  # LoRA's name in earlier records
+    ):
+        measured(*_formats(fp16, *scores))
+        assert _kind("B7") == kind, (fp16, scores[0][0])
+
+
+def test_what_a_saved_adapter_is(measured):
+    def adapter(changed, bare, named):
+        row = {"base_tensors": 105, "changed_base_tensors": changed}
+        row |= {"label_without_names": bare, "label_with_names": named}
+        measured(StudyRecord("adapter", "x", None, "CPU", {}, [row]))
+        return _kind("E2"), _kind("E3")
+
+    assert adapter(0, "POSITIVE", "POSITIVE") == (CONFIRMED, CONFIRMED)
+    assert adapter(1, "LABEL_1", "POSITIVE") == (REFUTED, ONLY_WHEN)
+    assert adapter(0, "LABEL_1", "LABEL_1") == (CONFIRMED, REFUTED)
+
+
+def test_a_claim_without_its_record_says_what_is_missing(evidence, measured):
+    measured()
+    found = {claim.id: decide(claim) for claim in CLAIMS if claim.id in ("A1", "B1", "B4")}
+    assert found["A1"].needs == "python -m lab.benchmarks steps"
+    assert found["B4"].needs == "a run of qlora_bert, as written"
+    assert found["B1"].kind == CONFIRMED, "a count needs no record"
+
+
+def test_a_profile_s_own_runs_come_before_the_committed_ones(evidence, record, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "own"))
+    evidence("lora_distilbert_qv", "untrained", 0.5, [0.4, 0.6], profile="quick")
+    mine = Profile("mine", embedded=True)
+    own = replace(record, recipe="lora_distilbert_qv", variant="untrained", metrics={"accuracy": 0.9})
+    own.save(mine.results)
+    assert Evidence(mine).runs("lora_distilbert_qv", "untrained") == [own]
+    assert Evidence().runs("lora_distilbert_qv", "untrained")[0].metrics["accuracy"] == 0.5
+
+
+def test_the_command_prints_every_verdict_with_its_numbers_and_records(verdicts, monkeypatch, capsys):
+    monkeypatch.setattr(claims, "decide", lambda claim: verdicts[claim.id])
+    assert claims.main() == 0
+    printed = capsys.readouterr().out
+    for claim in CLAIMS:
+        assert f"{claim.id}  {claim.label}: {PINNED[claim.id]}" in printed
+    assert "591,362  parameters that train" in printed and "Data/gpu/nvidia-h100-80gb-hbm3/steps.json" in printed
+
+
+def test_the_figure_names_claims_by_their_labels_and_keeps_every_bar_inside(verdicts):
+    figure = plot_claims(verdicts, "what was found")
+    names = [label.get_text() for axes in figure.get_axes() for label in axes.get_yticklabels()]
+    bars = [bar for found in verdicts.values() for bar in found.bars]
+    labels = {claim.label for claim in CLAIMS if verdicts[claim.id].bars}
+    assert len(names) == len(bars) > 10 and {name.split(": ")[0] for name in names} == labels
     figure.canvas.draw()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert drawn.x1 < width + 0.02 and drawn.y1 < height + 0.02 and min(drawn.x0, drawn.y0) > -0.02
     for axes in figure.get_axes():
+        left, right = axes.get_xlim()
+        assert all(left <= x <= right for line in axes.get_lines() for x in line.get_xdata())
         ticks = [label.get_text() for label in axes.get_xticklabels()]
         assert len(ticks) == len(set(ticks)), "half a point rounded to a whole one"
-        left, right = axes.get_xlim()
-        for line in axes.get_lines():
-            assert all(left <= x <= right for x in line.get_xdata()), "a measurement outside of its panel"
+    assert inf in {end for bar in bars for end in bar.stated}, "a claim of more is drawn to the edge"
+    assert {found.kind for found in verdicts.values()} == set(KINDS)
     plt.close(figure)
-
-
-def test_the_curve_has_a_line_for_each_method():
-    point = {"accuracy": 0.7, "low": 0.68, "high": 0.72}
-    points = {name: [{**point, "n_train": size} for size in (500, 100)] for name in ("bag_of_words", "lora", "qlora")}
-    axes = plot_few_rows(points, "what is seen", 2_000).axes[0]
-    assert axes.get_title() == "what is seen" and "n = 2,000" in axes.get_ylabel()
-    assert {entry.get_text() for entry in axes.texts} == {"bag of words", "LoRA", "QLoRA"}
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["100", "500"]
-
-
-def test_adopting_copies_runs_and_studies(record, tmp_path, monkeypatch):
-    monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path)
-    monkeypatch.setattr(claims_command, "kept", lambda profile: tmp_path / "evidence")
-    record.save(tmp_path / "nothing" / "results")
-    StudyRecord("rank", "x", "nothing", "cpu", {}, []).save(tmp_path / "nothing" / "results" / "studies")
-    assert [path.name for path in claims_command.adopt(NOTHING)] == [f"{record.name}.json", "rank.json"]
-    assert json.loads((tmp_path / "evidence" / f"{record.name}.json").read_text()) == asdict(record)
-
-
-def test_two_that_adopt_at_once_damage_nothing(record, tmp_path, monkeypatch):
-    monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path)
-    monkeypatch.setattr(claims_command, "kept", lambda profile: tmp_path / "evidence")
-    records = [replace(record, seed=seed) for seed in range(10)]
-    for run in records:
-        run.save(tmp_path / "nothing" / "results")
-    (tmp_path / "nothing" / "results" / ".half.json").write_text("{")  # hidden: a file that is being written
-    with ThreadPoolExecutor(4) as runs:
-        list(runs.map(lambda _: claims_command.adopt(NOTHING), range(8)))
-    assert load_records(tmp_path / "evidence") == sorted(records, key=lambda run: run.name)
-    assert len(list((tmp_path / "evidence").iterdir())) == 10
-
-
-def test_an_adoption_that_fails_half_way_leaves_the_earlier_record(record, tmp_path, monkeypatch):
-    monkeypatch.setattr("helpers.profiles.DATA_DIR", tmp_path)
-    monkeypatch.setattr(claims_command, "kept", lambda profile: tmp_path / "evidence")
-    record.save(tmp_path / "nothing" / "results")
-    claims_command.adopt(NOTHING)
-
-    def half(source, target):
-        target.write_text(source.read_text()[:100])
-        raise OSError("gone")
-
-    monkeypatch.setattr(claims_command.shutil, "copy", half)
-    with pytest.raises(OSError, match="gone"):
-        claims_command.adopt(NOTHING)
-    assert load_records(tmp_path / "evidence") == [record]
-    assert len(list((tmp_path / "evidence").iterdir())) == 1

@@ -1,20 +1,33 @@
-"""The notebooks as files: run from the top, no errors, no author's machine, nothing a page cannot show."""
+"""The notebooks as files, and the commands that README names."""
 
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from helpers import train
+from helpers.profiles import ROOT
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "lab/README.md")]
 TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:root|home|Users|tmp|work|content|kaggle)/|[A-Z]:\\\\Users")
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def _texts(output) -> str:
+def texts_of(output) -> str:
     shown = [value for key, value in output.get("data", {}).items() if key.startswith("text/")]
     return "".join([output.get("text", ""), *map(str, shown)])
+
+
+def lost_links(text: str, folder: Path) -> list[str]:
+    """What `text` links to in this repository that is not there."""
+    links = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", text)
+    return [link for link in links if not (folder / link).exists()]
 
 
 def test_the_series_is_numbered_without_gaps():
@@ -22,8 +35,8 @@ def test_the_series_is_numbered_without_gaps():
     assert len(NOTEBOOKS) >= 3
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_stored_as_it_ran(path):
+@each_notebook
+def test_a_notebook_is_stored_as_it_ran_from_the_top(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -33,38 +46,43 @@ def test_a_notebook_is_stored_as_it_ran(path):
         assert set(cell.metadata.get("tags", [])) <= TAGS
         for output in cell.outputs:
             assert output.output_type != "error", cell.source
-            assert not MACHINE_PATH.search(_texts(output)), cell.source
-            assert "Warning" not in _texts(output), cell.source
-            assert "\r" not in _texts(output), "a progress bar with all its states"
+            assert not MACHINE_PATH.search(texts_of(output)), cell.source
+            assert "Warning" not in texts_of(output), cell.source
+            assert "\r" not in texts_of(output), "a progress bar with all its states"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_committed_rows_are_read_wherever_the_data_folder_is(path):
-    assert "Ledger()" not in path.read_text(encoding="utf-8"), "those below DATA_DIR: Ledger(AT_SCALE / 'studies')"
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_what_is_shown_is_said_as_well(path):
-    notebook = nbformat.read(path, as_version=4)
-    kinds = "".join(cell.cell_type[0] for cell in notebook.cells)
-    assert "cccc" not in kinds, "four code cells without a word between them"
-    shown = [
-        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
-    ]
-    assert all(len(output.metadata.get("image/png", {}).get("alt", "")) > 20 for output in shown), (
-        "a figure without words"
-    )
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@each_notebook
 def test_a_notebook_is_a_text(path):
-    notebook = nbformat.read(path, as_version=4)
-    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-    assert prose[0].startswith(f"# {path.stem[:2]} · ")
-    assert "## What we learned" in prose[-1]
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", "\n".join(prose)):
-        assert (path.parent / link).exists(), link
-    compared = [
-        cell for cell in notebook.cells if cell.cell_type == "code" and not cell.metadata.get("tags") and cell.outputs
-    ]
+    cells = nbformat.read(path, as_version=4).cells
+    assert "cccc" not in "".join(cell.cell_type[0] for cell in cells), "four code cells without a word between them"
+    prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    assert prose[0].startswith(f"# {path.stem[:2]} · ") and "## What we learned" in prose[-1]
+    assert lost_links("\n".join(prose), path.parent) == []
+    compared = [cell for cell in cells if cell.get("outputs") and not cell.metadata.get("tags")]
     assert len(compared) >= 5, "too little of this notebook is compared with its stored outputs"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("named", [[], ["notebooks"]], ids=["bare", "notebooks"])
+def test_nbval_finds_the_notebooks_and_runs_them_under_quick(named, monkeypatch):
+    monkeypatch.delenv("PROFILE", raising=False)
+    code = "import os, pytest, sys; pytest.main(sys.argv[1:]); print('profile', os.environ.get('PROFILE'))"
+    command = [sys.executable, "-c", code, "--nbval", "--collect-only", "-q", "-p", "no:cacheprovider", *named]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    assert all(f"notebooks/{path.name}::" in said for path in NOTEBOOKS)
+    assert ("tests/test_notebooks.py::" in said) == (not named)
+    assert said.strip().endswith("profile quick")
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_and_commands_of_the_texts_are_there(path):
+    text = path.read_text(encoding="utf-8")
+    assert lost_links(text, path.parent) == []
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"(?:^|`)(?:[A-Z]+=\S+ )*make ([a-z]+)", text, re.MULTILINE)) <= set(targets)
+    for module, options in re.findall(r"python -m ((?:helpers|lab)\.\w+)([^`\n#()]*)", text):
+        source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+        assert '__name__ == "__main__"' in source, module
+        assert all(f'"{option}"' in source for option in re.findall(r"--[a-z-]+", options)), f"{module}{options}"
+        if module == "helpers.train" and options.strip() and not re.search(r"\b[A-Z]{4,}\b", options):
+            train.parse(shlex.split(options))

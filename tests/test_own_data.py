@@ -1,16 +1,13 @@
-"""A file of one's own: reading, findings, split. Training on it is in test_train.py."""
+"""A file of one's own: findings, split, and the recipe for it. Reading is in test_reading, training in test_train."""
 
 from collections import Counter
-from decimal import Decimal
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from helpers.base.tables import read_rows
-from helpers.base.texts import text_key
+from helpers.data import text_key
 from helpers.models import load_tokenizer
 from helpers.own_data import (
     FEW_ROWS_RATE,
@@ -27,7 +24,8 @@ from helpers.recipes import RECIPES
 
 def rows_of(*pairs) -> pd.DataFrame:
     """What `read_rows` returns, from (text, label) pairs."""
-    return pd.DataFrame(pairs, columns=["text", "label"], index=pd.RangeIndex(1, len(pairs) + 1, name="row"))
+    index = pd.RangeIndex(1, len(pairs) + 1, name="row")
+    return pd.DataFrame(pairs, columns=["text", "label"], index=index, dtype=object)
 
 
 def plenty(**counts: int) -> list[tuple[str, str]]:
@@ -35,145 +33,11 @@ def plenty(**counts: int) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def frame() -> pd.DataFrame:
-    return pd.DataFrame({"Comment here": ["Good,\n <br />good", "b\tc", "d"], "stars": [3, 1, 10]})
+def tokenizer(tiny_checkpoints):
+    return load_tokenizer(tiny_checkpoints["bert"])
 
 
-@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet", ".CSV"])
-def test_every_format_gives_the_same_rows(frame, tmp_path, ending):
-    path = tmp_path / f"my reviews{ending}"
-    if ending == ".parquet":
-        frame.to_parquet(path)
-    elif ending == ".jsonl":
-        frame.to_json(path, orient="records", lines=True)
-    else:
-        frame.to_csv(path, index=False, sep="\t" if ending == ".tsv" else ",")
-    rows = read_rows(path, "Comment here", "stars")
-    assert rows.values.tolist() == [["Good, good", "3"], ["b c", "1"], ["d", "10"]]
-    assert list(rows.index) == [1, 2, 3]
-
-
-def test_labels_are_read_as_they_are_written(tmp_path):
-    path = tmp_path / "labels.csv"
-    path.write_bytes("\ufefftext,label\na,None\nb, NA \nc,01\nd,\n,1\n".encode())  # with the mark that Excel writes
-    assert read_rows(path, "text", "label").values.tolist() == [
-        ["a", "None"], ["b", "NA"], ["c", "01"], ["d", None], [None, "1"],
-    ]  # fmt: skip
-
-
-def test_numbers_in_a_column_with_gaps_stay_whole(tmp_path):
-    path = tmp_path / "labels.jsonl"
-    path.write_text('{"t": "a", "l": 1}\n{"t": "b", "l": null}\n{"t": null, "l": 2}\n{"t": 7, "l": 2.5}\n{"t": " "}\n')
-    assert read_rows(path, "t", "l").values.tolist() == [
-        ["a", "1"],
-        ["b", None],
-        [None, "2"],
-        ["7", "2.5"],
-        [None, None],
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.xlsx", b"x", r"ends in '.xlsx'; it must be one of .csv, .tsv, .jsonl, .parquet"),
-        ("a.csv", b"", "a.csv is empty"),
-        ("a.csv", b" \n\n", "a.csv is empty"),
-        ("a.csv", b"text,label\n", "has columns but no rows"),
-        ("a.csv", "text,label\ncaf\xe9,1\n".encode("latin-1"), r"not UTF-8 \(byte 0xe9 at 14\).*iconv"),
-        ("a.jsonl", '{"text": "caf\xe9"}'.encode("latin-1"), "not UTF-8"),
-        ("a.csv", b"comment,stars\na,1\n", "no column 'text'; it has 'comment', 'stars'"),
-        ("a.csv", b"text,stars\na,1\n", "no column 'label'; it has 'text', 'stars'"),
-        ("a.csv", b"text;label\na;1\n", "no column 'text'; it has 'text;label'. They seem to be separated by ';'"),
-        ("a.csv", b'text,label\n"a,1\n', "no .csv file that can be read: row 1 .*unexpected end of data"),
-        ("a.csv", b'text,label\nx,1\n"a,1\nb,2\n"c,3\n', r"row 2 .*up to line 5: .* own quotes are doubled"),
-        ("a.csv", b"text,label\nHello, world,1\n", "row 1 has 3 fields, and the header has 2. Put a text with a ','"),
-        ("a.csv", b"text,label\na,1\nHello, world,1\n", "row 2 has 3 fields"),
-        ("a.csv", b"text,label,text\na,1,b\n", "has 2 columns 'text'; rename all but one"),
-        ("a.csv", b"text,label\na,1\nb\0c,2\n", "line 3 has a NUL character"),
-        ("a.csv", "text,label\na,1\n".encode("utf-16-le"), "line 1 has a NUL character.*save the file as UTF-8"),
-        ("a.csv", "text,label\na,1\n".encode("utf-16")[:-1], "holds text that cannot be decoded: 'utf-16"),
-        ("a.csv", b"text,label\nfine,1\ncaf\xe9,1\n", "in line 3"),
-        ("a.csv", b'text,label\na,"1\n2"\n', r"row 1, column 'label': the value '1\\n2' has the control character"),
-        ("a.csv", b"\xef\xbb\xbf", "a.csv is empty"),
-        ("a.jsonl", b'{"text": "a", "label": 1}\nnot json\n', r"can be read: row 2 \(line 2\): Expecting value"),
-        ("a.jsonl", b'{"text": "a", "label": 1}\n\n[1]\n', r"row 2 \(line 3\) is a list; each line must be an object"),
-        ("a.jsonl", b'{"text": "a", "text": "b", "label": 1}\n', "row 1 .*names a column twice, of 'text', 'text'"),
-        ("a.jsonl", b'{"text": "a", "label": {"b": 1}}', r"row 1, column 'label': the value is \{'b': 1\} \(dict\)"),
-        ("a.jsonl", b'{"text": "a\\ud83d", "label": 1}', "row 1, column 'text': the value has half a character"),
-        ("a.parquet", b"PAR1 not really", "no .parquet file that can be read"),
-    ],
-)
-def test_a_file_that_cannot_be_used_says_why(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        read_rows(tmp_path / name, "text", "label")
-
-
-def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path):
-    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array(["1"])], names=["text", "text", "label"])
-    pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"^a\.parquet has 2 columns 'text'; rename all but one"):
-        read_rows(tmp_path / "a.parquet", "text", "label")
-
-
-def test_texts_in_parquet_that_are_not_utf8_or_no_texts_are_refused(tmp_path):
-    broken = pa.Array.from_buffers(
-        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\3\0\0\0"), pa.py_buffer(b"\xff\xfea")]
-    )
-    for values, message in (
-        (broken, "cannot be decoded"),
-        (pa.array([b"a"]), "row 1, column 'text': the value is b'a'"),
-    ):
-        pq.write_table(pa.table({"text": values, "label": ["1"]}), tmp_path / "a.parquet")
-        with pytest.raises(ValueError, match=rf"^a\.parquet.*{message}") as error:
-            read_rows(tmp_path / "a.parquet", "text", "label")
-        assert not isinstance(error.value, UnicodeError)
-
-
-def test_one_column_cannot_be_both(tmp_path):
-    (tmp_path / "a.csv").write_text("text,label\na,1\n")
-    with pytest.raises(ValueError, match="cannot both be in column 'text'"):
-        read_rows(tmp_path / "a.csv", "text", "text")
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_line_breaks_quotes_and_marks_of_the_byte_order_are_read(tmp_path, encoding):
-    content = 'text,label\r\n"one\r\ntwo, ""three""",caf\u00e9,\r\n\r\nplain,1\r\nshort\r\n'
-    (tmp_path / "a.csv").write_bytes(content.encode(encoding))
-    rows = read_rows(tmp_path / "a.csv", "text", "label")
-    assert rows.values.tolist() == [['one two, "three"', "caf\u00e9"], ["plain", "1"], ["short", None]]
-
-
-def test_large_whole_numbers_with_gaps_keep_their_digits(tmp_path):
-    labels = pa.array([2**53 + 1, None, 3])
-    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": labels}), tmp_path / "a.parquet")
-    assert read_rows(tmp_path / "a.parquet", "text", "label")["label"].tolist() == ["9007199254740993", None, "3"]
-    labels = pa.array([Decimal("1.0"), None, Decimal("2.5")])
-    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": labels}), tmp_path / "a.parquet")
-    assert read_rows(tmp_path / "a.parquet", "text", "label")["label"].tolist() == ["1", None, "2.5"]
-
-
-def test_nan_is_a_word_among_labels_whatever_the_order_of_rows():
-    for words in (("10", "nan", "9"), ("nan", "9", "10")):
-        pairs = [(f"text {label} {index}", label) for label in words for index in range(12)]
-        assert split_rows(rows_of(*pairs))["train"].features["label"].names == ["10", "9", "nan"]
-
-
-@pytest.mark.parametrize(("counts", "skewed"), [((20, 60), False), ((20, 61), True), ((5,), False), ((), False)])
-def test_classes_are_skewed_above_three_to_one(counts, skewed):
-    classes = {str(index): count for index, count in enumerate(counts)}
-    findings = Findings(100, [], [], [], [], classes, np.array([]), 16)
-    assert findings.skewed is skewed
-    assert ("largest class over smallest" in findings.table().index) is skewed
-
-
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="There is no file"):
-        read_rows(tmp_path / "a.csv", "text", "label")
-
-
-def test_findings_count_what_is_planted(tiny_checkpoints):
+def test_findings_count_what_is_planted(tokenizer):
     rows = rows_of(
         ("the movie was good", "yes"),
         ("The  movie WAS good", "yes"),  # 2: duplicate
@@ -185,24 +49,28 @@ def test_findings_count_what_is_planted(tiny_checkpoints):
         (None, None),
         ("good actor " * 10, "no"),
     )
-    findings = examine(rows, load_tokenizer(tiny_checkpoints["bert"]), 16)
-    assert findings.rows == 9
+    findings = examine(rows, tokenizer)
+    assert (findings.rows, findings.usable) == (9, 2)
     assert (findings.missing_texts, findings.missing_labels) == ([7, 8], [6, 8])
     assert (findings.duplicates, findings.conflicts) == ([2], [3, 4, 5])
     assert findings.classes == {"no": 1, "yes": 1}
     assert sorted(findings.lengths) == [6, 22]
-    table = findings.table()
+    table = findings.table(16)
     assert table.loc["conflicts"].tolist() == [3, "rows 3, 4, 5"]
     assert table.loc["longer than 16 tokens"].tolist() == [1, "50%, will be cut"]
+    nothing = examine(rows_of(("a", None), (None, "b")), tokenizer)
+    assert (nothing.usable, nothing.skewed, nothing.table(16).loc["rows", "count"]) == (0, False, 2)
 
 
-def test_findings_of_a_file_without_a_complete_row(tiny_checkpoints):
-    findings = examine(rows_of(("a", None), (None, "b")), load_tokenizer(tiny_checkpoints["bert"]), 16)
-    assert findings.classes == {} and len(findings.lengths) == 0
-    assert findings.table().loc["rows", "count"] == 2
+@pytest.mark.parametrize(("counts", "skewed"), [((20, 60), False), ((20, 61), True), ((5,), False)])
+def test_classes_are_skewed_above_three_to_one(counts, skewed):
+    classes = {str(index): count for index, count in enumerate(counts)}
+    findings = Findings(100, [], [], [], [], classes, np.array([], dtype=int))
+    assert findings.skewed is skewed
+    assert any("skewed" in which for which in findings.table(16)["which"]) is skewed
 
 
-def test_the_split_shares_no_text_and_keeps_no_conflict():
+def test_the_split_shares_no_text_and_keeps_no_conflict(tokenizer):
     pairs = plenty(b=60, a=40, c=20)
     pairs += [(text.upper(), label) for text, label in pairs]  # each again
     pairs += [("torn", "a"), ("Torn", "b")]
@@ -216,16 +84,30 @@ def test_the_split_shares_no_text_and_keeps_no_conflict():
     for part in splits.values():
         assert all(pairs[row - 1][0] == text for row, text in zip(part["row"], part["text"], strict=True))
     assert split_rows(rows_of(*pairs))["train"]["row"] == splits["train"]["row"]
+    assert split_rows(rows_of(*pairs), seed=7)["train"]["row"] != splits["train"]["row"]
 
 
-def test_number_labels_are_in_numeric_order():
-    pairs = [(f"text {label} {index}", label) for label in ("10", "2", "1") for index in range(12)]
-    assert split_rows(rows_of(*pairs))["train"].features["label"].names == ["1", "2", "10"]
+def test_what_is_found_is_what_is_split(tokenizer):
+    """Also where two texts are one only when their tags are gone."""
+    pairs = [*plenty(a=30, b=30), ("good<br />film", "a"), ("good film", "a"), ("so<br/>so", "a"), ("so so", "b")]
+    pairs += [("<br />", "a"), ("<br /> <br />", "b")]
+    findings, splits = examine(rows_of(*pairs), tokenizer), split_rows(rows_of(*pairs), drop_incomplete=True)
+    texts = [text for part in splits.values() for text in part["text"]]
+    assert findings.usable == len(texts) == 61
+    assert "so so" not in texts and "" not in texts
 
 
-@pytest.mark.parametrize(
-    "more", [[0], [1, 5], [488], [0] * 9, [347, 0, 112, 0, 12, 323, 1, 0, 0, 1, 13], [50, 1, 0, 0, 1, 0, 0, 0, 59, 0]]
-)
+def test_labels_are_in_order_numbers_by_value():
+    for words, names in (
+        (("10", "2", "1"), ["1", "2", "10"]),
+        (("10", "nan", "9"), ["10", "9", "nan"]),
+        (("b", "A"), ["A", "b"]),
+    ):
+        pairs = [(f"text {label} {index}", label) for label in words for index in range(12)]
+        assert split_rows(rows_of(*pairs))["train"].features["label"].names == names
+
+
+@pytest.mark.parametrize("more", [[0], [488], [347, 0, 112, 0, 12, 323, 1, 0, 0, 1, 13], [50, 1, 0, 0, 1, 0, 0, 59, 0]])
 def test_the_smallest_class_allowed_is_in_every_part(more):
     """`more` rows than the smallest allowed in the other classes; the last two fail where 7 or 9 are allowed."""
     counts = {f"class{index}": ROWS_PER_CLASS + count for index, count in enumerate([0, *more])}
@@ -233,38 +115,59 @@ def test_the_smallest_class_allowed_is_in_every_part(more):
         assert set(part["label"]) == set(range(len(counts)))
 
 
-@pytest.mark.parametrize(
-    ("pairs", "message"),
-    [
-        ([*plenty(a=20, b=20), ("x", None), (None, "a"), (None, None)],
-         r"3 of 43 rows are incomplete \(2 without text, 2 without label\): rows 41, 42, 43"),
-        (plenty(a=50), r"two classes or more; the labels are \['a'\]"),
-        (plenty(a=50, b=11), r"1 of 2 classes have fewer than the 12 .*'b' \(11\)"),
-        ([*plenty(a=50, b=11), ("B text 0", "b")], r"'b' \(11\)"),  # duplicates do not count
-        ([(f"text {index}", str(index)) for index in range(30)], r"30 of 30 classes .*'0' \(1\), .*\.\.\."),
-        ([*plenty(a=50), ("torn", "b"), ("torn", "a")], r"two classes or more"),  # nothing of b is left
-    ],
-)  # fmt: skip
-def test_rows_that_cannot_be_split_say_why(pairs, message):
-    with pytest.raises(ValueError, match=message):
-        split_rows(rows_of(*pairs))
-
-
 def test_incomplete_rows_are_left_out_on_request():
-    splits = split_rows(rows_of(("x", None), *plenty(a=20, b=20), (None, "a")), drop_incomplete=True)
+    rows = rows_of(("x", None), *plenty(a=20, b=20), (None, "a"))
+    with pytest.raises(ValueError, match="2 of 42 rows are incomplete: rows 1, 42"):
+        split_rows(rows)
+    splits = split_rows(rows, drop_incomplete=True)
     assert sorted(np.concatenate([part["row"] for part in splits.values()])) == list(range(2, 42))
-    with pytest.raises(ValueError, match="all missing"):
-        split_rows(rows_of(("x", None), (None, "a")), drop_incomplete=True)
+
+
+def test_a_file_of_100_000_rows_is_measured_by_a_sample(tokenizer):
+    pairs = [(f"{index} the movie was good", "rare" if index % 1_000 == 0 else "common") for index in range(100_000)]
+    findings = examine(rows_of(*pairs), tokenizer)
+    assert findings.classes == {"common": 99_900, "rare": 100} and findings.skewed
+    assert len(findings.lengths) == 10_000
+    table = findings.table(6)
+    assert table.loc["longer than 6 tokens"].tolist() == [100_000, "100%, will be cut"]
+
+
+def test_500_classes_are_listed_in_short(tokenizer):
+    pairs = [(f"text {index} of {label}", f"class {label:03d}") for label in range(500) for index in range(12)]
+    rows = rows_of(*pairs)
+    table = examine(rows, tokenizer).table(16)
+    assert len(table) < 30
+    assert all(len(set(part["label"])) == 500 for part in split_rows(rows).values())
+    with pytest.raises(ValueError, match=r"'class 000' \(7\)"):
+        split_rows(rows.iloc[5:])
 
 
 @pytest.mark.parametrize(
-    ("name", "n_rows", "rate"),
+    ("name", "usable", "rate"),
     [
         (OWN_DATA_RECIPE, 1_400, FEW_ROWS_RATE),  # 980 to train on
         (OWN_DATA_RECIPE, 1_450, RECIPES[OWN_DATA_RECIPE].improved().learning_rate),
         ("qlora_bert", 1_400, RECIPES["qlora_bert"].improved().learning_rate),
     ],
 )
-def test_few_rows_have_their_own_rate(tiny_encoders, name, n_rows, rate):
-    recipe, _ = own_recipe(name, "quotes.csv", n_rows, PROFILES["quick"], tiny_encoders["bert"])
+def test_few_rows_have_their_own_rate(tiny_checkpoints, name, usable, rate):
+    recipe, _ = own_recipe(name, "quotes.csv", usable, PROFILES["quick"], tiny_checkpoints["bert"])
     assert recipe.learning_rate == rate
+
+
+@pytest.mark.parametrize(
+    ("architecture", "targets", "head"),
+    [
+        ("bert", ("query", "value"), ()),
+        ("distilbert", ("all-linear",), ("pre_classifier",)),
+        ("roberta", ("query", "value"), ()),
+        ("modernbert", ("all-linear",), ("head",)),
+    ],
+)
+def test_a_recipe_follows_the_encoder(tiny_encoders, architecture, targets, head):
+    profile = replace(PROFILES["quick"], seed=7)
+    recipe, own = own_recipe(OWN_DATA_RECIPE, "a/quotes.csv", 500, profile, tiny_encoders[architecture])
+    assert (recipe.target_modules, recipe.modules_to_save) == (targets, head)
+    assert (recipe.dataset, recipe.base_model) == ("quotes.csv", tiny_encoders[architecture])
+    assert recipe.max_length == (62 if architecture == "roberta" else 64)  # its positions begin behind the padding's
+    assert (recipe.n_train, own.n_train, own.max_epochs, own.seed) == (None, None, None, 7)

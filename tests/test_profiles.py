@@ -1,29 +1,45 @@
 import platform
+from pathlib import Path
 
 import pytest
 import torch
 
 from helpers import profiles
-from helpers.profiles import PROFILES, Execution, current_profile, fastest_execution
+from helpers.profiles import (
+    COMMITTED,
+    PROFILES,
+    ROOT,
+    current_precision,
+    current_profile,
+    data_dir,
+    device_name,
+    number_formats,
+)
+
+
+def _pretend(monkeypatch, cuda: bool, bf16: bool = False, capabilities: dict | None = None) -> None:
+    """Makes torch report a GPU or none, that multiplies bf16 or not."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or bf16)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities or {}, raising=False)
 
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_the_environment_chooses_the_profile(monkeypatch, name):
     monkeypatch.setenv("PROFILE", name)
-    assert current_profile() is PROFILES[name]
+    assert current_profile().name == name and current_profile().precision == current_precision()
 
 
 @pytest.mark.parametrize(("cuda", "expected"), [(True, "hub"), (False, "quick")])
 def test_the_default_profile_follows_the_device(monkeypatch, cuda, expected):
     monkeypatch.setenv("PROFILE", "")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    _pretend(monkeypatch, cuda)
     assert current_profile().name == expected
 
 
 def test_dotenv_chooses_the_profile_and_the_environment_comes_first(monkeypatch, tmp_path):
     (tmp_path / ".env").write_text("PROFILE=full\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PROFILE", "quick")
     assert current_profile().name == "quick"
     monkeypatch.delenv("PROFILE")
     assert current_profile().name == "full"
@@ -37,31 +53,38 @@ def test_an_unknown_profile_is_refused_with_the_list(monkeypatch):
 
 
 def test_base_models_token_limits_and_epochs():
-    assert PROFILES["quick"].base_model("distilbert-base-uncased") == profiles.EMBEDDED_DISTILBERT
-    assert PROFILES["full"].base_model("bert-base-cased") == profiles.EMBEDDED_BERT
-    assert PROFILES["hub"].base_model("bert-base-cased") == "bert-base-cased"
-    assert PROFILES["quick"].tokens(512) == 256
-    assert PROFILES["quick"].tokens(64) == 64
-    assert PROFILES["hub"].tokens(512) == 512
-    assert [PROFILES["quick"].epochs(n) for n in (1, 3)] == [1, 2]
-    assert PROFILES["full"].epochs(30) == 30
+    quick, full, hub = PROFILES.values()
+    assert quick.base_model("distilbert-base-uncased") == profiles.EMBEDDED_DISTILBERT
+    assert full.base_model("bert-base-cased") == profiles.EMBEDDED_BERT
+    assert hub.base_model("bert-base-cased") == "bert-base-cased"
+    assert [quick.tokens(512), quick.tokens(64), hub.tokens(512)] == [256, 64, 512]
+    assert [quick.epochs(1), quick.epochs(3), full.epochs(30)] == [1, 2, 30]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("", COMMITTED), ("somewhere/else", ROOT / "somewhere" / "else"), ("~/runs", Path.home() / "runs")],
+)
+def test_data_dir_chooses_where_runs_are_written_and_creates_nothing(monkeypatch, name, expected):
+    monkeypatch.setenv("DATA_DIR", name)
+    assert data_dir() == expected
+    quick = PROFILES["quick"]
+    assert [quick.results, quick.checkpoints] == [expected / "quick" / "results", expected / "quick" / "checkpoints"]
+    assert name == "" or not expected.exists()
 
 
 @pytest.mark.parametrize(
     ("cuda", "bf16", "capabilities", "expected"),
     [
-        (True, True, {}, ("cuda", "bf16", "sdpa")),
-        (True, False, {}, ("cuda", "fp16", "sdpa")),
-        (False, False, {"avx512_bf16": True}, ("cpu", "bf16", "lean")),
-        (False, False, {"avx512_f": True, "amx_bf16": False}, ("cpu", "fp32", "sdpa")),
+        (True, True, {}, "bf16"),
+        (True, False, {}, "fp16"),
+        (False, False, {"avx512_bf16": True}, "bf16"),
+        (False, False, {"avx512_f": True, "amx_bf16": False}, "fp32"),
     ],
 )
 def test_precision_follows_what_the_hardware_multiplies(monkeypatch, cuda, bf16, capabilities, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    monkeypatch.setenv("PRECISION", "")
-    assert fastest_execution() == Execution(*expected)
+    _pretend(monkeypatch, cuda, bf16, capabilities)
+    assert current_precision() == expected
 
 
 @pytest.mark.parametrize(
@@ -70,29 +93,28 @@ def test_precision_follows_what_the_hardware_multiplies(monkeypatch, cuda, bf16,
 )
 @pytest.mark.parametrize("asked", ["fp32", "fp16", "bf16", "int4"])
 def test_the_environment_chooses_the_precision_among_those_that_the_device_has(monkeypatch, cuda, bf16, formats, asked):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    _pretend(monkeypatch, cuda, bf16)
+    assert number_formats(profiles.device()) == formats
     monkeypatch.setenv("PRECISION", asked)
     if asked in formats:
-        assert fastest_execution().precision == asked
+        assert current_precision() == asked
         return
-    why = {"fp16": " fp16 trains on a GPU alone", "bf16": " This GPU does not multiply bf16"}.get(asked, "")
-    with pytest.raises(ValueError, match=rf"PRECISION='{asked}' cannot be had here\.{why}.*: {', '.join(formats)}\."):
-        fastest_execution()
+    with pytest.raises(ValueError, match=rf"PRECISION='{asked}' cannot be had.*: {', '.join(formats)}\."):
+        current_precision()
 
 
 def test_records_name_the_processor(monkeypatch, tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
+    _pretend(monkeypatch, cuda=False)
     monkeypatch.setattr(profiles, "Path", lambda path: cpuinfo)
-    name = profiles.processor_name.__wrapped__
-    cpuinfo.write_text("processor : 0\nmodel name\t: AMD  EPYC 9\nmodel name\t: other\n", encoding="utf-8")
-    assert name() == "AMD EPYC 9"
-    cpuinfo.write_text("processor : 0\n", encoding="utf-8")  # an Arm machine's file names no model
-    assert name() == platform.machine()
-    cpuinfo.unlink()
-    monkeypatch.setattr(profiles.sys, "platform", "win32")
     monkeypatch.setattr(platform, "processor", lambda: "Intel64 Family 6")
-    assert name() == "Intel64 Family 6"
     threads = torch.get_num_threads()
-    monkeypatch.setattr(profiles, "processor_name", lambda: "AMD EPYC")
-    assert Execution("cpu", "fp32", "sdpa").device_name == f"AMD EPYC ({threads} threads)"
+    for written, name in (
+        ("processor : 0\nmodel name\t: AMD  EPYC 9\nmodel name\t: other\n", "AMD EPYC 9"),
+        ("processor : 0\n", "Intel64 Family 6"),  # an Arm machine's file names no model
+        (None, "Intel64 Family 6"),  # other systems have no such file
+    ):
+        cpuinfo.unlink(missing_ok=True) if written is None else cpuinfo.write_text(written, encoding="utf-8")
+        device_name.cache_clear()
+        assert device_name() == f"{name} ({threads} threads)"
+    device_name.cache_clear()

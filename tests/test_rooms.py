@@ -1,65 +1,80 @@
-"""The rooms of `helpers`: what stands where, and that imports between them point one way."""
+"""The three rooms: imports go notebooks -> lab -> helpers and never back, and each room stays small."""
 
 import ast
-from graphlib import TopologicalSorter
 from pathlib import Path
 
-from helpers.base.paths import ROOT
+import nbformat
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
-HELPERS = ROOT / "helpers"
-MOST_LINES = 285
+from helpers.profiles import ROOT
 
-
-def rooms() -> dict[str, list[Path]]:
-    """The files of each folder of `helpers`, and each file at its top, by name."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(HELPERS.rglob("*.py")):
-        name = path.relative_to(HELPERS).parts[0].removesuffix(".py")
-        found.setdefault(name, []).append(path)
-    del found["__init__"]
-    return found
+ROOMS = ("helpers", "lab", "tests")
+LINES = {"helpers": 2_500, "lab": 2_000, "tests": 5_000}
+FILES, LINES_OF_ONE = 18, 250  # of helpers
+HELPERS_ALONE = ("01", "02", "03", "06", "07")
 
 
-def imported(path: Path) -> set[str]:
-    """The rooms that `path` imports from, wherever in the file."""
+def imported(source: str) -> set[str]:
+    """The first two parts of every module's name that `source` imports from helpers, lab or tests."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
-            inside = node.module.split(".")[1:]
-            names |= {inside[0]} if inside else {alias.name for alias in node.names}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names |= {module} if "." in module else {f"{module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("helpers.")}
-    return names
+            names |= {alias.name for alias in node.names}
+    return {".".join(name.split(".")[:2]) for name in names if name.split(".")[0] in ROOMS}
 
 
-def arrows() -> dict[str, set[str]]:
-    return {name: set.union(*map(imported, paths)) - {name} for name, paths in rooms().items()}
+def rooms_of(source: str) -> set[str]:
+    return {name.split(".")[0] for name in imported(source)}
 
 
-def test_imports_between_rooms_point_one_way():
-    order = list(TopologicalSorter(arrows()).static_order())  # raises CycleError, which names the circle
-    assert set(order) == set(rooms()) and order.index("base") < order.index("profiles") < order.index("training")
+def code_of(notebook: Path) -> str:
+    cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    return "\n".join(map(TransformerManager().transform_cell, cells))  # Python in place of ! and %
 
 
-def test_the_base_knows_nothing_of_what_stands_on_it():
-    assert arrows()["base"] == set()
+def python_files(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
 
 
-def test_commands_are_nobody_s_ground():
-    assert not [name for name, to in arrows().items() if to & {"train", "series", "start"}]
+@pytest.mark.parametrize(("room", "allowed"), [("helpers", {"helpers"}), ("lab", {"helpers", "lab"})])
+def test_imports_never_go_back(room, allowed):
+    found = {path.name: rooms_of(path.read_text(encoding="utf-8")) - allowed for path in python_files(room)}
+    assert {name: rooms for name, rooms in found.items() if rooms} == {}
 
 
-def test_the_readme_names_each_room_in_an_order_in_which_imports_point_down():
-    layout = (ROOT / "README.md").read_text(encoding="utf-8").split("## Layout")[1]
-    lines = layout.split("\nhelpers/ ")[1].split("\nData/ ")[0].splitlines()[1:]
-    columns = [line[2:22] for line in lines if line[2] != " "]
-    named = [name.strip(" /") for column in columns for name in column.split(",")]
-    assert sorted(named) == sorted(rooms())
-    above = {name: set(named[: named.index(name)]) for name in named}
-    assert not {(name, other) for name, to in arrows().items() for other in to if other in above[name]}
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_imports_what_it_may(path):
+    allowed = {"helpers"} if path.stem.startswith(HELPERS_ALONE) else {"helpers", "lab"}
+    assert rooms_of(code_of(path)) <= allowed
 
 
-def test_no_file_is_long():
-    assert {
-        path.name: count for path in HELPERS.rglob("*.py") if (count := len(path.read_text().splitlines())) > MOST_LINES
-    } == {}
+def test_modules_that_notebooks_and_lab_import_are_there():
+    sources = {path.name: path.read_text(encoding="utf-8") for room in ROOMS for path in python_files(room)}
+    sources |= {path.name: code_of(path) for path in (ROOT / "notebooks").glob("*.ipynb")}
+    lost = {
+        (name, module)
+        for name, source in sources.items()
+        for module in imported(source)
+        if not any((ROOT / module.replace(".", "/")).with_suffix(end).exists() for end in (".py", ""))
+    }
+    assert lost == set()
+
+
+def test_helpers_is_flat_and_its_files_are_short():
+    files = python_files("helpers")
+    assert {path.parent.name for path in files} == {"helpers"} and len(files) <= FILES
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {name: length for name, length in lengths.items() if length >= LINES_OF_ONE} == {}
+
+
+def test_each_room_stays_within_its_lines():
+    sums = {
+        room: sum(len(path.read_text(encoding="utf-8").splitlines()) for path in python_files(room)) for room in ROOMS
+    }
+    shown = ", ".join(f"{room} {lines:,} of {LINES[room]:,} lines" for room, lines in sums.items())
+    print(shown)
+    assert all(sums[room] <= LINES[room] for room in ROOMS), shown

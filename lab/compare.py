@@ -1,0 +1,71 @@
+"""A study's rows over their seeds: means, intervals, and corrected comparisons."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from helpers.evaluation import PairedComparison, corrected, crossed_interval
+
+
+def right_rows(runs: Sequence[dict[str, Any]]) -> np.ndarray:
+    """1.0 where a run is right on a row, else 0.0; shape (len(runs), rows)."""
+    return np.array([[float(character) for character in run["correct"]] for run in runs])
+
+
+def summarize(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> list[dict[str, Any]]:
+    """The runs that share the labels `by`, such as ("r",), over their seeds, in the order they first come.
+
+    Each has those labels and `trainable_params`, `n_train`, `accuracies` (one a seed), `accuracy` (their mean), `low`
+    and `high`: its 95 % interval over seeds and rows (see `evaluation.crossed_interval`).
+    """
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[label] for label in by), []).append(row)
+    points = []
+    for labels, runs in groups.items():
+        low, high, _ = crossed_interval(right_rows(runs))
+        accuracies = [run["accuracy"] for run in runs]
+        points.append(
+            {
+                **dict(zip(by, labels, strict=True)),
+                "trainable_params": runs[0]["trainable_params"],
+                "n_train": runs[0]["n_train"],
+                "accuracies": accuracies,
+                "accuracy": float(np.mean(accuracies)),
+                "low": low,
+                "high": high,
+            }
+        )
+    return points
+
+
+def compare_runs(pairs: Mapping[Any, tuple[Sequence[dict], Sequence[dict]]]) -> dict[Any, PairedComparison]:
+    """For each name, how much more often its runs A are right than its runs B, on the same rows and the same seeds.
+
+    `difference` is that of the means over the seeds that both have, its interval holds for other seeds and other rows,
+    and the p-values are corrected for the number of pairs (Holm 1979). A run whose seed is None depends on none: it
+    stands beside every run of the other side. Raises ValueError where a pair shares no seed.
+    """
+    found = {}
+    for name, runs in pairs.items():
+        one, other = ({run["seed"]: run for run in side} for side in runs)
+        one = dict.fromkeys(other, one[None]) if None in one else one
+        other = dict.fromkeys(one, other[None]) if None in other else other
+        if not (seeds := sorted(set(one) & set(other))):
+            raise ValueError(f"{name}: no seed is on both sides, {sorted(one)} and {sorted(other)}.")
+        first, second = (right_rows([side[seed] for seed in seeds]) for side in (one, other))
+        found[name] = PairedComparison(float((first - second).mean()), *crossed_interval(first - second))
+    return corrected(found)
+
+
+def comparison_table(comparisons: Mapping[Any, PairedComparison]) -> pd.DataFrame:
+    """`compare_runs`' result as a table, differences in points; a row a pair, in two levels where names are pairs."""
+    table = pd.DataFrame(index=pd.Index(list(comparisons)))
+    tests = comparisons.values()
+    table["points"] = [f"{100 * test.difference:+.1f}" for test in tests]
+    table["95 % interval"] = [f"{100 * test.low:+.1f} to {100 * test.high:+.1f}" for test in tests]
+    table["p, corrected"] = [f"{test.p_value:.2g}" for test in tests]
+    table["verdict"] = [test.verdict for test in tests]
+    return table

@@ -1,0 +1,186 @@
+"""Figures of notebook 04, what a method holds and costs and what each step of a ladder gains; and that of the claims.
+
+Each is one column of panels, as wide as a page; the caller says what is found.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
+
+from helpers.plots import COLORS
+from helpers.results import StudyRecord
+from lab.budget import MemoryBudget
+from lab.claims import CLAIMS, Claim
+from lab.verdict import KINDS, Bar, Verdict
+
+WIDTH = 7.5
+METHOD_NAMES = {
+    "full_finetune": "full fine-tuning",
+    "lora": "LoRA",
+    "lora_query_value": "LoRA, query and value",
+    "qlora": "QLoRA",
+    "qlora_checkpointing": "QLoRA, checkpointing",
+    "qlora_as_written": "bert-qlora as written",
+}
+# What fills memory, in the order it is stacked.
+PARTS = {
+    "libraries": ("Python and libraries", "#BBBBBB"),
+    "weights": ("weights", "#0072B2"),
+    "gradients": ("gradients", "#56B4E9"),
+    "optimizer": ("optimizer state", "#009E73"),
+    "activations": ("activations and workspace", "#E69F00"),
+}
+VERDICT_COLORS = dict(zip(KINDS, ("#009E73", "#E69F00", "#D55E00", "#999999"), strict=True))
+AXES = {
+    "accuracy": "accuracy",
+    "difference": "difference of accuracies (points)",
+    "times": "times as fast as full fine-tuning",
+    "share": "share of parameters, or of bytes",
+}
+
+
+def plot_efficiency_comparison(
+    budgets: Mapping[str, MemoryBudget],
+    steps: Sequence[Mapping[str, Any]],
+    stated_mb: Mapping[str, float],
+    titles: Sequence[str],
+) -> Figure:
+    """Trainable parameters, weight bytes and measured speed (line: range of the windows) of each method.
+
+    `budgets` maps a method to its budget, `stated_mb` to the megabytes of weights that bert-qlora states (a line).
+    `steps` are rows of the `steps` benchmark at one shape, one a method. `titles` holds one finding a panel.
+    """
+    figure, panels = plt.subplots(3, figsize=(WIDTH, 0.45 * 3 * (len(budgets) + 2)), layout="constrained")
+    names, colors = [METHOD_NAMES[method] for method in budgets], [COLORS[method] for method in budgets]
+    parameters, weights, speed = panels
+    counts = [budget.trainable for budget in budgets.values()]
+    parameters.scatter(counts, names, c=colors, s=60)  # a length on a log scale says nothing: dots, no bars
+    parameters.set(xscale="log", xlabel="trainable parameters (log scale)")
+    held = [sum(budget.weights.values()) / 1e6 for budget in budgets.values()]
+    weights.barh(names, held, color=colors)
+    stated = [(mb, place) for place, method in enumerate(budgets) if (mb := stated_mb.get(method))]
+    weights.vlines(*zip(*((mb, place - 0.4, place + 0.4) for mb, place in stated), strict=True), color="black", lw=2)
+    weights.set_xlabel("weights (MB); line: as bert-qlora states")
+    rows = [next(row for row in steps if row["method"] == method) for method in budgets]
+    _draw_speeds(speed, names, rows, colors)
+    speed.set_xlabel(f"samples/s, batches of {steps[0]['batch_size']} x {steps[0]['tokens']} tokens; line: range")
+    labels = [f"{count:,}" for count in counts], [f"{size:.0f} MB" for size in held]
+    speeds = [f"{row['samples_per_second']:.1f}" for row in rows]
+    for panel, title, words in zip(panels, titles, (*labels, speeds), strict=True):
+        panel.set_title(title, fontsize=11)
+        _label_right(panel, words, names)
+    return figure
+
+
+def _draw_speeds(axes: Axes, names: Sequence[str], rows: Sequence[Mapping[str, Any]], colors: Sequence[str]) -> None:
+    axes.barh(names, [row["samples_per_second"] for row in rows], color=colors)
+    for place, row in enumerate(rows):
+        axes.plot([min(row["windows"]), max(row["windows"])], [place] * 2, color="0.25", lw=1)
+
+
+def _label_right(axes: Axes, labels: Sequence[str], names: Sequence[str]) -> None:
+    """Writes a label for each row right of the panel, where nothing is drawn, and turns the first row up."""
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.secondary_yaxis("right").set_yticks(range(len(names)), labels=labels, fontsize=9)
+    axes.grid(axis="y", visible=False)
+
+
+def plot_memory_breakdown(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Measured peak memory of each method, split into its parts; one panel a batch size and length, one shared axis.
+
+    What is not counted exactly is activations and workspace.
+    """
+    shapes = sorted({(row["batch_size"], row["tokens"]) for row in rows})
+    figure, axes = plt.subplots(
+        len(shapes), figsize=(WIDTH, 2.1 * len(shapes) + 0.6), sharex=True, squeeze=False, layout="constrained"
+    )
+    for panel, shape in zip(axes[:, 0], shapes, strict=True):
+        chosen = [row for row in rows if (row["batch_size"], row["tokens"]) == shape]
+        names = [METHOD_NAMES[row["method"]] for row in chosen]
+        known = {part: np.array([row[f"{part}_bytes"] for row in chosen]) for part in list(PARTS)[:-1]}
+        peaks = np.array([row["peak_memory_bytes"] for row in chosen])
+        known["activations"] = np.maximum(0, peaks - sum(known.values()))
+        left = np.zeros(len(chosen))
+        for part, (label, color) in PARTS.items():
+            panel.barh(names, known[part] / 1e9, left=left / 1e9, color=color, label=label)
+            left += known[part]
+        _label_right(panel, [f"{size / 1e9:.2f} GB" for size in left], names)
+        panel.set_title("batches of {} x {} tokens".format(*shape), fontsize=11)
+    axes[-1, 0].set_xlabel("peak memory (GB)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def plot_speed_ladder(record: StudyRecord, titles: Mapping[str, str]) -> Figure:
+    """Samples a second at each step of the ladders named in `titles`, with the ratio to the recipe as written.
+
+    A step whose windows overlap with those of the step before is grey: neither gain nor loss is seen.
+    """
+    ladders = {name: [row for row in record.rows if row["ladder"] == name] for name in titles}
+    heights = [len(rows) + 2.2 for rows in ladders.values()]
+    figure, axes = plt.subplots(
+        len(ladders), figsize=(WIDTH, 0.29 * sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
+    )
+    for panel, (name, rows) in zip(axes[:, 0], ladders.items(), strict=True):
+        names = [row["change"] if place == 0 else f"+ {row['change']}" for place, row in enumerate(rows)]
+        steps = ["#D0D0D0" if row["within_scatter"] else "#8FBCD9" for row in rows[1:-1]]
+        _draw_speeds(panel, names, rows, [COLORS["as_written"], *steps, COLORS["improved"]])
+        labels = [f"{row['ratio']:.1f} x   {row['samples_per_second']:.3g}/s" for row in rows]
+        _label_right(panel, labels, names)
+        panel.set_title(titles[name], fontsize=11)
+    axes[-1, 0].set_xlabel("samples/s (line: range; grey: within the scatter)")
+    return figure
+
+
+def plot_claims(verdicts: Mapping[str, Verdict], title: str) -> Figure:
+    """What was stated against what was measured, a panel for each kind of number.
+
+    A grey band is what a claim states (towards an edge: "more", or "less"), a coloured bar what was measured: with a
+    dot an interval, without one a range.
+    """
+    bars = {axis: [(c, bar) for c in CLAIMS for bar in verdicts[c.id].bars if bar.axis == axis] for axis in AXES}
+    bars = {axis: found for axis, found in bars.items() if found}
+    heights = [len(found) + 2.2 for found in bars.values()]
+    figure, panels = plt.subplots(
+        len(bars), figsize=(WIDTH + 3, 0.28 * sum(heights) + 1), height_ratios=heights, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for panel, (axis, found) in zip(panels[:, 0], bars.items(), strict=True):
+        _draw_bars(panel, found, verdicts)
+        panel.set_xlabel(AXES[axis])
+        if axis != "times":
+            symbol = "" if axis == "difference" else "%"
+            panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=symbol))
+    figure.suptitle(title, fontsize=13)
+    names = [Patch(color="0.85", label="stated")]
+    names += [Patch(color=color, label=kind.removesuffix(" when")) for kind, color in VERDICT_COLORS.items()]
+    of_bars = {"95 % interval": {"marker": "o", "ms": 6}, "range": {}}
+    names += [Line2D([], [], color="0.4", lw=5, label=label, **style) for label, style in of_bars.items()]
+    figure.legend(handles=names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def _draw_bars(axes: Axes, bars: Sequence[tuple[Claim, Bar]], verdicts: Mapping[str, Verdict]) -> None:
+    finite = [end for _, bar in bars for end in (bar.low, bar.high, *bar.stated) if isfinite(end)]
+    room = 0.06 * (max(finite) - min(finite))
+    left, right = min(finite) - room, max(finite) + room
+    for row, (claim, bar) in enumerate(bars):
+        low, high = max(bar.stated[0], left), min(bar.stated[1], right)
+        width = max(high - low, room / 5)  # or a single number would be no bar
+        axes.barh(row, width, left=(low + high - width) / 2, height=0.8, color="0.85", zorder=0)
+        color = VERDICT_COLORS[verdicts[claim.id].kind]
+        axes.plot([bar.low, bar.high], [row, row], color=color, lw=5, solid_capstyle="butt")
+        if bar.value is not None:
+            axes.plot(bar.value, row, "o", color=color, ms=6)
+    names = [": ".join(filter(None, (claim.label, bar.label))) for claim, bar in bars]
+    axes.set(yticks=range(len(bars)), yticklabels=names, ylim=(len(bars) - 0.4, -0.6), xlim=(left, right))
+    axes.grid(axis="y", visible=False)

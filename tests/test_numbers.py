@@ -1,0 +1,97 @@
+"""Numbers in hand-written texts are the records': each is a value computed from them, at as many digits as it has."""
+
+import json
+import re
+from collections.abc import Iterable
+
+import pytest
+
+from helpers.profiles import ROOT
+from lab.claims import CLAIMS, decide_all
+from lab.verdict import KINDS
+
+# What has a digit and is a name, not a measurement: links, code, notebooks, "95 % interval", "4 bits", the write-ups.
+NAMES = re.compile(
+    r"\]\([^)]*\)|`[^`]*`|https?://\S+|(?:notebooks? )\[?\d\d\b|\b95 % (?:bootstrap )?interval\w*|\b\d+-bit\b"
+    r"|\b[48] bits?\b|\b(?:seed|arXiv) [\d.]+|" + "|".join(sorted({claim.source for claim in CLAIMS}))
+)
+NUMBER = re.compile(r"(?<![\w.,\-])[+\-−–]?(?:\d{1,3}(?:,\d{3})+|\d+|(?=\.\d))(?:\.\d+)?(?:e-?\d+)?(?![\w]|-\w)")
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+
+def unbacked_numbers(text: str, values: Iterable[float], said: str = "") -> list[str]:
+    """The numbers in `text` that none of `values` is, as they are written.
+
+    A number is backed by a value that rounds to it at as many digits as it has, as it is or in percent (and so in
+    points), whatever its sign; or by standing in `said`, the source's own words. Names (`NAMES`) are left out.
+    """
+    quoted = {_plain(found) for found in NUMBER.findall(NAMES.sub(" ", said))}
+    values = list(values)
+    return [
+        found
+        for found in NUMBER.findall(NAMES.sub(" ", text))
+        if _plain(found) not in quoted and not any(_rounds_to(value, _plain(found)) for value in values)
+    ]
+
+
+def _plain(number: str) -> str:
+    number = number.replace(",", "").lstrip("+-−–")
+    return f"0{number}" if number.startswith(".") else number
+
+
+def _rounds_to(value: float, number: str) -> bool:
+    if "e" in number:
+        return abs(value) == float(number)
+    digits = len(number.partition(".")[2])
+    return any(f"{abs(value) * scale:.{digits}f}" == number for scale in (1, 100))
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("LoRA scores 92.3 % [91.3, 93.4] on 2,490 reviews", []),
+        ("92 % at 5e-4, p = .012, -1.2 points", []),
+        ("LoRA scores 92.4 % on 2,491 reviews", ["92.4", "2,491"]),
+        ("5e-5 with p = .12", ["5e-5", ".12"]),
+        ("as `r=7` in [notebook](../12.ipynb), with a 95 % interval, in 4 bits; bert-qlora, SST-2 post, H100", []),
+        ("stated: 93 to 94 %, measured: 95 %", ["95"]),
+    ],
+)
+def test_a_number_is_backed_at_its_own_digits_or_quoted(text, missing):
+    values = [0.92346, 0.9129, 0.9337, 2_490, 5e-4, 0.0123, -0.012]
+    assert unbacked_numbers(text, values, said="~93–94%") == missing
+
+
+@pytest.fixture(scope="module")
+def table() -> list[list[str]]:
+    """The rows of the claims table that stands in notebook 08, by its cells."""
+    cells = json.loads((ROOT / "notebooks" / "08_claims.ipynb").read_text(encoding="utf-8"))["cells"]
+    (text,) = ("".join(cell["source"]) for cell in cells if cell["id"] == "08-table")
+    rows = [line.strip().strip("|").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return [[part.strip() for part in row] for row in rows[2:]]
+
+
+@pytest.fixture(scope="module")
+def verdicts():
+    return decide_all()
+
+
+def test_the_claims_table_has_every_claim_with_its_verdict(table, verdicts):
+    assert [row[0] for row in table] == [f"{claim.id} {claim.label}" for claim in CLAIMS]
+    for claim, (_, words, _, verdict, _) in zip(CLAIMS, table, strict=True):
+        assert words == claim.words, claim.id
+        assert verdict.startswith(f"**{verdicts[claim.id].kind}**"), claim.id
+
+
+def test_every_number_in_the_claims_table_is_a_record_s(table, verdicts):
+    for claim, row in zip(CLAIMS, table, strict=True):
+        said = f"{claim.label} {claim.words} {claim.rule} {' '.join(verdicts[claim.id].cases)}"
+        assert unbacked_numbers(" ".join(row[2:]), verdicts[claim.id].numbers.values(), said) == [], claim.label
+
+
+def test_the_counts_in_08_are_those_of_the_verdicts(verdicts):
+    cells = json.loads((ROOT / "notebooks" / "08_claims.ipynb").read_text(encoding="utf-8"))["cells"]
+    (text,) = ("".join(cell["source"]) for cell in cells if cell["id"] == "08-05")
+    kinds = [found.kind for found in verdicts.values()]
+    for kind in KINDS:
+        assert f"{WORDS[kinds.count(kind)]} {kind}" in text.replace("\n", " "), kind

@@ -1,0 +1,145 @@
+"""Baselines, scores and model card of a run. Those of a run that was really trained are in test_train."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from huggingface_hub import ModelCard
+
+from helpers import report
+from helpers.evaluation import PairedComparison
+from helpers.models import load_tokenizer
+from helpers.own_data import Findings
+from helpers.profiles import EMBEDDED_BERT
+from helpers.report import Baseline, advice, class_scores, compare_with_baselines, most_wrong, scores_table
+from helpers.training import FineTuned
+
+SETTINGS = {
+    "quantization": None, "truncation": "head+tail", "r": 8, "lora_alpha": 16, "target_modules": ["query"],
+    "learning_rate": 1e-3, "num_train_epochs": 2, "class_weights": None,
+}  # fmt: skip
+
+
+def rows_of(texts, labels, names) -> Dataset:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=list(names)), "row": Value("int64")})
+    return Dataset.from_dict({"text": texts, "label": labels, "row": range(1, len(texts) + 1)}, features=features)
+
+
+@pytest.fixture
+def splits() -> DatasetDict:
+    """32, 4 and 4 rows of two classes, which one word tells."""
+    labels = [0, 1] * 20
+    rows = rows_of([f"a {('bad', 'good')[label]} plot {k}" for k, label in enumerate(labels)], labels, ("no", "a | b"))
+    bounds = {"train": range(32), "validation": range(32, 36), "test": range(36, 40)}
+    return DatasetDict({name: rows.select(places) for name, places in bounds.items()})
+
+
+@pytest.fixture
+def result(record, tiny_checkpoints, tmp_path) -> FineTuned:
+    """A run on `splits` that is right on all of its test rows but the last."""
+    run = replace(record, base_model=tiny_checkpoints["bert"], dataset="mine.csv", precision="fp32", settings=SETTINGS)
+    run = replace(run, correct="1110", metrics={"accuracy": 0.75, "balanced_accuracy": 0.7}, max_length=16)
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])
+    return FineTuned(None, load_tokenizer(tiny_checkpoints["bert"]), run, probabilities, tmp_path)
+
+
+@pytest.fixture
+def findings() -> Findings:
+    return Findings(50, [3, 9], [4], [5], [6, 7], {"no": 20, "a | b": 20}, np.array([5] * 40))
+
+
+def test_both_baselines_are_trained_on_the_run_s_own_rows(result, splits):
+    found = {one.name: one for one in compare_with_baselines(result, splits)}
+    assert (found["bag of words"].accuracy, found["bag of words"].gain.difference) == (1.0, -0.25)
+    assert found["frozen encoder"].gain.difference == pytest.approx(0.75 - found["frozen encoder"].accuracy)
+    names = splits["train"].features["label"].names
+    other = rows_of(splits["train"]["text"][:], [1 - label for label in splits["train"]["label"]], names)
+    found = {one.name: one for one in compare_with_baselines(result, DatasetDict({**splits, "train": other}))}
+    assert found["bag of words"].accuracy == 0.0
+
+
+def test_texts_without_common_words_have_no_bag_of_words(result, splits):
+    alone = rows_of([f"w{k}" for k in range(32)], [0, 1] * 16, splits["train"].features["label"].names)
+    found = compare_with_baselines(result, DatasetDict({**splits, "train": alone}))
+    assert [one.name for one in found] == ["frozen encoder"]
+
+
+def test_another_failure_of_the_bag_of_words_is_not_hidden(result, splits, monkeypatch):
+    def fails(*_, **__):
+        raise ValueError("This solver needs samples of at least 2 classes in the data")
+
+    monkeypatch.setattr(report, "bag_of_words", fails)
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        compare_with_baselines(result, splits)
+
+
+def test_baselines_weight_classes_where_the_run_does(result, splits, monkeypatch):
+    seen = []
+    for name in ("bag_of_words", "frozen_encoder"):
+        original = getattr(report, name)
+        spy = lambda *rows, original=original: (seen.append(rows[-1]), original(*rows))[1]  # noqa: E731
+        monkeypatch.setattr(report, name, spy)
+    weighted = replace(result.record, settings={**SETTINGS, "class_weights": "balanced"})
+    compare_with_baselines(replace(result, record=weighted), splits)
+    assert seen == ["balanced", "balanced"]
+
+
+@pytest.mark.parametrize(
+    ("bag", "frozen", "p_value", "skewed", "said"),
+    [
+        (0.70, 0.80, 0.3, False, "The frozen encoder is ahead of this model"),
+        (0.70, 0.60, 0.3, False, "not significantly better than the bag of words"),
+        (0.70, 0.60, 0.01, False, "This model is ahead of the bag of words"),
+        (0.60, 0.80, 0.3, True, "This model is ahead of the frozen encoder"),
+    ],
+)
+def test_the_advice_follows_the_best_baseline(result, bag, frozen, p_value, skewed, said):
+    gain = PairedComparison(0.05, -0.1, 0.2, p_value)
+    baselines = [Baseline("bag of words", bag, 0.50, gain), Baseline("frozen encoder", frozen, 0.6, gain)]
+    assert said in advice(result, baselines, skewed)
+    shown = ["70.0%", "50.0%", "60.0%"] if skewed else ["75.0%", f"{bag:.1%}", f"{frozen:.1%}"]
+    assert list(scores_table(result, baselines, skewed).iloc[:, 0]) == shown
+
+
+def test_the_scores_of_each_class_and_the_rows_most_wrong(result, splits):
+    table = class_scores(result, splits)
+    assert table.loc["no"].round(3).to_dict() == {
+        "precision": 0.667, "recall": 1.0, "recall_low": 0.342, "recall_high": 1.0, "f1": 0.8, "rows": 2,
+    }  # fmt: skip
+    assert (table.loc["a | b", "recall_low"], table.loc["a | b", "recall_high"]) == pytest.approx(
+        (0.095, 0.905), abs=1e-3
+    )
+    (row,) = most_wrong(result, splits).reset_index().to_dict("records")
+    assert (row["row"], row["label"], row["predicted"], row["probability"]) == (40, "a | b", "no", 0.7)
+
+
+def test_a_report_on_500_classes_and_on_labels_like_formulas(result, findings, tmp_path):
+    names = [f"${index} to ${index + 1}_{{" for index in range(500)]
+    for count in (500, 3):
+        rows = rows_of([f"w{index}" for index in range(count)], range(count), names[:count])
+        wrong = np.roll(np.eye(count), 1, axis=1)
+        run = replace(result.record, confusion_matrix=wrong.astype(int).tolist(), correct="0" * count, n_test=count)
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        own = replace(result, record=run, probabilities=wrong, adapter=folder)
+        card = report.write_report(own, DatasetDict(train=rows, validation=rows, test=rows), findings, []).read_text()
+        assert (folder / "report" / "confusion.png").is_file() == (count == 3)
+        assert f"one of {count} classes" in card and len(card.split("# A LoRA adapter")[1].splitlines()[0]) < 400
+    assert pd.read_csv(tmp_path / "500" / "report" / "confusion.csv", index_col=0).shape == (500, 500)
+
+
+def test_the_card_names_the_base_and_what_does_not_travel(result, findings, splits):
+    def card(base_model, merged=False):
+        own = replace(result, record=replace(result.record, base_model=base_model))
+        return report.model_card(own, splits, findings, [], merged)
+
+    assert ModelCard(card("roberta-base")).data.base_model == "roberta-base"
+    assert "not on the Hugging Face Hub" not in card("roberta-base")
+    for local in (EMBEDDED_BERT, result.record.base_model):
+        assert ModelCard(card(local)).data.base_model is None and "not on the Hugging Face Hub" in card(local)
+    assert str(result.record.base_model) not in card(result.record.base_model)
+    merged = card(EMBEDDED_BERT, merged=True)
+    assert 'pipeline("text-classification"' in merged and "SentimentClassifier" not in merged
+    assert "`mine.csv`, 50 rows. Left out: 2 missing texts, 1 missing labels, 1 duplicates, 2 conflicts" in merged

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from huggingface_hub import HfApi, get_token
 from peft import PeftModel
-from safetensors import SafetensorError
 from scipy.special import softmax
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -58,6 +58,7 @@ def save_adapter(
     }
     with new_folder(folder) as temporary:
         model.save_pretrained(temporary)
+        (temporary / "README.md").unlink()  # peft's, which names a folder of this machine
         tokenizer.save_pretrained(temporary)
         write_json(temporary / INFERENCE_FILE, settings)
     return folder
@@ -86,11 +87,13 @@ def load_adapter(
         how = {"quantization": settings["quantization"], "labels": tuple(settings["labels"]), "revision": revision}
         base = load_classifier(base_model, precision=precision, **how)
         base = base.dequantize() if dequantize and settings["quantization"] else base
-        model = PeftModel.from_pretrained(base, str(folder))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            model = PeftModel.from_pretrained(base, str(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except ConnectionError:
         raise
-    except (ValueError, KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # json, safetensors, peft, tokenizers and transformers each have their own
         why = " ".join(str(error).split())[:500]
         raise AdapterError(f"{folder} does not load: {why}. Copy the folder anew, or train again.") from error
     return model, tokenizer, settings
@@ -163,7 +166,7 @@ def push_to_hub(folder: str | Path, repo_id: str | None = None) -> str:
             copy = Path(shutil.copytree(folder, Path(scratch) / "model", ignore=shutil.ignore_patterns(REPORT, MERGED)))
             for name, key in ((ADAPTER_CONFIG, "base_model_name_or_path"), (INFERENCE_FILE, "base_model")):
                 settings = json.loads((copy / name).read_text(encoding="utf-8")) if (copy / name).is_file() else {}
-                if settings and Path(settings[key]).is_dir():  # no one else's: its name alone goes up
+                if settings and Path(settings[key]).is_absolute():  # a folder of this machine: its name alone goes up
                     write_json(copy / name, settings | {key: Path(settings[key]).name})
             HfApi().create_repo(repo_id, private=True, exist_ok=True)
             return f"Uploaded: {HfApi().upload_folder(repo_id=repo_id, folder_path=copy)}"

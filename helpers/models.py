@@ -72,6 +72,8 @@ def load_classifier(
     config.problem_type = "single_label_classification"
     if model_dropout is not None:  # each architecture has its own names
         config.update({name: model_dropout for name in config.to_dict() if "dropout" in name})
+    # A CPU's fused attention is slow in bf16 at small heads; in ModernBERT's windows eager attention gives no number.
+    eager = device() == "cpu" and precision == "bf16" and config.model_type in ("bert", "distilbert")
     # A GPU by its index, as accelerate compares it with this process's.
     place = torch.cuda.current_device() if device() == "cuda" else "cpu"
     in_4_bits = {"quantization_config": nf4_config(DTYPES[precision]), "device_map": {"": place}}
@@ -82,13 +84,13 @@ def load_classifier(
         revision,
         config=config,
         dtype=torch.float32,
+        attn_implementation="eager" if eager else None,
         ignore_mismatched_sizes=True,
         use_safetensors=True,  # the other format, a pickle, can run code when it is loaded
         output_loading_info=True,
         **(in_4_bits if quantization else {}),
     )
     _check_loaded(base_model, model, loaded["missing_keys"])
-    model.accepts_loss_kwargs = False  # its forward takes **kwargs, so Trainer believes that it averages over batches
     keep_4bit_layout(model)
     if fast:
         last_layer_at_cls(model)
@@ -105,7 +107,9 @@ def _check_loaded(base_model: str, model: PreTrainedModel, missing: set[str]) ->
         )
     if inside:
         print(f"{base_model} has no weights for its pooler: it is new, trains with the head and is saved with it")
-    model.new_parts = {part for name in inside for part in name.split(".") if part in HEAD_MODULES}
+    # peft trains and saves what is called a classifier; the rest of a new head is named here.
+    parts = {part for name in missing for part in name.split(".")}
+    model.new_parts = parts & {"pooler", "head"}
 
 
 def check_tokenizer(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -78,9 +78,8 @@ class Profile:
         return self.figures / "checkpoints"
 
 
-_SMALL = {"n_train": 1_000, "n_validation": 300, "n_test": 1_000, "max_epochs": 2}
 PROFILES = {
-    "quick": Profile("quick", embedded=True, max_length=256, **_SMALL),
+    "quick": Profile("quick", True, n_train=400, n_validation=200, n_test=500, max_length=128, max_epochs=5),
     "full": Profile("full", embedded=True, max_length=256),
     "hub": Profile("hub", embedded=False),
 }

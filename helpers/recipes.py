@@ -94,6 +94,8 @@ class Recipe:
                 raise ValueError(f"{setting!r} sets nothing; it must be FIELD=VALUE, with a FIELD of {known}.")
             several = tuple(part.strip() for part in text.split(","))
             changes[name] = several if isinstance(getattr(self, name), tuple) else None if text == "None" else text
+        if "num_train_epochs" in changes:  # which min_updates would overrule
+            changes.setdefault("min_updates", None)
         return replace(self, **changes, name=",".join([self.name, *map(str.strip, settings)]).replace("/", "--"))
 
     def improved(self) -> "Recipe":

@@ -99,6 +99,7 @@ def prepare_process() -> None:
     hide_torchao()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # hints at the optional `kernels` package
     warnings.filterwarnings("ignore", message="IProgress not found")
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Could not find a config file in")  # peft without a network
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # notebook 03 says so
 

@@ -109,6 +109,7 @@ def train_recipe(options: argparse.Namespace) -> None:
     if result := fine_tune(model, recipe, splits, profile, **how):
         bag = score_bag_of_words(recipe, splits, profile)
         result.record.save(profile.results)
+        shutil.rmtree(checkpoint_folder(recipe, splits, profile), ignore_errors=True)
         print(f"\n{summary([result.record, bag])}\nAdapter: {shown(result.adapter)}")
 
 

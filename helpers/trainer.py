@@ -113,7 +113,7 @@ def make_trainer(model, tokenizer, recipe, tokens: DatasetDict, profile, folder:
     callbacks = [Watcher()]
     if validate and recipe.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
-    return ResumableTrainer(
+    trainer = ResumableTrainer(
         model=model,
         args=training_arguments(recipe, profile, folder, report_to=report_to, disable_tqdm=not validate, **changes),
         train_dataset=tokens["train"],
@@ -124,6 +124,8 @@ def make_trainer(model, tokenizer, recipe, tokens: DatasetDict, profile, folder:
         compute_metrics=compute_metrics,
         callbacks=callbacks,
     )
+    trainer.model_accepts_loss_kwargs = False  # BERT's forward takes **kwargs, but does not average over batches
+    return trainer
 
 
 class ResumableTrainer(Trainer):
@@ -137,9 +139,13 @@ class ResumableTrainer(Trainer):
         with self.args.main_process_first():
             for path in folder.glob("checkpoint-*"):
                 # Trainer writes its state last, but each process its own random state.
-                parts = len(list(path.glob("rng_state*")))
-                if parts < self.args.world_size or not (path / TRAINER_STATE_NAME).is_file():
-                    shutil.rmtree(path)
+                try:
+                    TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
+                    whole = len(list(path.glob("rng_state*"))) == self.args.world_size
+                except (OSError, ValueError):
+                    whole = False
+                if not whole:
+                    shutil.rmtree(path, ignore_errors=True)
         if folder.is_dir() and (checkpoint := get_last_checkpoint(str(folder))):
             self.resumed = True
             state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))

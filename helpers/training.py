@@ -66,12 +66,12 @@ def fine_tune(
     get None. Raises MemoryError where smaller batches cannot help, ValueError for a loss that is not finite, DiskFull.
     """
     state = process_state()
+    folder = checkpoint_folder(recipe, splits, profile) if save else None
     rows_of_one = ceil(len(splits["train"]) / state.num_processes)
     recipe = replace(recipe, num_train_epochs=profile.epochs(recipe.epochs(rows_of_one)))
     tokenizer = load_tokenizer(profile.base_model(recipe.base_model))
     check_tokenizer(model, tokenizer)
     tokens = tokenize(splits, tokenizer, profile.tokens(recipe.max_length), recipe.truncation)
-    folder = checkpoint_folder(recipe, splits, profile) if save else None
     if folder and restart and state.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
     state.wait_for_everyone()

@@ -32,8 +32,7 @@ def _ratios(
     ratios = {}
     for size in sizes:
         rows = {(row["batch_size"], row["tokens"], row["method"]): row for row in main_rows(record, size=size)}
-        shapes = sorted((batch, tokens) for batch, tokens, method in rows if method == first)
-        shapes = [shape for shape in shapes if (*shape, second) in rows]
+        shapes = sorted(key[:2] for key in rows if key[2] == first and (*key[:2], second) in rows)
         if len(shapes) < SHAPES_NEEDED:
             return {}
         for shape in shapes:
@@ -97,7 +96,7 @@ def seventy_percent(evidence: Evidence) -> Verdict:
     limits = 0, 1 - ABOUT_70
     cases, numbers, bars = _compared(evidence, as_written, "full_finetune", MEMORY, limits, ("bert-base",))
     gpus = tuple(record.device for record in evidence.devices("steps") if _on_gpu(record))
-    cases = dict(cases)
+    cases = {name: case for name, case in cases.items() if name.startswith(gpus)}
     recipe = RECIPES["qlora_bert"]
     held = memory_budget(recipe).static("adamw_8bit") / memory_budget(recipe.full_finetune()).static()
     numbers["saved before activations, counted"] = 1 - held

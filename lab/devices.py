@@ -18,9 +18,10 @@ COMMAND = "python -m lab.benchmarks"
 
 
 def device_label() -> str:
-    """The device's name, with the number format that `PRECISION` keeps it to, where that is set."""
-    alone = f", {current_precision()} alone" if os.environ.get("PRECISION", "").strip() else ""
-    return device_name() + alone
+    """The device's name. A CPU that multiplies no bf16 says so, as another of the same name may; and what `PRECISION`
+    keeps a device to is part of it."""
+    limited = os.environ.get("PRECISION", "").strip() or (device() == "cpu" and current_precision() == "fp32")
+    return device_name() + (f", {current_precision()} alone" if limited else "")
 
 
 def device_folder() -> Path:

@@ -163,8 +163,9 @@ def plot_claims(verdicts: Mapping[str, Verdict], title: str) -> Figure:
     figure.suptitle(title, fontsize=13)
     names = [Patch(color="0.85", label="stated")]
     names += [Patch(color=color, label=kind.removesuffix(" when")) for kind, color in VERDICT_COLORS.items()]
-    of_bars = {"95 % interval": {"marker": "o", "ms": 6}, "range": {}}
-    names += [Line2D([], [], color="0.4", lw=5, label=label, **style) for label, style in of_bars.items()]
+    names += [
+        Line2D([], [], color="0.4", lw=5, marker=dot, label=of) for of, dot in (("95 % interval", "o"), ("range", ""))
+    ]
     figure.legend(handles=names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 

@@ -20,7 +20,6 @@ from lab.ladder import method_recipe
 from lab.timing import OPTIMIZERS, TrainingStep, timed_window
 
 METHODS = ("full_finetune", "lora", "qlora", "qlora_checkpointing", "lora_query_value")
-IN_ALL_FORMATS = METHODS[:3]
 SIZES = {"bert-base": None, "embedded": EMBEDDED_BERT}  # None: random weights of bert-base-uncased's shape
 WINDOWS = 3  # a measurement, one in each of as many rounds: what slows a machine for a minute is then no one method's
 MIN_SECONDS = {"cpu": 1.0, "cuda": 0.3}  # that each lasts at least, and at least one batch
@@ -53,7 +52,7 @@ def step_specs() -> list[StepSpec]:
     if gpu:
         wanted += [("bert-base", "qlora_as_written", *shape, own) for shape in shapes]
         formats = [name for name in number_formats("cuda") if name != own]
-        wanted += [("bert-base", method, 16, 256, name) for name in formats for method in IN_ALL_FORMATS]
+        wanted += [("bert-base", method, 16, 256, name) for name in formats for method in METHODS[:3]]
     return [StepSpec(*spec) for spec in wanted]
 
 

@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
@@ -221,7 +222,8 @@ def _sitting(name: str, profile: Profile, only_list: bool) -> None:
     left = [run for run in runs if not run.is_done(rows, profile)]
     print(f"{name:22s} {len(runs) - len(left):4d} of {len(runs):4d} done", flush=True)
     for run in left if not only_list else ():
-        row = do_run(run, profile)
+        with nullcontext() if run.at_scale else redirect_stdout(None):  # Trainer's losses of a short run are noise
+            row = do_run(run, profile)
         if not run.at_scale:
             add_row(run, row, profile)
         print(f"{datetime.now():%H:%M} {run}: {row['accuracy']:.1%} in {row['seconds']:.0f} s", flush=True)

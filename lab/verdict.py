@@ -86,7 +86,7 @@ class Evidence:
 
     def __init__(self, profile: Profile | None = None):
         self.roots = [COMMITTED] if profile is None else [COMMITTED, data_dir()]
-        own = [] if profile is None else [profile.results]
+        own = [profile.results] if profile else []
         self.folders = [*own, COMMITTED_RUNS["hub"], RECORDS, COMMITTED_RUNS["quick"]]
         self.read: list[str] = []
 

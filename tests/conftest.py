@@ -8,13 +8,12 @@ from functools import partial
 # Of the machine's own settings none counts here, nor those of an `.env`, which yield to the environment.
 os.environ |= {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "PRECISION": "", "PROFILE": "quick"}
 
-from helpers.start import prepare_process  # noqa: E402
+from helpers.start import prepare_process
 
 prepare_process()
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-import wandb  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForSequenceClassification,
@@ -79,18 +78,6 @@ def tiny_encoders(tiny_checkpoints, tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture
-def wandb_folder(tmp_path, monkeypatch):
-    """A folder that W&B logs to, without settings of the machine's; W&B, which reads them once, is reset around it."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SILENT"):
-        monkeypatch.setenv(name, "")  # so that what a test's .env sets is undone with it
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-    wandb.teardown()
-    yield tmp_path
-    wandb.teardown()
-
-
-@pytest.fixture
 def tiny_profile(tmp_path, monkeypatch) -> Profile:
     """A profile that loads checkpoints by name, as `hub` does, and writes below `tmp_path`."""
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "Data"))
@@ -100,15 +87,10 @@ def tiny_profile(tmp_path, monkeypatch) -> Profile:
 @pytest.fixture(scope="session")
 def toy_reviews() -> Dataset:
     """200 distinct texts whose label follows from one word, so that a tiny model can learn them."""
-    filler = ["the", "was", "very", "plot", "actor", "scene", "end"]
-    texts, labels = [], []
-    for index in range(200):
-        label = index % 2
-        word = (("awful", "great"), ("bad", "good"))[index // 2 % 2][label]
-        rest = [filler[index // step % len(filler)] for step in (1, 3, 9, 27)]
-        texts.append(f"{index} the movie was {word} {' '.join(rest)}")
-        labels.append(label)
-    return Dataset.from_dict({"text": texts, "label": labels}, features=FEATURES)
+    filler, words = ["the", "was", "very", "plot", "actor", "scene", "end"], ["awful", "great", "bad", "good"]
+    rest = [" ".join(filler[index // step % len(filler)] for step in (1, 3, 9, 27)) for index in range(200)]
+    texts = [f"{index} the movie was {words[index % 4]} {rest[index]}" for index in range(200)]
+    return Dataset.from_dict({"text": texts, "label": [index % 2 for index in range(200)]}, features=FEATURES)
 
 
 @pytest.fixture
@@ -134,13 +116,11 @@ def full(request, tmp_path):
         yield folder, lambda: limit((64, hard)), lambda: limit((soft, hard))
         limit((soft, hard))
         return
-    size = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
     try:
-        mounted = subprocess.run(size, capture_output=True, text=True)
-    except OSError as error:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+        subprocess.run(mount, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no small disk can be mounted here: {error}")
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
 
     def fill():
         with suppress(OSError), open(folder / ".filler", "wb", buffering=0) as file:

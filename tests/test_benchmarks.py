@@ -13,7 +13,6 @@ from transformers import Trainer, default_data_collator
 from helpers.models import load_classifier, load_tokenizer
 from helpers.profiles import PROFILES
 from helpers.recipes import RECIPES
-from helpers.results import StudyRecord
 from helpers.trainer import training_arguments
 from lab import benchmarks, devices, ladder, steps
 from lab.budget import memory_budget
@@ -255,8 +254,3 @@ def test_the_figures_of_04_keep_their_words_in_the_frame_and_draw_no_bar_on_a_lo
     assert grey[1:-1] == [row["within_scatter"] for row in chosen][1:-1]
     assert all(map(_inside, (figure, memory, speed)))
     plt.close("all")
-
-
-def test_a_record_can_be_saved_and_loaded(tmp_path):
-    record = device_record("steps", {}, [{"windows": [1.0]}])
-    assert StudyRecord.load(record.save(tmp_path)) == record

@@ -1,155 +1,267 @@
 import json
-import subprocess
-import sys
+import os
+import pickle
+import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit
-from transformers import AutoModelForSequenceClassification, pipeline
+from safetensors.torch import load_file, save_file
+from scipy.special import softmax
+from transformers import AutoTokenizer, pipeline
 
-from helpers import evaluation
-from helpers.adapters import INFERENCE_FILE, save_adapter
-from helpers.checkpoints import label_maps
-from helpers.data import LABELS, truncate
+from helpers import inference
+from helpers.data import load_splits, truncate
 from helpers.evaluation import predict_logits
-from helpers.inference import SentimentClassifier
-from helpers.models import build_model, load_tokenizer
-from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT, Execution
+from helpers.inference import AdapterError, SentimentClassifier, merge_adapter, push_to_hub, save_adapter
+from helpers.models import build_model, load_classifier, load_tokenizer
+from helpers.profiles import COMMITTED, DTYPES, EMBEDDED_BERT, PROFILES
 from helpers.recipes import RECIPES
 
-TEXTS = ["A wonderful, wonderful film.", "Bad.", "I want my two hours back. " * 30, "So-so<br />at best", ""]
-FP32 = Execution("cpu", "fp32", "eager")
-
-CASES = {
-    "bert-lora": (RECIPES["lora_bert_sst2"].improved(), EMBEDDED_BERT),
-    "bert-qlora": (RECIPES["qlora_bert"].improved(), EMBEDDED_BERT),
-    "distilbert-lora": (RECIPES["lora_distilbert_qv"], EMBEDDED_DISTILBERT),
-    "distilbert-qlora": (replace(RECIPES["lora_distilbert_qv"], quantization="nf4"), EMBEDDED_DISTILBERT),
-}
+TEXTS = ["the movie was great", "bad", "the plot was very awful and not good " * 10, "great<br />end", ""]
+WEIGHTS, CONFIG, SETTINGS = "adapter_model.safetensors", "adapter_config.json", "inference.json"
 
 
-def perturbed(recipe, base_model):
-    """A model whose every trainable weight is off its start, as training would leave it."""
-    model = build_model(recipe, base_model, FP32)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
+@pytest.fixture(scope="module")
+def save(tiny_checkpoints, tmp_path_factory):
+    """`save(name, quantization)` saves an adapter of that base: (folder, logits of TEXTS in memory)."""
+
+    def saved(name, quantization=None):
+        base_model, recipe = (
+            tiny_checkpoints[name],
+            RECIPES["lora_bert_sst2" if name == "bert" else "lora_distilbert_q"],
+        )
+        recipe = replace(recipe, r=4, quantization=quantization, truncation="head+tail")
+        model, tokenizer = build_model(recipe, base_model).eval(), load_tokenizer(base_model)
+        torch.manual_seed(1)
+        with torch.no_grad():  # every trainable weight is off its start, as training would leave it
+            for weight in filter(lambda one: one.requires_grad, model.parameters()):
+                weight += 0.05 * torch.randn(weight.shape)
+        folder = save_adapter(model, tokenizer, tmp_path_factory.mktemp("saved") / "adapter", recipe, base_model, 16)
+        ids = tokenizer([text.replace("<br />", " ") for text in TEXTS])["input_ids"]
+        ids = [truncate(row, 16, "head+tail") for row in ids]
+        return folder, predict_logits(model, tokenizer, ids, "fp32")
+
+    return saved
 
 
-def save(case, folder):
-    """(folder, recipe, logits of TEXTS in memory) of an adapter saved to `folder`."""
-    recipe, base_model = CASES[case]
-    model, tokenizer = perturbed(recipe, base_model), load_tokenizer(base_model)
-    save_adapter(
-        model, tokenizer, folder, base_model=base_model, quantization=recipe.quantization, max_length=64,
-        truncation=recipe.truncation,
-    )  # fmt: skip
-    cleaned = [text.replace("<br />", " ").strip() for text in TEXTS]
-    ids = [truncate(row, 64, recipe.truncation) for row in tokenizer(cleaned)["input_ids"]]
-    return folder, recipe, predict_logits(model, tokenizer, ids, FP32)
+@pytest.fixture
+def adapter(save, tmp_path) -> Path:
+    """A whole adapter to damage."""
+    return Path(shutil.copytree(save("bert")[0], tmp_path / "adapter"))
 
 
-@pytest.fixture(scope="module", params=CASES, ids=list(CASES))
-def saved(request, tmp_path_factory):
-    return save(request.param, tmp_path_factory.mktemp("saved") / "adapter")
+def test_the_committed_adapters_answer_as_they_did():
+    """Logits of four test reviews, as the code that trained them gave them."""
+    profile = replace(PROFILES["quick"], n_train=1_000, n_validation=300, n_test=1_000)
+    texts = load_splits(RECIPES["lora_distilbert_qv"], profile)["test"]["text"]
+    expected = {
+        "lora": [[-3.1752, 4.1692], [4.6341, -4.6919], [1.5781, -1.5637], [2.9277, -2.9243]],
+        "qlora": [[-2.9080, 3.0259], [2.8661, -3.0399], [-0.7721, 0.6355], [1.4409, -1.3429]],
+    }
+    for name, logits in expected.items():
+        classifier = SentimentClassifier.from_pretrained(COMMITTED / "full" / "adapters" / name, "fp32")
+        found = classifier.logits([texts[index] for index in (0, 9, 6, 4)])
+        np.testing.assert_allclose(found, logits, atol=1e-3)
 
 
-def test_a_fresh_process_gives_the_same_logits(tmp_path):
-    expected = {case: save(case, tmp_path / case)[2] for case in CASES}
-    program = (
-        "import json, sys\nfrom helpers.inference import SentimentClassifier\nfrom helpers.profiles import Execution\n"
-        "fp32, texts = Execution('cpu', 'fp32', 'eager'), json.loads(sys.argv[1])\n"
-        "load = SentimentClassifier.from_pretrained\n"
-        "print(json.dumps([load(folder, fp32).logits(texts).tolist() for folder in sys.argv[2:]]))"
-    )
-    command = [sys.executable, "-c", program, json.dumps(TEXTS), *(str(tmp_path / case) for case in CASES)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for case, found in zip(CASES, json.loads(output.strip().splitlines()[-1]), strict=True):
-        assert np.ptp(expected[case]) > 0.1, case
-        np.testing.assert_allclose(np.array(found), expected[case], atol=1e-5, err_msg=case)
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_a_saved_adapter_answers_the_same_reloaded_merged_and_in_plain_transformers(save, tmp_path, name, quantization):
+    folder, logits = save(name, quantization)
+    for precision, tolerance in (("fp32", 1e-5), ("bf16", 0.02)):
+        classifier = SentimentClassifier.from_pretrained(folder, precision)
+        stored = {weight.dtype for weight in classifier.model.parameters() if weight.dtype != torch.uint8}
+        assert stored == ({torch.float32} if quantization else {DTYPES[precision]})
+        assert hasattr(classifier.model, "peft_config") == bool(quantization)  # full precision is merged
+        np.testing.assert_allclose(classifier.logits(TEXTS), logits, atol=tolerance)
+    assert np.ptp(logits[:, 0]) > 0.02 and not np.array_equal(classifier.logits(TEXTS), logits), "computed in fp32"
+    merged = merge_adapter(folder, tmp_path / "merged")
+    for model, tolerance in ((folder, 0.05 if quantization else 1e-5), (merged, 1e-2)):
+        scores = pipeline("text-classification", model=str(model))(TEXTS[0], top_k=None)
+        expected = softmax(logits[0])
+        assert [row["score"] for row in scores] == pytest.approx(sorted(expected, reverse=True), abs=tolerance)
+    assert AutoTokenizer.from_pretrained(merged).model_max_length == 16
+    with pytest.raises(FileExistsError, match="not empty"):
+        merge_adapter(folder, merged)
 
 
-def test_the_base_is_stored_as_it_was_trained(saved):
-    folder, recipe, _ = saved
-    model = SentimentClassifier.from_pretrained(folder, FP32).model
-    assert sum(isinstance(module, Linear4bit) for module in model.modules()) == (36 if recipe.quantization else 0)
-    assert hasattr(model, "peft_config") == bool(recipe.quantization)  # full precision is merged
-
-
-def test_half_precision_stores_what_can_be_stored_and_says_the_same(saved):
-    folder, recipe, logits = saved
-    classifier = SentimentClassifier.from_pretrained(folder, replace(FP32, precision="bf16"))
-    parameters = classifier.model.parameters()
-    stored = {parameter.dtype for parameter in parameters if parameter.dtype != torch.uint8}
-    assert stored == ({torch.float32} if recipe.quantization else {torch.bfloat16})
-    found = classifier.logits(TEXTS)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, logits, atol=0.02)  # bf16 keeps 8 bits: the logits are below 1
-    assert not np.array_equal(found, logits), "computed in fp32"
-
-
-def test_plain_transformers_loads_the_folder(saved):
-    folder, recipe, _ = saved
-    answer = pipeline("text-classification", model=str(folder))("A wonderful, wonderful film.", top_k=None)
-    scores = {row["label"]: row["score"] for row in answer}
-    ours = SentimentClassifier.from_pretrained(folder, FP32).predict("A wonderful, wonderful film.")[0]
-    tolerance = 0.05 if recipe.quantization else 1e-5  # pipeline loads the base in full precision
-    assert scores[ours.label] == pytest.approx(ours.score, abs=tolerance)
-
-
-def test_pipeline_answers_with_our_labels_on_a_base_without_them(tiny_checkpoints, tmp_path):
-    base_model = tiny_checkpoints["bert"]
-    recipe = replace(RECIPES["lora_bert_sst2"], base_model=base_model)
-    model = build_model(recipe, base_model, FP32)
-    options = {"quantization": None, "max_length": 16, "truncation": "head"}
-    folder = save_adapter(model, load_tokenizer(base_model), tmp_path / "a", base_model=base_model, **options)
-    bare = pipeline("text-classification", model=str(folder))("the movie was great")[0]
-    id2label, label2id = label_maps(LABELS)
-    loaded = AutoModelForSequenceClassification.from_pretrained(folder, id2label=id2label, label2id=label2id)
-    named = pipeline("text-classification", model=loaded, tokenizer=str(folder))("the movie was great")[0]
-    assert bare["label"] in ("LABEL_0", "LABEL_1") and named["label"] in ("NEGATIVE", "POSITIVE")
-    assert named["score"] == pytest.approx(bare["score"], abs=1e-6), "another adapter, or none"
-
-
-def test_predictions_answer_one_many_and_none(saved, monkeypatch):
-    monkeypatch.setitem(evaluation.TOKENS_PER_BATCH, "cpu", 12)
-    folder, _, logits = saved
-    classifier = SentimentClassifier.from_pretrained(folder, FP32)
-    many = classifier.predict(TEXTS)
+def test_texts_are_answered_and_anything_else_is_refused(adapter):
+    classifier = SentimentClassifier.from_pretrained(adapter, "fp32")
+    many, logits = (method(["the movie was great", "awful", ""]) for method in (classifier.predict, classifier.logits))
     assert [answer.label for answer in many] == [("NEGATIVE", "POSITIVE")[row.argmax()] for row in logits]
-    assert all(0.5 <= answer.score <= 1 for answer in many)
-    one = classifier.predict(TEXTS[0])
-    assert len(one) == 1 and one[0].score == pytest.approx(many[0].score, abs=1e-6)
+    assert classifier.predict("the movie was great")[0].score == pytest.approx(many[0].score, abs=1e-6)
     assert classifier.predict([]) == []
+    for texts in (["good", float("nan")], ["good", None], {"text": "good"}, pd.DataFrame({"text": ["good"]}), b"x", 7):
+        with pytest.raises(TypeError):
+            classifier.predict(texts)
 
 
-def test_wrong_input_is_named(saved):
-    classifier = SentimentClassifier.from_pretrained(saved[0], FP32)
-    with pytest.raises(TypeError, match="must be strings, and text 1 is nan \\(float\\), not a string"):
-        classifier.predict(["good", float("nan")])
-    with pytest.raises(ValueError, match=r"text 2 has half a character, the lone surrogate '\\ud83d', at 5\."):
-        classifier.predict(["", "good", "good \ud83d"])
+def test_a_hub_base_is_loaded_in_the_version_that_the_adapter_was_trained_on(adapter, monkeypatch):
+    loads = []
+
+    def load(base_model, **options):
+        loads.append((base_model, options.get("revision")))
+        raise ConnectionError("no hub here")
+
+    monkeypatch.setattr(inference, "load_classifier", load)
+    _edit(adapter / SETTINGS, base_model="someone/encoder", base_revision="c0ffee")
+    with pytest.raises(ConnectionError):
+        SentimentClassifier.from_pretrained(adapter, "fp32")
+    assert loads == [("someone/encoder", "c0ffee")]
 
 
-@pytest.mark.parametrize("missing", [INFERENCE_FILE, "adapter_model.safetensors"])
-def test_a_folder_that_is_no_adapter_says_what_it_lacks(saved, tmp_path, missing):
-    for path in saved[0].iterdir():
-        if path.name != missing:
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(FileNotFoundError, match=missing):
-        SentimentClassifier.from_pretrained(tmp_path)
+# -- damaged, altered or hostile -------------------------------------------------------------------------------------
 
 
-def test_an_embedded_adapter_travels_to_a_machine_with_other_folders(saved, tmp_path):
-    for path in saved[0].iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = "/somewhere/else/minilm"
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    found = SentimentClassifier.from_pretrained(tmp_path, FP32).logits(TEXTS)
-    np.testing.assert_allclose(found, saved[2], atol=1e-5)
+def _edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _edit_weights(path: Path, change) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def _refused(folder: Path, cause: str = "") -> None:
+    with pytest.raises(AdapterError, match=cause) as caught:
+        SentimentClassifier.from_pretrained(folder, "fp32")
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [SETTINGS, CONFIG, WEIGHTS, "tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_or_missing_file_is_one_line(adapter, name):
+    whole = (adapter / name).read_bytes()
+    for content in (b"", b"{", b"[1]", b"null", whole[: len(whole) // 2]):
+        (adapter / name).write_bytes(content)
+        _refused(adapter)
+    with pytest.raises(AdapterError):
+        merge_adapter(adapter, adapter.parent / "merged")
+    (adapter / name).unlink()
+    _refused(adapter, re.escape(name) if name.startswith(("adapter", "inference")) else "")
+    assert not (adapter.parent / "merged").exists()
+
+
+def test_settings_that_do_not_fit_are_one_line(adapter):
+    labels, whole = ["bad", "so-so", "good"], {name: (adapter / name).read_bytes() for name in (SETTINGS, CONFIG)}
+    wrong = [{"labels": labels}, {"labels": 7}, {"base_model": None}, {"base_revision": 1}, {"quantization": "int8"}]
+    of_peft = [{"r": 8}, {"target_modules": ["nowhere"]}, {"peft_type": "NONE"}]
+    for name, change in [*((SETTINGS, change) for change in wrong), *((CONFIG, change) for change in of_peft)]:
+        _edit(adapter / name, **change)
+        _refused(adapter)
+        (adapter / name).write_bytes(whole[name])
+
+
+@pytest.mark.parametrize("part", ["lora_B", "classifier.weight", ""])
+def test_weights_that_do_not_fit_are_one_line(adapter, part):
+    """peft takes what fits and leaves the rest as it was drawn, without a word."""
+    _edit_weights(adapter / WEIGHTS, lambda tensors: tensors.pop(next(name for name in tensors if part in name)))
+    _refused(adapter)
+    _edit_weights(adapter / WEIGHTS, lambda tensors: tensors.update({"surplus": torch.zeros(1)}))
+    _refused(adapter)
+
+
+def test_another_base_is_refused(adapter, tiny_checkpoints, tmp_path):
+    altered = Path(shutil.copytree(tiny_checkpoints["bert"], tmp_path / "other"))
+    _edit_weights(altered / "model.safetensors", lambda data: next(iter(data.values())).add_(1))
+    for base in (str(altered), tiny_checkpoints["distilbert"], EMBEDDED_BERT):
+        _edit(adapter / SETTINGS, base_model=base)
+        _refused(adapter, f"trained on .*{re.escape(Path(base).name)} in version sha256:.*and here that is sha256:")
+
+
+class Evil:
+    """What a pickle can hold: a call, made when it is loaded."""
+
+    trace: Path
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+def test_no_pickle_is_loaded(adapter, tiny_checkpoints, tmp_path, monkeypatch):
+    trace, base = tmp_path / "trace", Path(shutil.copytree(tiny_checkpoints["bert"], tmp_path / "base"))
+    monkeypatch.setattr(Evil, "trace", trace, raising=False)
+    pickle.loads(pickle.dumps(Evil()))
+    assert trace.exists(), "the pickle is harmless, and this test shows nothing"
+    trace.unlink()
+    (adapter / WEIGHTS).write_bytes(pickle.dumps(Evil()))
+    _refused(adapter)
+    torch.save({"weights": Evil()}, adapter / "adapter_model.bin")
+    (adapter / WEIGHTS).unlink()
+    _refused(adapter, WEIGHTS)
+    torch.save({"weights": Evil()}, base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"base.*model\.safetensors"):
+        load_classifier(str(base))
+    assert not trace.exists()
+
+
+def test_no_code_beside_a_base_or_a_tokenizer_is_run(adapter, tiny_checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run it"))
+    trace, base = tmp_path / "trace", Path(shutil.copytree(tiny_checkpoints["bert"], tmp_path / "base"))
+    for folder in (base, adapter):
+        (folder / "evil.py").write_text(f"open({str(trace)!r}, 'w')\nclass Evil: pass\n")
+    code = {"AutoConfig": "evil.Evil", "AutoModelForSequenceClassification": "evil.Evil"}
+    _edit(base / "config.json", model_type="evil", auto_map=code)
+    with pytest.raises(ValueError, match="base"):
+        load_classifier(str(base))
+    code = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    _edit(adapter / "tokenizer_config.json", tokenizer_class="Evil", auto_map=code)
+    _refused(adapter)
+    assert not trace.exists()
+
+
+# -- upload ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stands for the hub: `uploaded` holds the text of what an upload sent, by its path; `error` ends it."""
+    state = SimpleNamespace(uploaded={}, error=None, create_repo=lambda repo_id, private, exist_ok: None)
+
+    def upload_folder(repo_id, folder_path):
+        if state.error:
+            raise state.error
+        for path in filter(Path.is_file, Path(folder_path).rglob("*")):
+            state.uploaded[path.relative_to(folder_path).as_posix()] = path.read_bytes().decode("latin-1")
+        return f"https://hub.example/{repo_id}"
+
+    state.upload_folder = upload_folder
+    monkeypatch.setattr(inference, "HfApi", lambda: state)
+    monkeypatch.setattr(inference, "get_token", lambda: "a token")
+    return state
+
+
+@pytest.mark.parametrize("place", [None, f"{os.sep}home{os.sep}somebody{os.sep}bert-tiny", "google-bert/bert-base-cased"])
+def test_no_path_of_a_machine_and_no_row_is_uploaded(adapter, hub, tmp_path, place):
+    """The base in a folder of this machine, of the one that trained, and on the hub."""
+    for name in ("report", "merged"):
+        (adapter / name).mkdir()
+        (adapter / name / "rows.csv").write_text("a row of the user's")
+    if place:
+        _edit(adapter / CONFIG, base_model_name_or_path=place)
+        _edit(adapter / SETTINGS, base_model=place)
+    before = {path: path.read_bytes() for path in adapter.rglob("*") if path.is_file()}
+    assert push_to_hub(adapter, "me/mine") == "Uploaded: https://hub.example/me/mine"
+    assert {SETTINGS, CONFIG, WEIGHTS, "tokenizer.json"} <= hub.uploaded.keys()
+    for name, text in hub.uploaded.items():
+        assert not re.search(rf"somebody|{tmp_path.parent.parent}|{Path.home()}/", f"{name} {text}") and "/" not in name
+    base = json.loads(hub.uploaded[CONFIG])["base_model_name_or_path"]
+    assert base == (place if place and "google" in place else "bert-tiny")
+    assert {path: path.read_bytes() for path in adapter.rglob("*") if path.is_file()} == before
+
+
+def test_an_upload_that_cannot_be_is_one_line_that_says_how(adapter, hub, monkeypatch):
+    hub.error = OSError("no route\nto the hub")
+    said = push_to_hub(adapter, "me/mine")
+    assert said.startswith("Not uploaded (OSError: no route to the hub)") and "hf upload me/mine" in said
+    monkeypatch.setattr(inference, "get_token", lambda: None)
+    for line in (push_to_hub(adapter), push_to_hub(adapter, "me/mine")):
+        assert line.startswith("To upload: ") and "hf upload" in line and "\n" not in line
+    assert not hub.uploaded

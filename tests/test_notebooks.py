@@ -31,8 +31,7 @@ def lost_links(text: str, folder: Path) -> list[str]:
 
 
 def test_the_series_is_numbered_without_gaps():
-    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02d}" for number in range(1, len(NOTEBOOKS) + 1)]
-    assert len(NOTEBOOKS) >= 3
+    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02d}" for number in range(1, len(NOTEBOOKS) + 1)] != []
 
 
 @each_notebook

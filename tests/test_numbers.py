@@ -7,7 +7,10 @@ from collections.abc import Iterable
 import pytest
 
 from helpers.profiles import ROOT
+from helpers.recipes import RECIPES
+from lab.budget import memory_budget
 from lab.claims import CLAIMS, decide_all
+from lab.studies import read_study
 from lab.verdict import KINDS
 
 # What has a digit and is a name, not a measurement: links, code, notebooks, "95 % interval", "4 bits", the write-ups.
@@ -95,3 +98,26 @@ def test_the_counts_in_08_are_those_of_the_verdicts(verdicts):
     kinds = [found.kind for found in verdicts.values()]
     for kind in KINDS:
         assert f"{WORDS[kinds.count(kind)]} {kind}" in text.replace("\n", " "), kind
+
+
+def test_the_results_in_the_readme_are_the_records():
+    """The table is held by test_studies; here are the findings below it, from the studies' means over seeds."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    findings = text.split("<!-- results -->")[1].split("<!-- end of results -->")[0].partition("\n- ")[2]
+
+    def mean(study: str, **labels) -> float:
+        found = [row["accuracy"] for row in read_study(study).rows if labels.items() <= row.items()]
+        return sum(found) / len(found)
+
+    post = {"pooler": "identity", "n_train": 2_000}
+    values = [mean("pooler", **post, learning_rate=rate) for rate in (5e-5, 1e-3)] + [5e-5, 1e-3, 1, 4, 16, 64, 55]
+    values += [mean("ranks", r=rank) for rank in (1, 4, 16, 64)]
+    for rows in (500, 2_000, "all"):
+        seeds = [{row["seed"] for row in read_study("few_rows").rows if (row["rows"], row["method"]) == (rows, name)}
+                 for name in ("qlora", "full_finetune")]  # fmt: skip
+        gaps = [mean("few_rows", rows=rows, method="full_finetune", seed=seed)
+                - mean("few_rows", rows=rows, method="qlora", seed=seed) for seed in set.intersection(*seeds)]  # fmt: skip
+        values += [sum(gaps) / len(gaps), 5_530 if rows == "all" else rows]
+    budgets = (memory_budget(RECIPES["qlora_bert"]), memory_budget(RECIPES["qlora_bert"].full_finetune()))
+    values += [sum(budget.weights.values()) / 1e6 for budget in budgets]
+    assert unbacked_numbers(findings, values) == []

@@ -10,7 +10,6 @@ import pytest
 from helpers.data import text_key
 from helpers.models import load_tokenizer
 from helpers.own_data import (
-    FEW_ROWS_RATE,
     OWN_DATA_RECIPE,
     ROWS_PER_CLASS,
     Findings,
@@ -19,7 +18,6 @@ from helpers.own_data import (
     split_rows,
 )
 from helpers.profiles import PROFILES
-from helpers.recipes import RECIPES
 
 
 def rows_of(*pairs) -> pd.DataFrame:
@@ -90,7 +88,7 @@ def test_the_split_shares_no_text_and_keeps_no_conflict(tokenizer):
 def test_what_is_found_is_what_is_split(tokenizer):
     """Also where two texts are one only when their tags are gone."""
     pairs = [*plenty(a=30, b=30), ("good<br />film", "a"), ("good film", "a"), ("so<br/>so", "a"), ("so so", "b")]
-    pairs += [("<br />", "a"), ("<br /> <br />", "b")]
+    pairs += [("<br />", "a"), ("<br /> <br />", "b"), (None, "a"), ("x", None)]
     findings, splits = examine(rows_of(*pairs), tokenizer), split_rows(rows_of(*pairs), drop_incomplete=True)
     texts = [text for part in splits.values() for text in part["text"]]
     assert findings.usable == len(texts) == 61
@@ -113,46 +111,6 @@ def test_the_smallest_class_allowed_is_in_every_part(more):
     counts = {f"class{index}": ROWS_PER_CLASS + count for index, count in enumerate([0, *more])}
     for part in split_rows(rows_of(*plenty(**counts))).values():
         assert set(part["label"]) == set(range(len(counts)))
-
-
-def test_incomplete_rows_are_left_out_on_request():
-    rows = rows_of(("x", None), *plenty(a=20, b=20), (None, "a"))
-    with pytest.raises(ValueError, match="2 of 42 rows are incomplete: rows 1, 42"):
-        split_rows(rows)
-    splits = split_rows(rows, drop_incomplete=True)
-    assert sorted(np.concatenate([part["row"] for part in splits.values()])) == list(range(2, 42))
-
-
-def test_a_file_of_100_000_rows_is_measured_by_a_sample(tokenizer):
-    pairs = [(f"{index} the movie was good", "rare" if index % 1_000 == 0 else "common") for index in range(100_000)]
-    findings = examine(rows_of(*pairs), tokenizer)
-    assert findings.classes == {"common": 99_900, "rare": 100} and findings.skewed
-    assert len(findings.lengths) == 10_000
-    table = findings.table(6)
-    assert table.loc["longer than 6 tokens"].tolist() == [100_000, "100%, will be cut"]
-
-
-def test_500_classes_are_listed_in_short(tokenizer):
-    pairs = [(f"text {index} of {label}", f"class {label:03d}") for label in range(500) for index in range(12)]
-    rows = rows_of(*pairs)
-    table = examine(rows, tokenizer).table(16)
-    assert len(table) < 30
-    assert all(len(set(part["label"])) == 500 for part in split_rows(rows).values())
-    with pytest.raises(ValueError, match=r"'class 000' \(7\)"):
-        split_rows(rows.iloc[5:])
-
-
-@pytest.mark.parametrize(
-    ("name", "usable", "rate"),
-    [
-        (OWN_DATA_RECIPE, 1_400, FEW_ROWS_RATE),  # 980 to train on
-        (OWN_DATA_RECIPE, 1_450, RECIPES[OWN_DATA_RECIPE].improved().learning_rate),
-        ("qlora_bert", 1_400, RECIPES["qlora_bert"].improved().learning_rate),
-    ],
-)
-def test_few_rows_have_their_own_rate(tiny_checkpoints, name, usable, rate):
-    recipe, _ = own_recipe(name, "quotes.csv", usable, PROFILES["quick"], tiny_checkpoints["bert"])
-    assert recipe.learning_rate == rate
 
 
 @pytest.mark.parametrize(

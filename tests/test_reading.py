@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -23,7 +22,7 @@ few = settings(
 CURIOUS = [
     "", " ", "<br />", "\u200b\u200e", "null", "NaN", "None", "NA", "1e5", "-0.0", "01", "\u05e9\u05dc\u05d5\u05dd",
     "\U0001f468\u200d\U0001f469", 'she said "no", twice', "one; two, three\tfour", "line\r\nbreak and\u2028more",
-    "=1+1", "x" * 3_000,
+    "=1+1", "a\0b\x1b[2J", "x" * 3_000,
 ]  # fmt: skip
 TEXTS = st.sampled_from(CURIOUS) | st.text(st.characters(exclude_categories=("Cc", "Cs", "Cf")), max_size=30)
 
@@ -51,15 +50,6 @@ def read(tmp_path):
     return pairs
 
 
-@pytest.mark.parametrize("ending", [*ENDINGS, ".CSV"])
-def test_every_format_gives_the_same_rows_counted_from_1(tmp_path, ending):
-    path = tmp_path / f"my reviews{ending}"
-    path.write_bytes(written([("Good,\n good", 3), (" b\tc ", 1), ("d", 10)], ending.lower()))
-    rows = read_rows(path, "text", "label")
-    assert rows.values.tolist() == [["Good,\n good", "3"], ["b\tc", "1"], ["d", "10"]]
-    assert (list(rows.index), list(rows.columns)) == ([1, 2, 3], ["text", "label"])
-
-
 @few
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6), st.sampled_from(ENDINGS))
 @example([("a", "None"), ("b", "01"), ("c", "nan"), ("d", "NA"), ("e", "")], ".csv")
@@ -70,7 +60,8 @@ def test_texts_and_labels_are_what_is_written(tmp_path, pairs, ending):
     path.write_bytes(written(pairs, ending))
     invisible = "\u200b\u200e"
     wanted = [[value.strip() if value.strip(invisible).strip() else None for value in pair] for pair in pairs]
-    assert read_rows(path, "text", "label").values.tolist() == wanted
+    rows = read_rows(path, "text", "label")
+    assert rows.values.tolist() == wanted and list(rows.index) == list(range(1, len(pairs) + 1))
 
 
 def test_lone_quotes_of_a_tsv_are_characters(read):
@@ -105,51 +96,34 @@ def test_numbers_with_gaps_are_whole_labels(read):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.xlsx", b"x", r"ends in '.xlsx'; it must be one of .csv, .tsv, .jsonl, .parquet"),
-        ("a.csv", b"", "it is empty"),
-        ("a.tsv", b" \n\n", "it is empty"),
-        ("a.jsonl", b"\n", "it is empty"),
         ("a.csv", b"\xef\xbb\xbf", "it is empty"),
-        ("a.csv", b"text,label\n", "no rows"),
-        ("a.csv", b"text,label\nfine,1\ncaf\xe9,1\n", r"not UTF-8 \(byte 21\).*iconv -f WINDOWS-1252 -t UTF-8 a.csv"),
-        ("a.jsonl", '{"text": "caf\xe9"}'.encode("latin-1"), "not UTF-8.*iconv"),
         ("a.csv", "text,label\na,1\n".encode("utf-16")[:-1], "a.csv"),
-        ("a.csv", b"comment,stars\na,1\n", "no column 'text'; it has 'comment', 'stars'"),
-        ("a.jsonl", b'{"text": "a"}\n', "no column 'label'; it has 'text'"),
+        ("a.csv", "text,label\na,1\n".encode("utf-16-le"), "no column 'text'"),
         ("a.csv", b"text;label\na;1\n", "no column 'text'; it has 'text;label'"),
-        ("a.csv", b"text,label,text\na,1,b\n", "2 columns? 'text'"),
         ("a.csv", b'text,label\n"a,1\n', "no .csv file that can be read"),
-        ("a.csv", b"text,label\nHello, world,1\n", "line 2"),
-        ("a.csv", b"text,label\na,1\nHello, world,1\n", "line 3"),
-        ("a.tsv", b"text\tlabel\na\t1\nHello\tworld\t1\n", "line 3"),
         ("a.jsonl", b'{"text": "a", "label": 1}\nnot json\n', "no .jsonl file that can be read"),
         ("a.jsonl", b'{"text": "a", "label": 1}\n\n[1]\n', "no .jsonl file that can be read"),
-        ("a.jsonl", b'{"text": "a", "label": {"b": 1}}', "row 1, column 'label': .*no text"),
         ("a.jsonl", b'{"text": "a\\ud83d", "label": 1}', "row 1, column 'text': .*half a character"),
         ("a.parquet", b"PAR1 not really", "no .parquet file that can be read"),
-        ("a.csv", b"text,label\na,1\x1b[2J\n", "row 1, column 'label'.*control"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_used_says_why(tmp_path, name, content, message):
+    """More of these, through the command, are in test_bad_input."""
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^{Path(name).stem}.*{message}") as error:
+    with pytest.raises(ValueError, match=rf"^a\..*{message}") as error:
         read_rows(tmp_path / name, "text", "label")
     assert not isinstance(error.value, UnicodeError) and len(str(error.value).splitlines()) == 1
 
 
 def test_parquet_with_a_doubled_column_or_values_that_are_no_texts_is_refused(tmp_path):
     path, texts, labels = tmp_path / "a.parquet", pa.array(["a"]), pa.array(["1"])
-    broken = pa.Array.from_buffers(
+    halves = pa.Array.from_buffers(
         pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\3\0\0\0"), pa.py_buffer(b"\xff\xfea")]
     )
-    for columns, message in (
-        ((texts, texts, labels), "Multiple matches .*text"),
-        ((pa.array([b"a"]), labels), "row 1, column 'text': .*no text"),
-        ((broken, labels), ""),
-    ):
+    for columns in ((texts, texts, labels), (pa.array([b"a"]), labels), (halves, labels)):
         names = ["text"] * (len(columns) - 1) + ["label"]
         pq.write_table(pa.Table.from_arrays(list(columns), names=names), path)
-        with pytest.raises(ValueError, match=rf"^a\.parquet.*{message}"):
+        with pytest.raises(ValueError, match=r"^a\.parquet\b"):
             read_rows(path, "text", "label")
 
 
@@ -167,11 +141,3 @@ def test_any_bytes_are_rows_or_one_error_that_names_the_file(tmp_path, content, 
         assert len(read_rows(tmp_path / f"mine{ending}", "text", "label"))
     except ValueError as error:
         assert str(error).startswith("mine") and not isinstance(error, UnicodeError)
-
-
-def test_a_file_that_is_not_there_and_one_column_for_both(tmp_path):
-    with pytest.raises(FileNotFoundError, match="There is no file"):
-        read_rows(tmp_path / "a.csv", "text", "label")
-    (tmp_path / "a.csv").write_text("text,label\na,1\n")
-    with pytest.raises(ValueError, match=r"a text and a label|both"):
-        read_rows(tmp_path / "a.csv", "text", "text")

@@ -1,20 +1,15 @@
 """`python -m helpers.series` on notebooks that are made here."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import nbformat
 import pytest
-import torch
-from datasets import Dataset
+from test_train import command, write_verdicts
 
 from helpers import series
-from helpers.data import FEATURES, split_reviews
-from helpers.models import build_model
-from helpers.profiles import ROOT, Profile
-from helpers.recipes import RECIPES
-from helpers.training import fine_tune
+from helpers.profiles import ROOT
 
 
 @pytest.fixture
@@ -36,7 +31,7 @@ def cells_of(path: Path) -> list:
 
 
 @pytest.mark.slow
-def test_notebooks_run_in_order_each_in_a_fresh_kernel(notebooks, tmp_path, capsys):
+def test_notebooks_run_in_order_each_in_a_fresh_kernel_and_are_stored_when_asked(notebooks, tmp_path, capsys):
     notebooks("02_b", "print('x' in dir())", "import os\nprint(os.environ['SERIES_COMMAND'])")
     notebooks("01_a", "x = 1", "x + 1")
     assert series.main([]) == 0
@@ -45,15 +40,9 @@ def test_notebooks_run_in_order_each_in_a_fresh_kernel(notebooks, tmp_path, caps
     cells = cells_of(tmp_path / "Data/quick/notebooks/02_b.ipynb")
     assert [cell.outputs[0].text for cell in cells] == ["False\n", "python -m helpers.series 02\n"]
     assert cells_of(tmp_path / "notebooks/01_a.ipynb")[1].outputs == [], "nothing is stored unasked"
-
-
-@pytest.mark.slow
-def test_a_chosen_notebook_is_stored_in_place(notebooks, tmp_path):
-    notebooks("01_a", "1 / 0")
-    notebooks("02_b", "40 + 2")
-    assert series.main(["02", "--store"]) == 0
-    (cell,) = cells_of(tmp_path / "notebooks/02_b.ipynb")
-    assert cell.outputs[0].data["text/plain"] == "42" and cell.execution_count == 1
+    assert series.main(["01", "--store"]) == 0
+    cell = cells_of(tmp_path / "notebooks/01_a.ipynb")[1]
+    assert (cell.outputs[0].data["text/plain"], cell.execution_count) == ("2", 2)
     assert "execution" not in cell.metadata, "times of day differ from run to run"
 
 
@@ -81,11 +70,8 @@ def test_a_notebook_that_fails_ends_the_series_in_one_line(notebooks, tmp_path, 
 
 
 def test_ctrl_c_is_one_line_and_status_130(notebooks, monkeypatch, capsys):
-    def execute(*_, **__):
-        raise KeyboardInterrupt
-
     notebooks("01_a", "1")
-    monkeypatch.setattr(series.NotebookClient, "execute", execute)
+    monkeypatch.setattr(series.NotebookClient, "execute", MagicMock(side_effect=KeyboardInterrupt))
     assert series.main([]) == 130
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith("Stopped; started again")
 
@@ -97,29 +83,19 @@ def test_a_notebook_that_is_not_there_is_an_error(notebooks, capsys):
     assert error.value.code == 2 and "no notebook starts with 09" in capsys.readouterr().err
 
 
-def train_a_little(checkpoint: str, rows: Path):
-    """Fine-tunes a tiny BERT with dropout for 48 updates in 4 epochs."""
-    short = {"learning_rate": 1e-2, "max_length": 16, "num_train_epochs": 4, "per_device_train_batch_size": 4}
-    recipe = replace(RECIPES["lora_bert_sst2"], base_model=checkpoint, **short)
-    splits = split_reviews(Dataset.from_json(str(rows), features=FEATURES), 48, 32, 64)
-    return fine_tune(build_model(recipe, checkpoint, seed=1), recipe, splits, Profile("tiny", embedded=False, seed=1))
-
-
 CELL = """
-import os, signal, sys, torch
+import os, signal
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+from helpers import train
 from helpers.trainer import Watcher
-import test_series
-torch.set_num_threads({threads})
-mark, plain = Path({folder!r}) / "step.txt", Watcher.on_step_end
+mark, plain = Path("killed.txt"), Watcher.on_step_end
 def on_step_end(self, args, state, control, **rest):
-    if mark.exists() and state.global_step == int(mark.read_text()):
-        mark.unlink()
+    if state.global_step == {step} and not mark.exists():
+        mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return plain(self, args, state, control, **rest)
 Watcher.on_step_end = on_step_end
-test_series.train_a_little({checkpoint!r}, Path({folder!r}) / "rows.jsonl")
+train.main({arguments!r})
 """
 
 
@@ -127,16 +103,12 @@ test_series.train_a_little({checkpoint!r}, Path({folder!r}) / "rows.jsonl")
 def test_a_training_goes_on_where_its_kernel_was_killed(
     notebooks, tmp_path, monkeypatch, capsys, tiny_checkpoints, toy_reviews
 ):
-    toy_reviews.to_json(tmp_path / "rows.jsonl")
-    (tmp_path / "step.txt").write_text(str(13 + os.getpid() % 34))  # a random one behind the first epoch's 12
+    write_verdicts(toy_reviews, tmp_path / "rows.csv")
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-    values = {"tests": str(Path(__file__).parent), "folder": str(tmp_path), "threads": torch.get_num_threads()}
-    notebooks("01_a", CELL.format(checkpoint=tiny_checkpoints["bert"], **values))
+    arguments = command(tmp_path / "rows.csv", tiny_checkpoints["bert"], output=tmp_path / "model")
+    notebooks("01_a", CELL.format(step=30, arguments=arguments))
     assert series.main([]) == 1
-    assert "kernel died" in capsys.readouterr().out and not (tmp_path / "step.txt").exists()
+    assert "kernel died" in capsys.readouterr().out and not (tmp_path / "model").exists()
     assert series.main([]) == 0
-    assert "Resuming after" in (tmp_path / "Data/quick/notebooks/01_a.ipynb").read_text()
-    resumed = next((tmp_path / "Data/tiny/checkpoints").glob("*/adapter_model.safetensors")).read_bytes()
-    monkeypatch.setenv("DATA_DIR", str(tmp_path / "another"))
-    whole = train_a_little(tiny_checkpoints["bert"], tmp_path / "rows.jsonl")
-    assert (whole.adapter / "adapter_model.safetensors").read_bytes() == resumed
+    assert "Resuming after 24 updates" in (tmp_path / "Data/quick/notebooks/01_a.ipynb").read_text()
+    assert (tmp_path / "model" / "adapter_model.safetensors").is_file()

@@ -3,7 +3,6 @@
 Formulas are drawn by MathJax, which a browser loads from the network. A link to a folder becomes plain text.
 """
 
-import json
 import os
 
 project = html_title = "LoRA and QLoRA on BERT"
@@ -39,17 +38,5 @@ def add_contents(app, name: str, source: list[str]) -> None:
         source[0] += CONTENTS
 
 
-def keep_descriptions(app, name: str, source: list[str]) -> None:
-    """Moves the description of each figure from a cell's output, where notebooks have it, to where myst-nb reads it."""
-    if name.startswith("notebooks/"):
-        notebook = json.loads(source[0])
-        for cell in notebook["cells"]:
-            for output in cell.get("outputs", []):
-                if description := output.get("metadata", {}).get("image/png", {}).get("alt"):
-                    cell["metadata"]["mystnb"] = {"image": {"alt": description}}
-        source[0] = json.dumps(notebook)
-
-
 def setup(app) -> None:
     app.connect("source-read", add_contents)
-    app.connect("source-read", keep_descriptions)

@@ -48,7 +48,7 @@ address:
 
 site: $(SITE)/.installed
 	rm -rf $(SITE)/html
-	ADDRESS=$(ADDRESS) $(SITE)/bin/sphinx-build -q -c lab/site -d $(SITE)/doctrees . $(SITE)/html
+	ADDRESS=$(ADDRESS) $(SITE)/bin/sphinx-build -q -c .github/site -d $(SITE)/doctrees . $(SITE)/html
 	cp $(SITE)/html/README.html $(SITE)/html/index.html
 	rm -rf site && mv $(SITE)/html site
 
@@ -72,7 +72,7 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproj
 	$(BIN)/python -m pip install -q -r requirements-dev.txt -c constraints.txt -e .
 	touch $@
 
-$(SITE)/.installed: lab/site/requirements.txt
+$(SITE)/.installed: .github/site/requirements.txt
 	$(PYTHON) -m venv --clear $(SITE)
-	$(SITE)/bin/python -m pip install -q -r lab/site/requirements.txt
+	$(SITE)/bin/python -m pip install -q -r .github/site/requirements.txt
 	touch $@

@@ -92,7 +92,7 @@ def measure_step(spec: StepSpec, base_model: str, min_seconds: float | None = No
     }
 
 
-def benchmark_steps(specs: Iterable[StepSpec] | None = None) -> StudyRecord:
+def benchmark_steps(specs: Iterable[StepSpec] | None = None, rounds: int = WINDOWS) -> StudyRecord:
     """Measures `specs` (None: `step_specs`), in rounds: on a CPU each in a fresh process, as memory there is a whole
     process's.
 
@@ -106,7 +106,7 @@ def benchmark_steps(specs: Iterable[StepSpec] | None = None) -> StudyRecord:
             set_seed(0)
             random = AutoModelForSequenceClassification.from_config(REAL_CONFIGS["bert-base-uncased"])
             random.base_model.save_pretrained(folder)
-        for spec in specs * WINDOWS:
+        for spec in specs * rounds:
             if spec not in measured:
                 continue
             print(*asdict(spec).values(), end="  ", flush=True)

@@ -44,36 +44,25 @@ def test_versions_of_checkpoints_are_known(tiny_checkpoints):
     assert loaded_revision("someone/unknown") == {}
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """Stands for the hub: `files` are what a repository has; without any it cannot be reached."""
-    state = SimpleNamespace(files=[])
+def test_a_hub_checkpoint_is_loaded_at_a_pinned_revision_and_as_safetensors_or_in_one_clear_error(monkeypatch):
+    held = {"someone/older": ["config.json", "pytorch_model.bin"]}
 
     def model_info(self, name, revision, timeout):
-        if not state.files:
+        if name == "no-such/checkpoint":
             raise OSError("no route to host")
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in state.files])
+        files = held.get(name, ["config.json", "model.safetensors"])
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in files])
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
-    monkeypatch.setattr(checkpoints, "try_to_load_from_cache", lambda *_, **__: None)
     hub_options.cache_clear()
-    yield state
-    hub_options.cache_clear()
-
-
-def test_a_hub_checkpoint_is_loaded_at_its_pinned_revision_or_the_one_asked_for(hub):
-    hub.files = ["config.json", "model.safetensors", "pytorch_model.bin"]
     for name, asked, revision in (
         ("bert-base-uncased", None, REVISIONS["bert-base-uncased"]),
         ("bert-base-uncased", "c0ffee", "c0ffee"),
         ("someone/newer", None, "main"),
     ):
         assert hub_options(name, asked) == {"revision": revision, "local_files_only": False}
-
-
-def test_a_checkpoint_that_cannot_be_had_and_a_pickle_are_one_clear_error(hub, monkeypatch):
     with pytest.raises(ConnectionError, match=r"'no-such/checkpoint'.*PROFILE=quick"):
         load_classifier("no-such/checkpoint")
-    hub.files = ["config.json", "pytorch_model.bin"]
     with pytest.raises(ValueError, match=r"'someone/older' has no model\.safetensors.* pickle"):
         load_classifier("someone/older")
+    hub_options.cache_clear()

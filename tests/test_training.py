@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import wandb
 from datasets import Dataset, DatasetDict
 
 from helpers.checkpoints import resolve_checkpoint
@@ -145,24 +144,12 @@ def test_another_process_gives_the_same_record_and_the_same_bytes(tmp_path, toy_
     for path in here:
         if path.parent.name == "results":
             records = [json.loads(files[path]) for files in found]
-            assert [records[0].pop(name) and records[1].pop(name) for name in MEASURED] and records[0] == records[1]
+            assert [(records[0].pop(name), records[1].pop(name)) for name in MEASURED] and records[0] == records[1]
         else:
             assert here[path] == there[path], path
 
 
 # -- W&B, which is optional ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def wandb_folder(tmp_path, monkeypatch):
-    """A folder that W&B logs to, without settings of the machine's; W&B, which reads them once, is reset around it."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SILENT"):
-        monkeypatch.setenv(name, "")  # so that what is set below is undone with it
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-    wandb.teardown()
-    yield tmp_path
-    wandb.teardown()
 
 
 def test_tracking_is_off_without_a_key_and_follows_the_run_offline(splits, recipe, tiny_profile, wandb_folder, capsys):

@@ -73,7 +73,7 @@ def load_adapter(
     damaged or does not fit its base, and ConnectionError as `load_classifier` does.
     """
     hide_torchao()
-    for name in (INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS):
+    for name in (INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS, "tokenizer.json", "tokenizer_config.json"):
         if not (folder / name).is_file():  # without safetensors, peft would look for a pickle
             raise AdapterError(f"{folder} is no saved adapter: it has no {name}.")
     try:

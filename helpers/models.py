@@ -67,6 +67,8 @@ def load_classifier(
     has BERT and DistilBERT compute their last layer at [CLS] alone. Raises as `checkpoints.from_hub` does, and
     ValueError for a checkpoint without weights for its encoder.
     """
+    if quantization not in (None, "nf4"):
+        raise ValueError(f"quantization={quantization!r} is neither None nor 'nf4'.")
     config = from_hub(AutoConfig.from_pretrained, base_model, revision)
     config.id2label, config.label2id = label_maps(labels)
     config.problem_type = "single_label_classification"

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import (
     DataCollatorWithPadding,
     EarlyStoppingCallback,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerState,
@@ -125,6 +126,8 @@ def make_trainer(model, tokenizer, recipe, tokens: DatasetDict, profile, folder:
         callbacks=callbacks,
     )
     trainer.model_accepts_loss_kwargs = False  # BERT's forward takes **kwargs, but does not average over batches
+    if not validate:
+        trainer.remove_callback(PrinterCallback)  # a line for every loss
     return trainer
 
 

@@ -77,7 +77,7 @@ def test_a_saved_adapter_answers_the_same_reloaded_merged_and_in_plain_transform
         assert stored == ({torch.float32} if quantization else {DTYPES[precision]})
         assert hasattr(classifier.model, "peft_config") == bool(quantization)  # full precision is merged
         np.testing.assert_allclose(classifier.logits(TEXTS), logits, atol=tolerance)
-    assert np.ptp(logits[:, 0]) > 0.02 and not np.array_equal(classifier.logits(TEXTS), logits), "computed in fp32"
+    assert np.ptp(logits[:, 0]) > 5e-4 and not np.array_equal(classifier.logits(TEXTS), logits), "computed in fp32"
     merged = merge_adapter(folder, tmp_path / "merged")
     for model, tolerance in ((folder, 0.05 if quantization else 1e-5), (merged, 1e-2)):
         scores = pipeline("text-classification", model=str(model))(TEXTS[0], top_k=None)

@@ -28,6 +28,7 @@ from transformers import (  # noqa: E402
 from helpers.data import FEATURES  # noqa: E402
 from helpers.profiles import Profile  # noqa: E402
 from helpers.results import RunRecord  # noqa: E402
+from lab.claims import decide_all  # noqa: E402
 
 WORDS = ["the", "movie", "was", "great", "good", "bad", "awful", "very", "not", "plot", "actor", "scene", "end"]
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
@@ -142,3 +143,8 @@ def wandb_folder(tmp_path, monkeypatch):
     wandb.teardown()
     yield tmp_path
     wandb.teardown()
+
+
+@pytest.fixture(scope="session")
+def verdicts():
+    return decide_all()

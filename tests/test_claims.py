@@ -10,7 +10,7 @@ from helpers.evaluation import PairedComparison
 from helpers.profiles import ROOT, Profile
 from helpers.results import StudyRecord
 from lab import claims, claims_accuracy, verdict
-from lab.claims import CLAIMS, DECIDED_BY, decide, decide_all
+from lab.claims import CLAIMS, DECIDED_BY, decide
 from lab.figures_costs import plot_claims
 from lab.verdict import (
     CONFIRMED,
@@ -34,11 +34,6 @@ PINNED = {
     **dict.fromkeys(("A3", "A4", "B4", "B5", "B7", "C1", "C3", "C4", "D2", "D3", "E1"), UNDECIDED),
 }
 GOOD, FAIR, COIN = "1" * 180 + "0" * 20, "1" * 150 + "0" * 50, "10" * 100
-
-
-@pytest.fixture(scope="module")
-def verdicts():
-    return decide_all()
 
 
 @pytest.mark.parametrize("id", PINNED)
@@ -79,16 +74,9 @@ def test_a_range_that_reaches_over_a_limit_decides_nothing():
 
 @pytest.mark.parametrize(
     ("cases", "kind"),
-    [
-        ("HH", CONFIRMED),
-        ("FF", REFUTED),
-        ("HF", ONLY_WHEN),
-        ("HO", ONLY_WHEN),
-        ("FO", UNDECIDED),
-        ("OO", UNDECIDED),
-        ("", UNDECIDED),
-    ],
-)
+    [("HH", CONFIRMED), ("FF", REFUTED), ("HF", ONLY_WHEN), ("HO", ONLY_WHEN), ("FO", UNDECIDED), ("OO", UNDECIDED),
+     ("", UNDECIDED)],
+)  # fmt: skip
 def test_cases_make_one_of_four_kinds(cases, kind):
     words = {"H": HOLDS, "F": FAILS, "O": OPEN}
     assert verdict_on({str(place): words[case] for place, case in enumerate(cases)}, {}).kind == kind

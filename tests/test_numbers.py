@@ -2,14 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterable
 
 import pytest
 
 from helpers.profiles import ROOT
 from helpers.recipes import RECIPES
 from lab.budget import memory_budget
-from lab.claims import CLAIMS, decide_all
+from lab.claims import CLAIMS
 from lab.studies import read_study
 from lab.verdict import KINDS
 
@@ -22,14 +21,13 @@ NUMBER = re.compile(r"(?<![\w.,\-])[+\-−–]?(?:\d{1,3}(?:,\d{3})+|\d+|(?=\.\d
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
-def unbacked_numbers(text: str, values: Iterable[float], said: str = "") -> list[str]:
+def unbacked_numbers(text: str, values: list[float], said: str = "") -> list[str]:
     """The numbers in `text` that none of `values` is, as they are written.
 
     A number is backed by a value that rounds to it at as many digits as it has, as it is or in percent (and so in
     points), whatever its sign; or by standing in `said`, the source's own words. Names (`NAMES`) are left out.
     """
     quoted = {_plain(found) for found in NUMBER.findall(NAMES.sub(" ", said))}
-    values = list(values)
     return [
         found
         for found in NUMBER.findall(NAMES.sub(" ", text))
@@ -65,18 +63,17 @@ def test_a_number_is_backed_at_its_own_digits_or_quoted(text, missing):
     assert unbacked_numbers(text, values, said="~93–94%") == missing
 
 
+def cell_of_08(id: str) -> str:
+    cells = json.loads((ROOT / "notebooks" / "08_claims.ipynb").read_text(encoding="utf-8"))["cells"]
+    (text,) = ("".join(cell["source"]) for cell in cells if cell["id"] == id)
+    return text
+
+
 @pytest.fixture(scope="module")
 def table() -> list[list[str]]:
     """The rows of the claims table that stands in notebook 08, by its cells."""
-    cells = json.loads((ROOT / "notebooks" / "08_claims.ipynb").read_text(encoding="utf-8"))["cells"]
-    (text,) = ("".join(cell["source"]) for cell in cells if cell["id"] == "08-table")
-    rows = [line.strip().strip("|").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    rows = [line.strip().strip("|").split(" | ") for line in cell_of_08("08-table").splitlines() if line[:1] == "|"]
     return [[part.strip() for part in row] for row in rows[2:]]
-
-
-@pytest.fixture(scope="module")
-def verdicts():
-    return decide_all()
 
 
 def test_the_claims_table_has_every_claim_with_its_verdict(table, verdicts):
@@ -89,15 +86,13 @@ def test_the_claims_table_has_every_claim_with_its_verdict(table, verdicts):
 def test_every_number_in_the_claims_table_is_a_record_s(table, verdicts):
     for claim, row in zip(CLAIMS, table, strict=True):
         said = f"{claim.label} {claim.words} {claim.rule} {' '.join(verdicts[claim.id].cases)}"
-        assert unbacked_numbers(" ".join(row[2:]), verdicts[claim.id].numbers.values(), said) == [], claim.label
+        assert unbacked_numbers(" ".join(row[2:]), [*verdicts[claim.id].numbers.values()], said) == [], claim.label
 
 
 def test_the_counts_in_08_are_those_of_the_verdicts(verdicts):
-    cells = json.loads((ROOT / "notebooks" / "08_claims.ipynb").read_text(encoding="utf-8"))["cells"]
-    (text,) = ("".join(cell["source"]) for cell in cells if cell["id"] == "08-05")
     kinds = [found.kind for found in verdicts.values()]
     for kind in KINDS:
-        assert f"{WORDS[kinds.count(kind)]} {kind}" in text.replace("\n", " "), kind
+        assert f"{WORDS[kinds.count(kind)]} {kind}" in cell_of_08("08-05").replace("\n", " "), kind
 
 
 def test_the_results_in_the_readme_are_the_records():

@@ -22,10 +22,11 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def data_dir() -> Path:
     """The folder that runs write below: `DATA_DIR` in the environment or `.env`, from the repository's root."""
-    return ROOT / Path(_setting("DATA_DIR") or COMMITTED).expanduser()
+    return ROOT / Path(setting("DATA_DIR") or COMMITTED).expanduser()
 
 
-def _setting(name: str) -> str:
+def setting(name: str) -> str:
+    """An environment variable, or what `.env` has for it; "" where it is unset."""
     load_dotenv(find_dotenv(usecwd=True))
     return os.environ.get(name, "").strip()
 
@@ -88,7 +89,7 @@ PROFILES = {
 def current_profile() -> Profile:
     """The profile that `PROFILE` names in the environment or `.env`, in this device's precision; unset, `hub` with CUDA
     and `quick` without. Raises ValueError for an unknown name, and as `current_precision` does."""
-    name = _setting("PROFILE") or ("hub" if torch.cuda.is_available() else "quick")
+    name = setting("PROFILE") or ("hub" if torch.cuda.is_available() else "quick")
     if name not in PROFILES:
         raise ValueError(f"PROFILE={name!r} is not a profile. Choose one of: {', '.join(PROFILES)}.")
     return replace(PROFILES[name], precision=current_precision())
@@ -102,7 +103,7 @@ def current_precision() -> str:
     formats = number_formats(device())
     cpu = getattr(torch.cpu, "get_capabilities", dict)()
     multiplied = device() == "cuda" or any(cpu.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    precision = _setting("PRECISION") or (formats[-1] if multiplied else "fp32")
+    precision = setting("PRECISION") or (formats[-1] if multiplied else "fp32")
     if precision not in formats:
         raise ValueError(f"PRECISION={precision!r} cannot be had on this device. Choose one of: {', '.join(formats)}.")
     return precision

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import wandb
 from datasets import DatasetDict
-from dotenv import find_dotenv, load_dotenv
 from peft import PeftModel
 from scipy.special import softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -22,7 +21,7 @@ from helpers.data import tokenize
 from helpers.evaluation import bag_of_words, predict_logits
 from helpers.inference import WEIGHTS, save_adapter
 from helpers.models import check_tokenizer, load_tokenizer
-from helpers.profiles import Profile, device
+from helpers.profiles import Profile, device, setting
 from helpers.recipes import Recipe
 from helpers.results import RunRecord, make_record, peak_memory, versions
 from helpers.trainer import UPDATE, process_state, train
@@ -139,9 +138,8 @@ def score_bag_of_words(recipe: Recipe, splits: DatasetDict, profile: Profile) ->
 def start_wandb(recipe: Recipe) -> str:
     """Begins a W&B run where a key or WANDB_MODE=offline is set; what Trainer is to report to, "wandb" or "none". No
     network and a bad key cost one line and nothing else, where Trainer alone would end the training."""
-    load_dotenv(find_dotenv(usecwd=True))
-    mode = os.environ.get("WANDB_MODE")
-    if mode == "disabled" or not (mode == "offline" or os.environ.get("WANDB_API_KEY", "").strip()):
+    mode = setting("WANDB_MODE")
+    if mode == "disabled" or not (mode == "offline" or setting("WANDB_API_KEY")):
         print("W&B: off (set WANDB_API_KEY in .env to log this run)")
         return "none"
     os.environ.setdefault("WANDB_PROJECT", "bert-peft-notebooks")

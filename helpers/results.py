@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, field
 from datetime import datetime, timezone
 from functools import cache
@@ -24,7 +25,7 @@ from helpers.data import dataset_name, dataset_revision
 from helpers.evaluation import accuracy_interval, classification_metrics, correct_rows
 from helpers.files import write_json
 from helpers.models import count_parameters, weight_bytes
-from helpers.profiles import Profile, device_name
+from helpers.profiles import Profile, current_profile, device_name
 from helpers.recipes import Recipe
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "scikit-learn")
@@ -153,6 +154,18 @@ def summary(records: list[RunRecord]) -> str:
     rows = [(run.recipe, run.variant, f"{run.n_test:,}", run.score, run.train_seconds) for run in records]
     columns = ["recipe", "variant", "n test", "accuracy [95 % interval]", "train s"]
     return pd.DataFrame(rows, columns=columns).to_string(index=False, float_format="{:.0f}".format)
+
+
+def check_stored(measured: Mapping[str, float], stored: Mapping[str, float], points: float = 4) -> str:
+    """One line on whether accuracies are those that a notebook stores, to within `points` of a percent: another CPU or
+    number format rounds otherwise. Raises AssertionError where they are not. Under another profile nothing is stored.
+    """
+    if current_profile().name != "quick":
+        return "The stored accuracies are those of PROFILE=quick."
+    away = {name: 100 * (measured[name] - value) for name, value in stored.items()}
+    assert all(abs(gap) <= points for gap in away.values()), f"points away from what is stored: {away}"
+    shown = ", ".join(f"{name} {value:.1%}" for name, value in stored.items())
+    return f"Accuracy to within {points:g} points of what is stored: {shown}"
 
 
 def make_record(

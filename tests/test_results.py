@@ -21,7 +21,15 @@ from helpers.models import build_model, load_tokenizer
 from helpers.plots import plot_accuracy, provenance, save_figure
 from helpers.profiles import COMMITTED
 from helpers.recipes import RECIPES
-from helpers.results import RunRecord, StudyRecord, load_records, make_record, peak_memory, reset_peak_memory
+from helpers.results import (
+    RunRecord,
+    StudyRecord,
+    check_stored,
+    load_records,
+    make_record,
+    peak_memory,
+    reset_peak_memory,
+)
 
 
 def test_a_record_comes_back_as_it_was_and_another_file_is_refused_by_field_name(record, tmp_path):
@@ -176,3 +184,12 @@ def test_a_full_disk_is_one_clear_error_and_leaves_what_was_there(full, record, 
     make_room()
     assert _contents(folder) == before
     plt.close(figure)
+
+
+def test_stored_accuracies_are_compared_to_within_points(monkeypatch):
+    monkeypatch.setenv("PROFILE", "quick")
+    assert "LoRA 86.0%" in check_stored({"LoRA": 0.83}, {"LoRA": 0.86})
+    with pytest.raises(AssertionError, match=r"LoRA.*-5\.0"):
+        check_stored({"LoRA": 0.81}, {"LoRA": 0.86})
+    monkeypatch.setenv("PROFILE", "full")
+    assert "quick" in check_stored({"LoRA": 0.5}, {"LoRA": 0.86})

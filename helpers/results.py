@@ -162,7 +162,7 @@ def check_stored(measured: Mapping[str, float], stored: Mapping[str, float], poi
     """
     if current_profile().name != "quick":
         return "The stored accuracies are those of PROFILE=quick."
-    away = {name: 100 * (measured[name] - value) for name, value in stored.items()}
+    away = {name: round(100 * (measured[name] - value), 1) for name, value in stored.items()}
     assert all(abs(gap) <= points for gap in away.values()), f"points away from what is stored: {away}"
     shown = ", ".join(f"{name} {value:.1%}" for name, value in stored.items())
     return f"Accuracy to within {points:g} points of what is stored: {shown}"

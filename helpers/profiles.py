@@ -3,8 +3,10 @@
 import os
 import platform
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -29,6 +31,17 @@ def setting(name: str) -> str:
     """An environment variable, or what `.env` has for it; "" where it is unset."""
     load_dotenv(find_dotenv(usecwd=True))
     return os.environ.get(name, "").strip()
+
+
+def platform_secret(name: str) -> str:
+    """A secret of Colab's or Kaggle's; "" elsewhere, and where it is unset or this notebook may not read it."""
+    for module, read in (
+        ("google.colab.userdata", lambda colab: colab.get(name)),
+        ("kaggle_secrets", lambda kaggle: kaggle.UserSecretsClient().get_secret(name)),
+    ):
+        with suppress(Exception):  # each platform has its own errors for a secret that is not there
+            return (read(import_module(module)) or "").strip()
+    return ""
 
 
 @dataclass(frozen=True)

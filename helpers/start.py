@@ -5,6 +5,7 @@ pip. Only what is out of range, as transformers is on Kaggle, is exchanged, befo
 """
 
 import importlib
+import json
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable
 from importlib import metadata
+from math import ceil
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -111,8 +113,23 @@ def prepare_process() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def say_what_quick_takes() -> None:
+    """Says, where a GPU alone makes the profile `hub`, what that is and how long `quick` takes on two CPU cores."""
+    from helpers.profiles import COMMITTED, current_profile, setting
+
+    if setting("PROFILE") or current_profile().name != "hub":
+        return
+    times = json.loads((COMMITTED / "quick/evidence/notebook_times.json").read_text(encoding="utf-8"))["rows"]
+    minutes = ceil(max(row["seconds"] for row in times) / 60)
+    print(
+        "There is a GPU, so the profile is hub: the checkpoints and data of the sources, which may train for hours.\n"
+        f"PROFILE=quick takes {minutes} minutes at most on two CPU cores: run %env PROFILE=quick before the next cell."
+    )
+
+
 if __name__ == "__main__":
     install_missing(ROOT / "requirements.txt")
     os.chdir(ROOT / "notebooks")
     sys.path.insert(0, str(ROOT))
     prepare_process()
+    say_what_quick_takes()

@@ -21,7 +21,7 @@ from helpers.data import tokenize
 from helpers.evaluation import bag_of_words, predict_logits
 from helpers.inference import WEIGHTS, save_adapter
 from helpers.models import check_tokenizer, load_tokenizer
-from helpers.profiles import Profile, device, setting
+from helpers.profiles import Profile, device, platform_secret, setting
 from helpers.recipes import Recipe
 from helpers.results import RunRecord, make_record, peak_memory, versions
 from helpers.trainer import UPDATE, process_state, train
@@ -139,8 +139,10 @@ def start_wandb(recipe: Recipe) -> str:
     """Begins a W&B run where a key or WANDB_MODE=offline is set; what Trainer is to report to, "wandb" or "none". No
     network and a bad key cost one line and nothing else, where Trainer alone would end the training."""
     mode = setting("WANDB_MODE")
-    if mode == "disabled" or not (mode == "offline" or setting("WANDB_API_KEY")):
-        print("W&B: off (set WANDB_API_KEY in .env to log this run)")
+    if mode not in ("disabled", "offline") and (key := setting("WANDB_API_KEY") or platform_secret("WANDB_API_KEY")):
+        os.environ["WANDB_API_KEY"] = key  # where wandb reads it
+    elif mode != "offline":
+        print("W&B: off (set WANDB_API_KEY in .env, or in Colab's or Kaggle's secrets, to log this run)")
         return "none"
     os.environ.setdefault("WANDB_PROJECT", "bert-peft-notebooks")
     settings = wandb.Settings(init_timeout=8, silent=True)

@@ -17,6 +17,7 @@ from peft.import_utils import is_torchao_available
 from platforms.run import ROOT, call, copy_notebook, snapshot
 
 from helpers import start
+from helpers.profiles import PROFILES
 
 REQUIREMENTS = ROOT / "requirements.txt"
 LISTS = {"colab": set(), "kaggle": {"transformers"}}  # and what is out of range there
@@ -78,6 +79,17 @@ def test_without_internet_the_switch_is_named(tmp_path, monkeypatch):
         start.install_missing(tmp_path / "requirements.txt")
 
 
+@pytest.mark.parametrize(("profile", "said"), [("hub", True), ("quick", False), ("full", False)])
+def test_a_first_cell_says_what_quick_takes_where_a_gpu_alone_chose_hub(profile, said, monkeypatch, capsys):
+    monkeypatch.setattr("helpers.profiles.current_profile", lambda: PROFILES[profile])
+    monkeypatch.delenv("PROFILE", raising=False)
+    start.say_what_quick_takes()
+    assert ("PROFILE=quick takes 5 minutes at most" in capsys.readouterr().out) == said
+    monkeypatch.setenv("PROFILE", profile)  # somebody chose it
+    start.say_what_quick_takes()
+    assert capsys.readouterr().out == ""
+
+
 def test_the_torchao_that_colab_and_kaggle_preinstall_does_not_stop_lora(tmp_path, monkeypatch):
     _install_fake(tmp_path, {"torchao": "0.10.0"})
     (tmp_path / "torchao.py").write_text("")
@@ -101,14 +113,22 @@ def _run_first_cell(folder: Path, address: str = "") -> str:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Colab and Kaggle run Linux")
-def test_the_first_cell_fetches_the_repository_once_and_says_what_to_do_where_it_cannot(tmp_path):
+def test_the_first_cell_fetches_the_repository_once_or_takes_an_upload_or_says_what_to_do(tmp_path):
     content = tmp_path / "content"
     content.mkdir()
-    assert "Set ADDRESS in this cell to the repository: https://github.com/OWNER/NAME" in _run_first_cell(content)
-    assert "Nothing fetched. On Kaggle: Settings >" in _run_first_cell(content, (tmp_path / "nowhere").as_uri())
+    said = _run_first_cell(content)
+    assert "Type its web address after ADDRESS, https://github.com/OWNER/NAME" in said and "as series.zip" in said
+    assert "Settings > Turn on internet." in _run_first_cell(content, (tmp_path / "nowhere").as_uri())
     assert _run_first_cell(content, address := snapshot(tmp_path / "repository")) == "series/notebooks\n"
     (tmp_path / "repository").rename(tmp_path / "gone")  # a kernel that restarts finds what was fetched
     assert _run_first_cell(content, address) == "series/notebooks\n"
+    (tmp_path / "input").mkdir()
+    (tmp_path / "gone").rename(tmp_path / "input" / "NAME-main")  # as Kaggle unpacks a zip that GitHub makes
+    for folder, place in (("colab", "series/NAME-main"), ("kaggle", "series")):
+        (tmp_path / folder).mkdir()
+        if folder == "colab":
+            shutil.make_archive(str(tmp_path / folder / "series"), "zip", tmp_path / "input")
+        assert _run_first_cell(tmp_path / folder) == f"{place}/notebooks\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs make and sed")

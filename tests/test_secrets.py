@@ -1,8 +1,11 @@
 """Keys, home folders and addresses: in nothing that a run writes or says, and in nothing that is committed."""
 
+import os
 import re
 import subprocess
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -10,7 +13,9 @@ from huggingface_hub import HfApi
 
 from helpers import train
 from helpers.checkpoints import REVISIONS
-from helpers.profiles import ROOT
+from helpers.profiles import ROOT, platform_secret
+from helpers.recipes import RECIPES
+from helpers.training import start_wandb
 
 # Put together here, so that the search below finds none of them in this file.
 WANDB_KEY = "0123456789abcdef" * 2 + "fedcba98"
@@ -62,6 +67,18 @@ def test_nothing_that_is_committed_holds_a_key_a_home_folder_or_an_address():
 def test_what_holds_keys_is_never_committed():
     places = [".env", "wandb/run-1/logs/debug.log", "notebooks/wandb/x"]
     assert git("check-ignore", "--no-index", *places) == places
+
+
+@pytest.mark.parametrize("platform", ["google.colab.userdata", "kaggle_secrets"])
+def test_the_platform_s_secrets_give_wandb_its_key_and_it_is_not_shown(platform, wandb_folder, monkeypatch, capfd):
+    assert platform_secret("WANDB_API_KEY") == ""
+    held = {"WANDB_API_KEY": WANDB_KEY}
+    client = SimpleNamespace(get_secret=held.__getitem__)  # KeyError for another name
+    monkeypatch.setitem(sys.modules, platform, SimpleNamespace(get=held.__getitem__, UserSecretsClient=lambda: client))
+    assert platform_secret("HF_TOKEN") == ""
+    monkeypatch.setattr("wandb.init", lambda **_: SimpleNamespace(url="https://example.org/run"))
+    assert start_wandb(RECIPES["qlora_bert"]) == "wandb" and os.environ["WANDB_API_KEY"] == WANDB_KEY
+    assert WANDB_KEY not in "".join(capfd.readouterr())
 
 
 @pytest.mark.slow

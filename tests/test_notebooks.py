@@ -13,7 +13,7 @@ from helpers import train
 from helpers.profiles import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "lab/README.md")]
+TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "lab/README.md", "notebooks/settings.md")]
 TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:root|home|Users|tmp|work|content|kaggle)/|[A-Z]:\\\\Users")
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

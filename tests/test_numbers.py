@@ -3,10 +3,13 @@
 import json
 import re
 
+import pandas as pd
 import pytest
 
+from helpers.own_data import FEW_ROWS, FEW_ROWS_RATE
 from helpers.profiles import ROOT
 from helpers.recipes import RECIPES
+from lab.at_scale import rows_at_scale
 from lab.budget import memory_budget
 from lab.claims import CLAIMS
 from lab.studies import read_study
@@ -118,3 +121,17 @@ def test_the_results_in_the_readme_are_the_records():
     budgets = (memory_budget(RECIPES["qlora_bert"]), memory_budget(RECIPES["qlora_bert"].full_finetune()))
     values += [sum(budget.weights.values()) / 1e6 for budget in budgets]
     assert unbacked_numbers(findings, values) == []
+
+
+def test_every_number_in_the_settings_page_is_a_record_s_or_a_recipe_s():
+    text = (ROOT / "notebooks" / "settings.md").read_text(encoding="utf-8")
+    ours = [RECIPES[name].improved() for name in ("lora_bert_sst2", "lora_bert_cased", "lora_distilbert_qv")]
+    values = [1e-4, FEW_ROWS, FEW_ROWS_RATE, *(row["r"] for row in read_study("ranks").rows)]
+    for study in ("one_rate", "few_rows", "few_reviews"):
+        runs = pd.DataFrame(read_study(study).rows)
+        values += [*runs.groupby(["method", "rows"])["accuracy"].mean(), *runs["n_train"], *runs["learning_rate"]]
+    values += [row[name] for row in rows_at_scale() for name in ("accuracy", "n_train")]
+    for name in ("learning_rate", "r", "lora_alpha", "max_length", "warmup_ratio", "num_train_epochs"):
+        values += [getattr(recipe, name) for recipe in ours]
+    values += [ours[0].min_updates, *(ours[0].epochs(rows) for rows in (100, 1_000, 2_000))]
+    assert unbacked_numbers(text, values) == []

@@ -1,4 +1,4 @@
-"""`make site`: README, lab/README and the stored notebooks as web pages; no notebook is executed.
+"""`make site`: README, lab/README, the settings and the stored notebooks as web pages; no notebook is executed.
 
 Formulas are drawn by MathJax, which a browser loads from the network. A link to a folder becomes plain text.
 """
@@ -8,7 +8,7 @@ import os
 project = html_title = "LoRA and QLoRA on BERT"
 extensions = ["myst_nb"]
 root_doc = "README"
-include_patterns = ["README.md", "lab/README.md", "notebooks/*.ipynb"]
+include_patterns = ["README.md", "lab/README.md", "notebooks/*.ipynb", "notebooks/settings.md"]
 suppress_warnings = ["myst.xref_missing"]  # links to folders
 nb_execution_mode = "off"
 nb_merge_streams = True
@@ -26,7 +26,8 @@ CONTENTS = """
 ```{toctree}
 :hidden:
 :glob:
-notebooks/*
+notebooks/settings
+notebooks/0*
 lab/README
 ```
 """

@@ -5,7 +5,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import pytest
 
-from helpers.profiles import ROOT
+from helpers.profiles import ROOT, Profile
 from helpers.results import StudyRecord
 from lab import claims, claims_accuracy, verdict
 from lab.claims import CLAIMS, DECIDED_BY, decide
@@ -260,6 +260,15 @@ def test_a_claim_without_its_record_says_what_is_missing(evidence, measured):
     assert found["A1"].needs == "python -m lab.benchmarks steps"
     assert found["B4"].needs == "a run of qlora_bert, as written"
     assert found["B1"].kind == CONFIRMED, "a count needs no record"
+
+
+def test_a_profile_s_own_runs_come_before_the_committed_ones(evidence, record, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "own"))
+    evidence("lora_distilbert_qv", "untrained", 0.5, [0.4, 0.6], profile="quick")
+    mine, own = Profile("mine", embedded=True), replace(record, recipe="lora_distilbert_qv", variant="untrained")
+    own.save(mine.results)
+    assert Evidence(mine).runs("lora_distilbert_qv", "untrained") == [own]
+    assert Evidence().runs("lora_distilbert_qv", "untrained")[0].metrics["accuracy"] == 0.5
 
 
 def test_the_command_prints_every_verdict_with_its_numbers_and_records(verdicts, monkeypatch, capsys):

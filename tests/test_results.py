@@ -148,21 +148,6 @@ def test_several_may_write_one_record_at_once(tmp_path, record):
     assert load_records(tmp_path) == [record] and len(list(tmp_path.iterdir())) == 1
 
 
-def test_an_interrupted_save_leaves_the_old_adapter(tiny_checkpoints, tmp_path, monkeypatch):
-    recipe, base_model = RECIPES["lora_bert_sst2"], tiny_checkpoints["bert"]
-    model, tokenizer = build_model(recipe, base_model), load_tokenizer(base_model)
-    folder = save_adapter(model, tokenizer, tmp_path / "adapter", recipe, base_model, 16)
-    before = _contents(tmp_path)
-
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tokenizer.__class__, "save_pretrained", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        save_adapter(model, tokenizer, folder, recipe, base_model, 32)
-    assert _contents(tmp_path) == before
-
-
 def test_a_full_disk_is_one_clear_error_and_leaves_what_was_there(full, record, tiny_checkpoints):
     folder, fill, make_room = full
     recipe, base_model = RECIPES["lora_bert_sst2"], tiny_checkpoints["bert"]

@@ -8,13 +8,12 @@ import matplotlib.pyplot as plt
 import pytest
 
 from helpers.data import split_reviews
-from helpers.inference import SentimentClassifier
 from helpers.plots import COLORS
-from helpers.profiles import COMMITTED, ROOT
+from helpers.profiles import ROOT
 from helpers.results import RunRecord, StudyRecord, load_records
 from lab import figures_studies, studies
 from lab.at_scale import BAG, FULL, RECORDS, gains_at_scale, points_at_scale, rows_at_scale
-from lab.compare import compare_runs, summarize
+from lab.compare import compare_runs
 from lab.studies import NAMES, read_runs, read_study
 
 WITHOUT_A_LIST = {"averaging"}  # its code is gone, see lab/README.md
@@ -22,7 +21,6 @@ BEFORE = ("query_value", "thirty_epochs")  # variants whose records had another 
 SEARCHES = {"settings", "many_rows", "all_reviews", "quick", "epochs"}
 SEARCHES |= {name for name in NAMES if name.endswith("_search")}
 ROWS = RECORDS / "studies"
-ADAPTERS = sorted((COMMITTED / "full" / "adapters").glob("*/record.json"))
 
 
 # The lists and the records
@@ -85,19 +83,6 @@ def test_the_rows_are_those_of_the_records(dataset, sizes, expected):
     splits = studies.splits_of(dataset, *sizes)
     found = sha256(json.dumps([splits[name]["text"][:] for name in splits]).encode()).hexdigest()[:16]
     assert found == expected, "other rows: no new run could be compared with the records"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.parent.name)
-def test_an_adapter_in_git_answers_as_its_record_says(path):
-    record = RunRecord.load(path)
-    assert record == RunRecord.load(RECORDS / f"{record.name}.json")
-    rows = studies.splits_of("imdb", record.n_validation, record.n_test)["test"].select(range(32))
-    names = rows.features["label"].names
-    answers = SentimentClassifier.from_pretrained(path.parent).predict(rows["text"][:])
-    right = "".join("01"[names.index(one.label) == label] for one, label in zip(answers, rows["label"], strict=True))
-    differing = sum(one != other for one, other in zip(right, record.correct[:32], strict=True))
-    assert differing <= 1, "a text on the edge may fall to the other side in another number format"
 
 
 # What a list says
@@ -231,28 +216,6 @@ def _run(correct: str, seed: int | None = 0, **labels) -> dict:
 
 
 GOOD, BAD = "1" * 90 + "0" * 10, "1" * 60 + "0" * 40
-
-
-def test_a_summary_has_a_point_for_each_label_over_its_seeds():
-    rows = [_run(BAD, 0, r=1), _run("1" * 80 + "0" * 20, 1, r=1), _run("1" * 100, 0, r=2)]
-    one, two = summarize(rows, ("r",))
-    assert (one["r"], one["accuracies"], one["accuracy"]) == (1, [0.6, 0.8], pytest.approx(0.7))
-    # Rows: right in 2, 1 or 0 of 2 seeds (60, 20, 20 of 100), a standard error of 0.04. Seeds: 0.6 and 0.8, one of 0.1.
-    assert one["low"] == pytest.approx(0.7 - 1.96 * 0.107, abs=0.03), "the interval leaves the seeds out"
-    assert one["high"] == pytest.approx(0.7 + 1.96 * 0.107, abs=0.03)
-    assert (two["r"], two["accuracy"], two["low"], two["high"]) == (2, 1.0, 1.0, 1.0)
-
-
-def test_a_difference_holds_for_other_seeds_and_other_rows():
-    seeds = range(4)
-    clear = compare_runs({"x": ([_run(GOOD, s) for s in seeds], [_run(BAD, s) for s in reversed(seeds)])})["x"]
-    assert clear.difference == pytest.approx(0.3) and clear.low > 0.2 and clear.p_value < 1e-3
-    # The same gain on average, but half of the seeds gain nothing: not significant, though the rows alone would be.
-    mixed = [_run(GOOD if s < 2 else BAD, s) for s in seeds]
-    once = compare_runs({"x": (mixed, [_run(BAD, s) for s in seeds])})["x"]
-    assert once.difference == pytest.approx(0.15) and once.low < 0.02 and once.p_value > 0.02
-    same = compare_runs({"x": (mixed, mixed)})["x"]
-    assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
 
 
 def test_only_seeds_of_both_sides_are_compared_and_none_stands_beside_all():

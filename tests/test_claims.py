@@ -221,27 +221,6 @@ def test_what_checkpointing_saves_is_asked_of_memory_and_speed_and_70_percent_of
     assert (_kind("B3"), _kind("B8")) == (saves_70, slower)
 
 
-def _formats(fp16, *settings):
-    """Records of a GPU's speed in both formats, and of its accuracy for each of `settings`: (method, fp16, fp32)."""
-    steps = _steps("GPU", {"lora": 10}, {}, precision="fp32")
-    steps.rows += _steps("GPU", {"lora": 10 * fp16}, {}, precision="fp16").rows
-    rows = [{"settings": method, "precision": name, "accuracy": 0.5, "correct": correct}
-            for method, *right in settings for name, correct in zip(("fp16", "fp32"), right, strict=True)]  # fmt: skip
-    return steps, StudyRecord("accuracy", "x", None, "GPU", {"execution": {"device": "cuda"}}, rows)
-
-
-def test_fp16_must_be_faster_and_no_worse(measured):
-    for fp16, scores, kind in (
-        (2.0, [("lora", GOOD, GOOD)], CONFIRMED),
-        (0.5, [("lora", GOOD, GOOD)], REFUTED),
-        (2.0, [("lora", COIN, GOOD)], REFUTED),
-        (2.0, [("qlora", GOOD, GOOD)], UNDECIDED),  # faster, but its own accuracy was not measured
-        (1.0, [("improved", GOOD, GOOD)], UNDECIDED),  # LoRA's name in earlier records
-    ):
-        measured(*_formats(fp16, *scores))
-        assert _kind("B7") == kind, (fp16, scores[0][0])
-
-
 def test_what_a_saved_adapter_is(measured):
     def adapter(changed, bare, named):
         row = {"base_tensors": 105, "changed_base_tensors": changed}

@@ -107,38 +107,33 @@ def test_a_saved_figure_shows_the_intervals_and_says_where_it_comes_from(record,
 # -- whole or not at all ---------------------------------------------------------------------------------------------
 
 
-def _fill(folder, tag):
-    for name in ("a", "b"):
-        (folder / name).write_text(tag * 1_000)
-
-
 def _contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".filler"}
 
 
-@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, SystemExit])
-def test_an_interrupted_write_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch, error):
-    folder, file, replace = tmp_path / "adapter", write_text(tmp_path / "card.md", "before"), os.replace
-    for tag in "yx":
-        with new_folder(folder) as temporary:
-            earlier = _contents(folder)
-            _fill(temporary, tag)
-            assert _contents(folder) == earlier, "not before it is whole"
-    before = _contents(tmp_path)
-    for write, place in ((new_folder, folder), (new_file, file)):
-        with pytest.raises(error), write(place) as temporary:
-            (temporary / "a" if write is new_folder else temporary).write_text("half")
-            raise error
-        assert _contents(tmp_path) == before
+@pytest.mark.parametrize("write", [new_file, new_folder])
+def test_an_interrupted_write_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch, write):
+    def fill(text):
+        with write(tmp_path / "it") as temporary:
+            (temporary / "a" if write is new_folder else temporary).write_text(text)
+            assert (tmp_path / "it").exists() == (text == "half"), "not before it is whole"
+            if text == "half":
+                raise KeyboardInterrupt
+
+    fill("whole")
+    before, replace = _contents(tmp_path), os.replace
 
     def refuse(source, target):
-        if str(target) == str(folder) and "earlier" not in str(source):
-            raise error("the new one cannot be put in place")
+        if target == tmp_path / "it" and "earlier" not in str(source):
+            raise SystemExit("the new one cannot be put in place")
         replace(source, target)
 
+    with pytest.raises(KeyboardInterrupt):
+        fill("half")
+    assert _contents(tmp_path) == before
     monkeypatch.setattr(files.os, "replace", refuse)
-    with pytest.raises(error), new_folder(folder) as temporary:
-        _fill(temporary, "z")
+    with pytest.raises(SystemExit), write(tmp_path / "it"):
+        pass
     assert _contents(tmp_path) == before
 
 

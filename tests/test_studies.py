@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import pytest
 
 from helpers.data import split_reviews
-from helpers.plots import COLORS
 from helpers.profiles import ROOT
 from helpers.results import RunRecord, StudyRecord, load_records
 from lab import figures_studies, studies
@@ -210,20 +209,12 @@ def test_an_unknown_study_is_named(capsys):
 # Comparisons
 
 
-def _run(correct: str, seed: int | None = 0, **labels) -> dict:
-    accuracy = correct.count("1") / len(correct)
-    return {**labels, "seed": seed, "correct": correct, "accuracy": accuracy, "trainable_params": 9, "n_train": 5}
-
-
-GOOD, BAD = "1" * 90 + "0" * 10, "1" * 60 + "0" * 40
-
-
 def test_only_seeds_of_both_sides_are_compared_and_none_stands_beside_all():
-    pair = [_run(GOOD, 0), _run(BAD, 1)], [_run(BAD, 0), _run(BAD, 2)]
-    assert compare_runs({"x": pair})["x"].difference == pytest.approx(0.3)
-    assert compare_runs({"x": (pair[0], [_run(BAD, None)])})["x"].difference == pytest.approx(0.15)
-    with pytest.raises(ValueError, match=r"x: no seed is on both sides, \[0\] and \[1\]"):
-        compare_runs({"x": ([_run("10", 0)], [_run("10", 1)])})
+    one, other = [{"seed": 0, "correct": "1111"}, {"seed": 1, "correct": "1100"}], [{"seed": 0, "correct": "1100"}]
+    assert compare_runs({"x": (one, other)})["x"].difference == pytest.approx(0.5)
+    assert compare_runs({"x": (one, [{**other[0], "seed": None}])})["x"].difference == pytest.approx(0.25)
+    with pytest.raises(ValueError, match=r"x: no seed is on both sides, \[1\] and \[0\]"):
+        compare_runs({"x": (one[1:], other)})
 
 
 # At the sources' own scale
@@ -278,13 +269,6 @@ def test_the_rank_study_rings_the_best_rates_and_orders_the_ranks():
     assert list(over_rank.lines[0].get_xdata()) == [1, 64] and list(over_rank.lines[0].get_ydata()) == [0.70, 0.73]
     assert [label.get_text() for label in over_rank.get_xticklabels()] == ["1\n0.037 M", "64\n2.4 M"]
     assert _texts(over_rank) == ["bag of words 65.0%"] and _texts(of_layers) == ["71.0%", "query, r = 18"]
-
-
-def test_few_rows_have_a_line_a_method_with_its_name_at_the_end():
-    points = {name: [_point(0.6, n_train=500), _point(0.5, n_train=100)] for name in ("bag_of_words", "lora")}
-    (axes,) = figures_studies.plot_few_rows(points, "what is found", 2_000).axes
-    assert "n = 2,000" in axes.get_ylabel() and _texts(axes) == ["bag of words", "LoRA"]
-    assert list(axes.lines[0].get_ydata()) == [0.5, 0.6] and axes.lines[0].get_color() == COLORS["bag_of_words"]
 
 
 def test_the_scale_has_a_panel_for_each_set_of_rows_and_no_interval_outside():

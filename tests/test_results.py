@@ -4,7 +4,6 @@ import json
 import os
 import re
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -135,12 +134,6 @@ def test_an_interrupted_write_leaves_what_was_there_and_nothing_else(tmp_path, m
     with pytest.raises(SystemExit), write(tmp_path / "it"):
         pass
     assert _contents(tmp_path) == before
-
-
-def test_several_may_write_one_record_at_once(tmp_path, record):
-    with ThreadPoolExecutor(4) as runs:
-        list(runs.map(lambda _: record.save(tmp_path), range(80)))
-    assert load_records(tmp_path) == [record] and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_what_was_there(full, record, tiny_checkpoints):

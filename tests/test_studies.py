@@ -15,7 +15,6 @@ from lab.at_scale import BAG, FULL, RECORDS, gains_at_scale, points_at_scale, ro
 from lab.compare import compare_runs
 from lab.studies import NAMES, read_runs, read_study
 
-WITHOUT_A_LIST = {"averaging"}  # its code is gone, see lab/README.md
 BEFORE = ("query_value", "thirty_epochs")  # variants whose records had another name when they were made
 SEARCHES = {"settings", "many_rows", "all_reviews", "quick", "epochs"}
 SEARCHES |= {name for name in NAMES if name.endswith("_search")}
@@ -23,10 +22,6 @@ ROWS = RECORDS / "studies"
 
 
 # The lists and the records
-
-
-def test_every_study_has_a_list_and_every_list_a_record():
-    assert {path.stem for path in ROWS.glob("*.json")} - WITHOUT_A_LIST == set(NAMES) - {"at_scale"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -185,17 +180,6 @@ def test_a_run_at_scale_has_a_record_and_an_adapter_and_is_not_run_again(tiny, m
     assert (studies.FULL.checkpoints / record.name / "adapter_model.safetensors").is_file()
     monkeypatch.setattr(studies, "do_run", lambda *_: pytest.fail("run again"))
     assert studies.main([]) == 0 and not (studies.FULL.results / "studies").exists()
-
-
-def test_a_cut_text_is_no_longer_than_the_encoder_s_tokens(tiny, monkeypatch):
-    bag = {"method": "bag_of_words", "max_length": 8}
-    tiny([{"changes": bag, "seeds": [0]}, {"changes": bag, "cut_text": True, "seeds": [1]}])
-    seen, fit = [], studies.bag_of_words
-    monkeypatch.setattr(studies, "bag_of_words", lambda train, _: (seen.append(train["text"][0]), fit(train, _))[1])
-    for run in read_runs("toy"):
-        studies.do_run(run, studies.FULL)
-    whole, cut = (len(text.split()) for text in seen)
-    assert cut <= 6 < whole
 
 
 def test_an_unknown_study_is_named(capsys):

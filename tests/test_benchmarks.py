@@ -20,7 +20,7 @@ from lab.devices import device_folder, device_record, find_records, in_fresh_pro
 from lab.figures_costs import plot_efficiency_comparison, plot_memory_breakdown, plot_speed_ladder
 from lab.ladder import Rung, measure_rungs, method_recipe
 from lab.steps import StepSpec, benchmark_steps, measure_step, step_specs
-from lab.timing import TrainingStep, ratio_range
+from lab.timing import TrainingStep
 
 
 @pytest.fixture(autouse=True)
@@ -63,22 +63,6 @@ def test_a_step_is_training_s_own(tiny_checkpoints, tmp_path):
     assert all(parameter.grad is None for parameter in models[1].parameters())
 
 
-def test_what_is_measured_on_a_cpu():
-    specs = step_specs()
-    assert len(specs) == len(set(specs)) == 2 * 5 * 4
-    assert {spec.tokens for spec in specs} == {128, 256} and {spec.precision for spec in specs} == {"fp32"}
-
-
-def test_what_is_measured_on_a_gpu(gpu):
-    specs = step_specs()
-    assert len(specs) == len(set(specs)) == 2 * 5 * 6 + 6 + 2 * 3
-    assert {spec.precision for spec in specs} == {"fp32", "fp16", "bf16"} and max(s.tokens for s in specs) == 512
-    written = method_recipe("qlora_as_written")
-    assert written.gradient_checkpointing and written.optim == "paged_adamw_8bit" and written.r == 16
-    assert written.target_modules == ("query", "value") and written.quantization == "nf4"
-    assert {spec.size for spec in specs if spec.method == "qlora_as_written"} == {"bert-base"}
-
-
 def test_methods_differ_in_what_their_names_say():
     lora, qlora = method_recipe("lora"), method_recipe("qlora")
     assert lora == replace(qlora, quantization=None) and qlora.quantization == "nf4"
@@ -87,6 +71,7 @@ def test_methods_differ_in_what_their_names_say():
     assert method_recipe("full_finetune").method == "full_finetune"
     optimizers = {name: method_recipe(name).optim for name in steps.METHODS}
     assert set(optimizers.values()) == {"adamw_torch"}, "methods are compared with the same optimizer"
+    assert method_recipe("qlora_as_written") == replace(RECIPES["qlora_bert"], gradient_checkpointing=True)
 
 
 @pytest.mark.parametrize("method", [*steps.METHODS, "qlora_as_written"])
@@ -100,21 +85,13 @@ def test_a_step_reports_what_it_held(method, tiny_checkpoints):
     assert row["optimizer"] == ("paged_adamw_8bit" if method == "qlora_as_written" else "adamw_torch_fused")
 
 
-def test_steps_run_in_processes_of_their_own_and_are_written_with_their_device(tiny_checkpoints, monkeypatch):
-    monkeypatch.setitem(steps.SIZES, "tiny", tiny_checkpoints["bert"])
-    monkeypatch.setattr(steps, "WINDOWS", 1)
-    record = benchmark_steps([StepSpec("tiny", "lora", 2, 16, "fp32")])
-    assert record.rows[0]["method"] == "lora" and record.command == "python -m lab.benchmarks steps"
-    assert record.settings["execution"] == {"device": "cpu", "precision": "fp32"} and "fp32 alone" in record.device
-    assert "clipped" in record.settings["step"]
-
-
 def test_the_benchmark_comes_in_rounds_and_a_step_that_fails_has_no_row(monkeypatch, capsys):
     """What slows the machine for a while is then in every method's scatter, not in one method's speed."""
     specs = [StepSpec("tiny", method, 2, 16, "fp32") for method in ("lora", "full_finetune", "qlora")]
     asked = []
 
     def measure(function, spec, base_model):
+        assert function is measure_step
         asked.append(spec.method)
         if spec.method == "qlora":
             raise RuntimeError("CUDA out of memory.")
@@ -122,7 +99,10 @@ def test_the_benchmark_comes_in_rounds_and_a_step_that_fails_has_no_row(monkeypa
 
     monkeypatch.setattr(steps, "in_fresh_process", measure)
     monkeypatch.setitem(steps.SIZES, "tiny", "any")
-    lora, full = benchmark_steps(specs).rows
+    record = benchmark_steps(specs)
+    lora, full = record.rows
+    assert record.command == "python -m lab.benchmarks steps" and "clipped" in record.settings["step"]
+    assert record.settings["execution"] == {"device": "cpu", "precision": "fp32"} and "fp32 alone" in record.device
     assert asked == ["lora", "full_finetune", "qlora", *["lora", "full_finetune"] * 2]
     assert lora["windows"] == [10.0, 40.0, 60.0] and full["windows"] == [20.0, 50.0, 70.0]
     assert (lora["samples_per_second"], lora["peak_memory_bytes"]) == (40.0, 4)
@@ -131,35 +111,30 @@ def test_the_benchmark_comes_in_rounds_and_a_step_that_fails_has_no_row(monkeypa
         benchmark_steps(specs[2:])
 
 
+@pytest.mark.slow
 def test_a_fresh_process_is_another_one_and_its_error_comes_back():
     assert in_fresh_process(os.getpid) != os.getpid()
     with pytest.raises(RuntimeError, match="terminated abruptly"):
         in_fresh_process(os._exit, status=1)
 
 
-def test_a_ratio_of_windows_has_their_whole_range():
-    assert ratio_range([9.0, 10.0, 12.0], [3.0, 4.0, 5.0]) == (9 / 5, 12 / 3)
-
-
 @pytest.mark.parametrize("name", ladder.TOKENS)
 def test_a_ladder_leads_from_the_source_to_ours_one_change_a_step(name):
     rungs = ladder.ladder(name, "bf16")
-    first, last = rungs[0], rungs[-1]
-    is_qlora = name == "qlora_bert"
-    assert replace(first.recipe, gradient_checkpointing=False) == replace(RECIPES[name], gradient_checkpointing=False)
-    assert first.recipe.gradient_checkpointing == is_qlora and last.recipe == RECIPES[name].improved()
-    assert (first.precision, last.precision) == ("fp32", "bf16") and last.nf4_compute is None
-    assert (first.fast, last.fast) == (False, True) and not first.group_by_length
-    for before, after in pairwise(rungs):
-        changed = [field for field, value in asdict(after).items() if value != asdict(before)[field]]
-        assert len(changed) > 1, f"{after.change} changes nothing"
-    changes = [rung.change for rung in rungs[1:]]
-    assert changes[-4:-1] == [changes[-4], "no dropout in the frozen encoder", "the last layer at [CLS] alone"]
-    assert changes[-4].startswith("batches of like length") and changes[-5] == "bf16"
-    assert ("no gradient checkpointing" in changes) == is_qlora
+    first, last, is_qlora = rungs[0], rungs[-1], name == "qlora_bert"
+    assert first.recipe == replace(RECIPES[name], gradient_checkpointing=is_qlora)
+    assert last.recipe == RECIPES[name].improved() and last.nf4_compute is None
+    assert (first.precision, first.fast, first.group_by_length) == ("fp32", False, False)
+    assert (last.precision, last.fast, last.group_by_length) == ("bf16", True, True)
+    for before, after in pairwise(map(asdict, rungs)):
+        changed = {field for field in after if after[field] != before[field]} - {"change", "nf4_compute"}
+        assert len(changed) == 1 or changed == {"pad_to_longest", "group_by_length"}, after["change"]
+    assert ("no gradient checkpointing" in [rung.change for rung in rungs]) == is_qlora
 
 
-def test_on_a_gpu_the_sources_fp16_is_where_a_ladder_begins(gpu):
+def test_on_a_gpu_all_formats_are_measured_and_a_ladder_begins_at_the_sources_fp16(gpu):
+    specs = step_specs()
+    assert {spec.precision for spec in specs} == {"fp32", "fp16", "bf16"} and len(specs) == len(set(specs))
     rungs = ladder.ladder("qlora_bert", "bf16")
     assert rungs[0].precision == "fp16" and rungs[0].nf4_compute == "fp16"
     assert "fp16" not in [rung.change for rung in ladder.ladder("lora_bert_sst2", "fp16")]
@@ -172,52 +147,36 @@ def recipe(tiny_checkpoints):
 
 def test_rungs_are_measured_on_the_batches_they_describe(recipe, tiny_checkpoints):
     texts = ["movie", "the movie was very good the end", "awful plot", "the plot was bad"] * 16
+    encoded, shapes = load_tokenizer(tiny_checkpoints["bert"])(texts)["input_ids"], []
     padded = Rung("as written", recipe, "fp32", pad_to_longest=False, group_by_length=False)
-    longest = Rung("to the longest", recipe, "fp32", group_by_length=False)
-    grouped = Rung("by length", recipe, "fp32")
-    encoded = load_tokenizer(tiny_checkpoints["bert"])(texts)["input_ids"]
-    shapes = {}
-    for rung in (padded, longest, grouped):
+    for rung in (padded, replace(padded, pad_to_longest=True), Rung("by length", recipe, "fp32")):
         runner = ladder._Runner(rung, encoded, tiny_checkpoints["bert"], 16)
-        shapes[rung.change] = [tuple(batch["input_ids"].shape) for batch in runner.batches]
-    assert shapes["as written"] == [(4, 16)] * 4 and shapes["to the longest"] == [(4, 9)] * 4
-    assert sum(tokens for _, tokens in shapes["by length"]) < 0.8 * 4 * 9
-    rows = measure_rungs([padded, grouped], texts, tiny_checkpoints["bert"], 16, seconds=0.01)
-    assert [row["change"] for row in rows] == ["as written", "by length"]
-    assert rows[0]["ratio"] == 1 and rows[1]["ratio"] == rows[1]["samples_per_second"] / rows[0]["samples_per_second"]
-    assert all(len(row["windows"]) == 3 and row["samples_per_second"] in row["windows"] for row in rows)
+        shapes.append([tuple(batch["input_ids"].shape) for batch in runner.batches])
+    assert shapes[:2] == [[(4, 16)] * 4, [(4, 9)] * 4]
+    assert sum(tokens for _, tokens in shapes[2]) < 0.8 * 4 * 9
 
 
 def test_a_rung_that_overlaps_with_the_one_before_is_within_scatter(recipe, tiny_checkpoints, monkeypatch):
-    windows = iter([10, 11, 20, 12, 10.5, 21])  # two rounds of three rungs
+    windows = iter([10, 11, 20, 12, 10.5, 22])  # two rounds of three rungs
     monkeypatch.setattr(ladder._Runner, "measure", lambda self, seconds: next(windows))
     rungs = [Rung(name, recipe, "fp32", group_by_length=False) for name in ("first", "second", "third")]
     rows = measure_rungs(rungs, ["the movie"] * 16, tiny_checkpoints["bert"], 16, repeats=2)
-    assert [row["windows"] for row in rows] == [[10, 12], [11, 10.5], [20, 21]]
+    assert [row["windows"] for row in rows] == [[10, 12], [11, 10.5], [20, 22]]
+    assert (rows[2]["change"], rows[2]["samples_per_second"], rows[2]["ratio"]) == ("third", 21, 21 / 11)
     assert [row["within_scatter"] for row in rows] == [False, True, False]
 
 
 def test_records_are_found_by_device_the_data_folder_s_before_the_repository_s(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "COMMITTED", tmp_path / "Data")
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "drive"))
-    assert device_folder().parent == tmp_path / "drive" / "cpu" and " " not in device_folder().name
     with pytest.raises(FileNotFoundError, match=r"Run: python -m lab\.benchmarks ladder"):
         record_to_show("ladder")
     gpus, own = device_record("steps", {}, []), device_record("steps", {"drive": True}, [])
     gpus.save(tmp_path / "Data" / "gpu" / "tesla-t4")
     assert record_to_show("steps") == gpus, "another device's where this one has none"
-    device_record("steps", {}, []).save(tmp_path / "Data" / "cpu" / device_folder().name)
+    gpus.save(tmp_path / "Data" / "cpu" / device_folder().name)
     own.save(device_folder())
-    assert [record for _, record in find_records("steps")] == [gpus, own]
-    assert record_to_show("steps") == own
-
-
-def test_old_records_are_read():
-    for name in ("steps", "ladder", "accuracy"):
-        assert find_records(name), name
-    for _, record in find_records("steps"):
-        assert {row["optimizer"] for row in main_rows(record)} == {"adamw_torch"}
-        assert {row["precision"] for row in main_rows(record)} == {"bf16"}
+    assert [record for _, record in find_records("steps")] == [gpus, own] and record_to_show("steps") == own
 
 
 def test_the_command_refuses_what_it_cannot_measure(capsys):
@@ -229,28 +188,17 @@ def test_the_command_refuses_what_it_cannot_measure(capsys):
     assert "591,362" in capsys.readouterr().out
 
 
-def _inside(figure) -> bool:
-    """Whether nothing that is drawn leaves the figure's frame."""
-    figure.canvas.draw()
-    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-    return min(drawn.x0, drawn.y0) > -0.02 and drawn.x1 < width + 0.02 and drawn.y1 < height + 0.02
-
-
 def test_the_figures_of_04_keep_their_words_in_the_frame_and_draw_no_bar_on_a_log_axis():
     (_, gpu_steps), *_ = find_records("steps")
     rows = [row for row in main_rows(gpu_steps, size="bert-base") if row["tokens"] < 512]
     budgets = {name: memory_budget(method_recipe(name)) for name in ("full_finetune", "lora", "qlora")}
     at = [row for row in rows if (row["batch_size"], row["tokens"]) == (16, 128)]
-    titles = ["one finding", "another", "a third"]
-    figure = plot_efficiency_comparison(budgets, at, {"full_finetune": 440, "qlora": 55}, titles)
-    assert [axes.get_title() for axes in figure.axes] == titles
+    figure = plot_efficiency_comparison(budgets, at, {"full_finetune": 440, "qlora": 55}, ["one", "two", "three"])
     assert figure.axes[0].get_xscale() == "log" and not figure.axes[0].patches
-    memory = plot_memory_breakdown(rows)
-    assert len(memory.axes) == 4
     ladders = find_records("ladder")[0][1]
     speed = plot_speed_ladder(ladders, {"lora_bert_sst2": "The SST-2 post", "qlora_bert": "bert-qlora"})
-    chosen = [row for row in ladders.rows if row["ladder"] == "lora_bert_sst2"]
-    grey = [patch.get_facecolor()[:3] == pytest.approx((0.816,) * 3, abs=0.01) for patch in speed.axes[0].patches]
-    assert grey[1:-1] == [row["within_scatter"] for row in chosen][1:-1]
-    assert all(map(_inside, (figure, memory, speed)))
+    for drawn in (figure, plot_memory_breakdown(rows), speed):
+        drawn.canvas.draw()
+        box, (width, height) = drawn.get_tightbbox(), drawn.get_size_inches()
+        assert min(box.x0, box.y0) > -0.02 and box.x1 < width + 0.02 and box.y1 < height + 0.02
     plt.close("all")

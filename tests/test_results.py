@@ -4,7 +4,6 @@ import json
 import os
 import re
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -107,59 +106,33 @@ def test_a_saved_figure_shows_the_intervals_and_says_where_it_comes_from(record,
 # -- whole or not at all ---------------------------------------------------------------------------------------------
 
 
-def _fill(folder, tag):
-    for name in ("a", "b"):
-        (folder / name).write_text(tag * 1_000)
-
-
 def _contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".filler"}
 
 
-@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, SystemExit])
-def test_an_interrupted_write_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch, error):
-    folder, file, replace = tmp_path / "adapter", write_text(tmp_path / "card.md", "before"), os.replace
-    for tag in "yx":
-        with new_folder(folder) as temporary:
-            earlier = _contents(folder)
-            _fill(temporary, tag)
-            assert _contents(folder) == earlier, "not before it is whole"
-    before = _contents(tmp_path)
-    for write, place in ((new_folder, folder), (new_file, file)):
-        with pytest.raises(error), write(place) as temporary:
-            (temporary / "a" if write is new_folder else temporary).write_text("half")
-            raise error
-        assert _contents(tmp_path) == before
+@pytest.mark.parametrize("write", [new_file, new_folder])
+def test_an_interrupted_write_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch, write):
+    def fill(text):
+        with write(tmp_path / "it") as temporary:
+            (temporary / "a" if write is new_folder else temporary).write_text(text)
+            assert (tmp_path / "it").exists() == (text == "half"), "not before it is whole"
+            if text == "half":
+                raise KeyboardInterrupt
+
+    fill("whole")
+    before, replace = _contents(tmp_path), os.replace
 
     def refuse(source, target):
-        if str(target) == str(folder) and "earlier" not in str(source):
-            raise error("the new one cannot be put in place")
+        if target == tmp_path / "it" and "earlier" not in str(source):
+            raise SystemExit("the new one cannot be put in place")
         replace(source, target)
 
-    monkeypatch.setattr(files.os, "replace", refuse)
-    with pytest.raises(error), new_folder(folder) as temporary:
-        _fill(temporary, "z")
-    assert _contents(tmp_path) == before
-
-
-def test_several_may_write_one_record_at_once(tmp_path, record):
-    with ThreadPoolExecutor(4) as runs:
-        list(runs.map(lambda _: record.save(tmp_path), range(80)))
-    assert load_records(tmp_path) == [record] and len(list(tmp_path.iterdir())) == 1
-
-
-def test_an_interrupted_save_leaves_the_old_adapter(tiny_checkpoints, tmp_path, monkeypatch):
-    recipe, base_model = RECIPES["lora_bert_sst2"], tiny_checkpoints["bert"]
-    model, tokenizer = build_model(recipe, base_model), load_tokenizer(base_model)
-    folder = save_adapter(model, tokenizer, tmp_path / "adapter", recipe, base_model, 16)
-    before = _contents(tmp_path)
-
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tokenizer.__class__, "save_pretrained", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        save_adapter(model, tokenizer, folder, recipe, base_model, 32)
+        fill("half")
+    assert _contents(tmp_path) == before
+    monkeypatch.setattr(files.os, "replace", refuse)
+    with pytest.raises(SystemExit), write(tmp_path / "it"):
+        pass
     assert _contents(tmp_path) == before
 
 

@@ -1,10 +1,6 @@
 """A run that was killed goes on to the same weights, bit for bit: fp32, on a CPU."""
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -17,7 +13,7 @@ from helpers import trainer, training
 from helpers.data import FEATURES, split_reviews
 from helpers.files import DiskFull
 from helpers.models import build_model
-from helpers.profiles import ROOT, Profile
+from helpers.profiles import Profile
 from helpers.recipes import RECIPES
 from helpers.trainer import Watcher
 from helpers.training import checkpoint_folder, fine_tune
@@ -37,11 +33,11 @@ class Job:
         self.splits = split_reviews(reviews, 48, 32, 64)
         trainer.perf_counter = count(20, 20).__next__  # each update takes 20 seconds
 
-    def run(self, splits=None, seed=1, restart=False, **changes):
+    def run(self, splits=None, restart=False, **changes):
         """The trained weights and the history of its record; it goes on where a run was killed."""
         recipe = replace(self.recipe, **changes)
-        model = build_model(recipe, recipe.base_model, seed=seed)
-        result = fine_tune(model, recipe, splits or self.splits, replace(self.profile, seed=seed), restart=restart)
+        model = build_model(recipe, recipe.base_model, seed=1)
+        result = fine_tune(model, recipe, splits or self.splits, self.profile, restart=restart)
         weights = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
         return weights, result.record.history
 
@@ -96,37 +92,6 @@ def _same(found, expected) -> bool:
     return all(torch.equal(found[0][name], expected[0][name]) for name in found[0])
 
 
-def run_that_is_killed(step, checkpoint, rows):
-    """What the process below does: it trains, and kills itself after update `step`."""
-    with pytest.MonkeyPatch.context() as patched:
-        at_step(int(step), lambda: os.kill(os.getpid(), signal.SIGKILL), patched)
-        Job(checkpoint, Dataset.from_json(rows, features=FEATURES)).run()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
-def test_a_killed_run_goes_on_to_the_same_weights(job, whole, toy_reviews, tmp_path, capsys):
-    toy_reviews.to_json(tmp_path / "rows.jsonl")
-    step = 13 + os.getpid() % 30  # a random one
-    script = "import sys; from test_resuming import run_that_is_killed; run_that_is_killed(*sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(step), job.recipe.base_model, str(tmp_path / "rows.jsonl")],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(Path(__file__).parent)))},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stderr[-3_000:]
-    last = max(int(path.name.split("-")[1]) for path in job.folder.glob("checkpoint-*"))
-    assert _same(job.run(), whole), "another training than the one that nothing interrupts"
-    assert step - 4 <= last and f"Resuming after {last} updates" in capsys.readouterr().out
-    assert not job.folder.parent.exists(), "a run that has ended leaves no checkpoints"
-
-
-@pytest.mark.parametrize("step", [12, 31])
-def test_an_interrupted_run_goes_on_to_the_same_weights(job, whole, monkeypatch, step):
-    _interrupted(job, monkeypatch, step)
-    assert _same(job.run(), whole)
-
-
 @pytest.mark.parametrize(
     ("lacking", "content"), [("trainer_state.json", None), ("trainer_state.json", "{"), ("rng_state.pth", None)]
 )
@@ -154,14 +119,15 @@ def test_a_run_of_which_only_the_result_is_missing_is_not_trained_again(job, who
 def test_another_run_does_not_go_on_from_there_and_restart_begins_anew(job, whole, monkeypatch, capsys):
     _interrupted(job, monkeypatch, 22)
     fewer = split_reviews(Dataset.from_dict(job.splits["train"].to_dict(), features=FEATURES), 24, 12, 12)
-    for options in ({"learning_rate": 2e-2}, {"seed": 2}, {"splits": fewer}):
-        job.run(**options)
+    job.run(splits=fewer)
+    others = [(replace(job.recipe, learning_rate=2e-2), job.profile), (job.recipe, replace(job.profile, seed=2))]
+    folders = [checkpoint_folder(recipe, job.splits, profile) for recipe, profile in others]
     with monkeypatch.context() as patched:
         patched.setattr(training, "versions", lambda: {"torch": "0.0"})
-        job.run()
-    assert (job.folder / "checkpoint-20").is_dir()
+        folders.append(checkpoint_folder(job.recipe, job.splits, job.profile))
+    assert job.folder.parent not in folders and (job.folder / "checkpoint-20").is_dir()
     assert _same(job.run(restart=True), whole) and "Resuming" not in capsys.readouterr().out
-    assert not job.folder.exists()
+    assert not job.folder.parent.exists(), "a run that has ended leaves no checkpoints"
 
 
 def test_a_disk_that_fills_up_ends_a_run_in_one_line_and_it_goes_on_once_there_is_room(

@@ -3,6 +3,7 @@
 For each list beside this file: a new environment with those versions, an empty folder with a notebook alone, and this
 checkout as the repository that its first cell clones. The cell may add packages and exchange those that are out of
 range; anything else fails. Then notebooks 02, 03 and 07 run from there under `quick`, on the environment's own Jupyter.
+With pyenv: PYENV_VERSION=3.12:3.13 make platforms.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from time import perf_counter
 
 from packaging.utils import canonicalize_name
 
@@ -35,28 +35,17 @@ def call(*command: str, **options) -> str:
     return done.stdout
 
 
-def find_python(version: str) -> str:
-    """The interpreter of `version`, in pyenv or on PATH. Raises SystemExit where there is none."""
-    pyenv = sorted((Path.home() / ".pyenv/versions").glob(f"{version}.*/bin/python"))
-    if found := str(pyenv[-1]) if pyenv else shutil.which(f"python{version}"):
-        return found
-    raise SystemExit(f"Python {version} is neither in ~/.pyenv/versions nor on PATH (python{version}). Install it.")
-
-
-def read_pins(path: Path) -> list[str]:
-    """The `name==version` lines of a list; of a CUDA build, torch==2.11.0+cu128, the version, which an index has."""
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return [line.split("+")[0] for line in lines if line and not line.startswith("#")]
-
-
 def build(platform: str) -> Path:
     """Creates the environment of a platform's list, some minutes; its interpreter."""
-    folder = ENVIRONMENTS / platform
+    folder, found = ENVIRONMENTS / platform, shutil.which(f"python{PYTHONS[platform]}")
+    if not found:
+        raise SystemExit(f"python{PYTHONS[platform]} is not on PATH. Install it.")
     print(f"{platform}: building {folder.relative_to(ROOT)}", flush=True)
-    call(find_python(PYTHONS[platform]), "-m", "venv", "--clear", str(folder))
+    call(found, "-m", "venv", "--clear", str(folder))
     python = folder / "bin" / "python"
-    call(str(python), "-m", "pip", "install", "-q", "--upgrade", "pip")
-    call(str(python), "-m", "pip", "install", "-q", *read_pins(HERE / f"{platform}.txt"))
+    lines = (HERE / f"{platform}.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line.split("+")[0] for line in lines if line[:1] not in ("", "#")]  # an index has no 2.11.0+cu128
+    call(str(python), "-m", "pip", "install", "-q", *pins)
     return python
 
 
@@ -96,52 +85,40 @@ def execute(python: Path, notebook: Path) -> str | None:
     environment |= {"PROFILE": "quick", "JUPYTER_PREFER_ENV_PATH": "1", "WANDB_MODE": "disabled"}
     environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
     options = ["--to", "notebook", "--execute", "--inplace", "--ExecutePreprocessor.timeout=-1"]
-    start = perf_counter()
     try:
         call(str(python), "-m", "nbconvert", *options, notebook.name, cwd=notebook.parent, env=environment)
     except RuntimeError as error:
         return str(error)
-    print(f"{notebook.name} passed in {perf_counter() - start:.0f} s", flush=True)
+    print(f"{notebook.name} passed", flush=True)
     return None
 
 
-def exchanged(before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """The packages of `before` that `after` has in another version or not at all; prints all that changed."""
-    for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name):
-            print(f"  {name}: {before.get(name, 'added')} -> {after.get(name, 'removed')}", flush=True)
-    return [name for name, version in before.items() if after.get(name) != version]
-
-
-def check(platform: str, address: str, folder: Path, notebooks: list[str]) -> list[str]:
+def check(platform: str, address: str, folder: Path) -> list[str]:
     """What failed on one platform."""
     python = build(platform)
     before = installed(python)
     out_of_range = {canonicalize_name(r.name) for r in unmet(read_requirements(ROOT / "requirements.txt"), before)}
     if error := execute(python, copy_notebook(NOTEBOOKS[0], folder, address, cells=2)):
         return [f"{platform}, first cell: {error}"]
-    print(f"{platform}: the first cell met {len(before)} packages and changed", flush=True)
-    if changed := [name for name in exchanged(before, installed(python)) if name not in out_of_range]:
-        return [f"{platform}: the first cell exchanged {', '.join(changed)}, which it may not"]
-    errors = [execute(python, copy_notebook(number, folder, address)) for number in notebooks]
-    return [f"{platform}, {number}: {error}" for number, error in zip(notebooks, errors, strict=True) if error]
+    after = installed(python)
+    print(f"{platform}: {len(before)} packages, and the first cell added {sorted(after.keys() - before)}", flush=True)
+    changed = {name for name, version in before.items() if after.get(name) != version}
+    if not changed <= out_of_range:
+        return [f"{platform}: the first cell exchanged {changed - out_of_range}, which it may not"]
+    errors = {number: execute(python, copy_notebook(number, folder, address)) for number in NOTEBOOKS}
+    return [f"{platform}, {number}: {error}" for number, error in errors.items() if error]
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main() -> int:
     """The exit status is 1 when the first cell changed more than it may, or when a notebook failed."""
     parser = argparse.ArgumentParser(prog="make platforms", description=__doc__)
-    parser.add_argument("platforms", nargs="*", help=f"of {', '.join(PYTHONS)}; all when none is given")
-    parser.add_argument("--notebooks", nargs="*", default=NOTEBOOKS, help="by number; none checks the first cell alone")
-    options = parser.parse_args(arguments)
-    if unknown := set(options.platforms) - PYTHONS.keys():
-        parser.error(f"no list for {', '.join(unknown)}; there are {', '.join(PYTHONS)}")
-    failed = []
+    parser.add_argument("platform", nargs="?", choices=PYTHONS, help="both when none is given")
+    chosen, failed = parser.parse_args().platform, []
     with tempfile.TemporaryDirectory() as temporary:
-        for name in PYTHONS:
-            Path(temporary, name).mkdir()
         address = snapshot(Path(temporary, "repository"))
-        for platform in options.platforms or PYTHONS:
-            failed += check(platform, address, Path(temporary, platform), options.notebooks)
+        for platform in [chosen] if chosen else PYTHONS:
+            (folder := Path(temporary, platform)).mkdir()
+            failed += check(platform, address, folder)
     print("\n".join(failed) if failed else "\nAll passed")
     return 1 if failed else 0
 

@@ -236,7 +236,7 @@ def _inside(figure) -> bool:
     return min(drawn.x0, drawn.y0) > -0.02 and drawn.x1 < width + 0.02 and drawn.y1 < height + 0.02
 
 
-def test_the_figures_of_04_keep_their_words_in_the_frame_and_draw_no_bar_on_a_log_axis():
+def test_the_figures_of_04_keep_their_words_in_the_frame_and_draw_bars_from_zero():
     (_, gpu_steps), *_ = find_records("steps")
     rows = [row for row in main_rows(gpu_steps, size="bert-base") if row["tokens"] < 512]
     budgets = {name: memory_budget(method_recipe(name)) for name in ("full_finetune", "lora", "qlora")}
@@ -244,13 +244,14 @@ def test_the_figures_of_04_keep_their_words_in_the_frame_and_draw_no_bar_on_a_lo
     titles = ["one finding", "another", "a third"]
     figure = plot_efficiency_comparison(budgets, at, {"full_finetune": 440, "qlora": 55}, titles)
     assert [axes.get_title() for axes in figure.axes] == titles
-    assert figure.axes[0].get_xscale() == "log" and not figure.axes[0].patches
-    memory = plot_memory_breakdown(rows)
-    assert len(memory.axes) == 4
+    memory = plot_memory_breakdown(rows, "a fourth")
+    assert len(memory.axes) == 4 and memory.get_suptitle() == "a fourth"
     ladders = find_records("ladder")[0][1]
     speed = plot_speed_ladder(ladders, {"lora_bert_sst2": "The SST-2 post", "qlora_bert": "bert-qlora"})
     chosen = [row for row in ladders.rows if row["ladder"] == "lora_bert_sst2"]
     grey = [patch.get_facecolor()[:3] == pytest.approx((0.816,) * 3, abs=0.01) for patch in speed.axes[0].patches]
     assert grey[1:-1] == [row["within_scatter"] for row in chosen][1:-1]
     assert all(map(_inside, (figure, memory, speed)))
+    drawn = [axes for one in (figure, memory, speed) for axes in one.axes]
+    assert all(axes.get_xscale() == "linear" and axes.get_xlim()[0] == 0 for axes in drawn)
     plt.close("all")

@@ -120,9 +120,8 @@ def plot_memory_breakdown(rows: Sequence[Mapping[str, Any]], title: str) -> Figu
         _label_right(panel, [f"{size / 1e9:.2f} GB" for size in left], names)
         panel.set_title("batches of {} x {} tokens".format(*shape), fontsize=10)
     axes[-1, 0].set_xlabel("peak memory (GB)")
-    figure.suptitle(fill(title, 52), fontsize=11)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=9.5)
+    legend = {"loc": "outside upper center", "ncols": 2, "frameon": False, "fontsize": 9.5}
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), title=fill(title, 52), title_fontsize=11, **legend)
     return figure
 
 

@@ -245,7 +245,7 @@ def test_the_figures_of_04_keep_their_words_in_the_frame_and_draw_bars_from_zero
     figure = plot_efficiency_comparison(budgets, at, {"full_finetune": 440, "qlora": 55}, titles)
     assert [axes.get_title() for axes in figure.axes] == titles
     memory = plot_memory_breakdown(rows, "a fourth")
-    assert len(memory.axes) == 4 and memory.get_suptitle() == "a fourth"
+    assert len(memory.axes) == 4 and memory.legends[0].get_title().get_text() == "a fourth"
     ladders = find_records("ladder")[0][1]
     speed = plot_speed_ladder(ladders, {"lora_bert_sst2": "The SST-2 post", "qlora_bert": "bert-qlora"})
     chosen = [row for row in ladders.rows if row["ladder"] == "lora_bert_sst2"]

@@ -1,10 +1,11 @@
 """Figures of notebook 04, what a method holds and costs and what each step of a ladder gains; and that of the claims.
 
-Each is one column of panels, as wide as a page; the caller says what is found.
+Each is one column of panels; the caller says what is found.
 """
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -22,6 +23,7 @@ from lab.claims import CLAIMS, Claim
 from lab.verdict import KINDS, Bar, Verdict
 
 WIDTH = 7.5
+NARROW = 5.4  # as in figures_studies: a phone shows its letters
 METHOD_NAMES = {
     "full_finetune": "full fine-tuning",
     "lora": "LoRA",
@@ -58,12 +60,12 @@ def plot_efficiency_comparison(
     `budgets` maps a method to its budget, `stated_mb` to the megabytes of weights that bert-qlora states (a line).
     `steps` are rows of the `steps` benchmark at one shape, one a method. `titles` holds one finding a panel.
     """
-    figure, panels = plt.subplots(3, figsize=(WIDTH, 0.45 * 3 * (len(budgets) + 2)), layout="constrained")
+    figure, panels = plt.subplots(3, figsize=(NARROW, 0.45 * 3 * (len(budgets) + 2)), layout="constrained")
     names, colors = [METHOD_NAMES[method] for method in budgets], [COLORS[method] for method in budgets]
     parameters, weights, speed = panels
     counts = [budget.trainable for budget in budgets.values()]
-    parameters.scatter(counts, names, c=colors, s=60)  # a length on a log scale says nothing: dots, no bars
-    parameters.set(xscale="log", xlabel="trainable parameters (log scale)")
+    parameters.barh(names, [count / 1e6 for count in counts], color=colors)
+    parameters.set_xlabel("trainable parameters (millions)")
     held = [sum(budget.weights.values()) / 1e6 for budget in budgets.values()]
     weights.barh(names, held, color=colors)
     stated = [(mb, place) for place, method in enumerate(budgets) if (mb := stated_mb.get(method))]
@@ -71,11 +73,11 @@ def plot_efficiency_comparison(
     weights.set_xlabel("weights (MB); line: as bert-qlora states")
     rows = [next(row for row in steps if row["method"] == method) for method in budgets]
     _draw_speeds(speed, names, rows, colors)
-    speed.set_xlabel(f"samples/s, batches of {steps[0]['batch_size']} x {steps[0]['tokens']} tokens; line: range")
-    labels = [f"{count:,}" for count in counts], [f"{size:.0f} MB" for size in held]
-    speeds = [f"{row['samples_per_second']:.1f}" for row in rows]
+    speed.set_xlabel("samples/s; line: range of the windows")
+    labels = [f"{count / 1e6:.1f} M" for count in counts], [f"{size:.0f} MB" for size in held]
+    speeds = [f"{row['samples_per_second']:.3g}/s" for row in rows]
     for panel, title, words in zip(panels, titles, (*labels, speeds), strict=True):
-        panel.set_title(title, fontsize=11)
+        panel.set_title(fill(title, 52), fontsize=11)
         _label_right(panel, words, names)
     return figure
 
@@ -89,18 +91,21 @@ def _draw_speeds(axes: Axes, names: Sequence[str], rows: Sequence[Mapping[str, A
 def _label_right(axes: Axes, labels: Sequence[str], names: Sequence[str]) -> None:
     """Writes a label for each row right of the panel, where nothing is drawn, and turns the first row up."""
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.secondary_yaxis("right").set_yticks(range(len(names)), labels=labels, fontsize=9)
+    beside = axes.secondary_yaxis("right")
+    beside.set_yticks(range(len(names)), labels=labels)
+    for part in (axes, beside):
+        part.tick_params(axis="y", labelsize=9.5, length=0)
     axes.grid(axis="y", visible=False)
 
 
-def plot_memory_breakdown(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def plot_memory_breakdown(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """Measured peak memory of each method, split into its parts; one panel a batch size and length, one shared axis.
 
-    What is not counted exactly is activations and workspace.
+    What is not counted exactly is activations and workspace. `title` says what is found.
     """
     shapes = sorted({(row["batch_size"], row["tokens"]) for row in rows})
     figure, axes = plt.subplots(
-        len(shapes), figsize=(WIDTH, 2.1 * len(shapes) + 0.6), sharex=True, squeeze=False, layout="constrained"
+        len(shapes), figsize=(NARROW, 1.9 * len(shapes) + 0.8), sharex=True, squeeze=False, layout="constrained"
     )
     for panel, shape in zip(axes[:, 0], shapes, strict=True):
         chosen = [row for row in rows if (row["batch_size"], row["tokens"]) == shape]
@@ -113,10 +118,10 @@ def plot_memory_breakdown(rows: Sequence[Mapping[str, Any]]) -> Figure:
             panel.barh(names, known[part] / 1e9, left=left / 1e9, color=color, label=label)
             left += known[part]
         _label_right(panel, [f"{size / 1e9:.2f} GB" for size in left], names)
-        panel.set_title("batches of {} x {} tokens".format(*shape), fontsize=11)
+        panel.set_title("batches of {} x {} tokens".format(*shape), fontsize=10)
     axes[-1, 0].set_xlabel("peak memory (GB)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    legend = {"loc": "outside upper center", "ncols": 2, "frameon": False, "fontsize": 9.5}
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), title=fill(title, 52), title_fontsize=11, **legend)
     return figure
 
 
@@ -126,17 +131,18 @@ def plot_speed_ladder(record: StudyRecord, titles: Mapping[str, str]) -> Figure:
     A step whose windows overlap with those of the step before is grey: neither gain nor loss is seen.
     """
     ladders = {name: [row for row in record.rows if row["ladder"] == name] for name in titles}
-    heights = [len(rows) + 2.2 for rows in ladders.values()]
+    heights = [len(rows) + 2 for rows in ladders.values()]
     figure, axes = plt.subplots(
-        len(ladders), figsize=(WIDTH, 0.29 * sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
+        len(ladders), figsize=(NARROW, 0.37 * sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
     )
     for panel, (name, rows) in zip(axes[:, 0], ladders.items(), strict=True):
-        names = [row["change"] if place == 0 else f"+ {row['change']}" for place, row in enumerate(rows)]
+        changes = [row["change"].replace("improved()", "our version's") for row in rows]
+        names = [fill(f"{'+ ' * (place > 0)}{change}", 25) for place, change in enumerate(changes)]
         steps = ["#D0D0D0" if row["within_scatter"] else "#8FBCD9" for row in rows[1:-1]]
         _draw_speeds(panel, names, rows, [COLORS["as_written"], *steps, COLORS["improved"]])
-        labels = [f"{row['ratio']:.1f} x   {row['samples_per_second']:.3g}/s" for row in rows]
+        labels = [f"{row['ratio']:.1f} x" for row in rows]
         _label_right(panel, labels, names)
-        panel.set_title(titles[name], fontsize=11)
+        panel.set_title(fill(titles[name], 52), fontsize=11)
     axes[-1, 0].set_xlabel("samples/s (line: range; grey: within the scatter)")
     return figure
 

@@ -188,17 +188,21 @@ def test_the_command_refuses_what_it_cannot_measure(capsys):
     assert "591,362" in capsys.readouterr().out
 
 
-def test_the_figures_of_04_keep_their_words_in_the_frame_and_draw_no_bar_on_a_log_axis():
+def test_the_figures_of_04_keep_their_words_in_the_frame_and_draw_bars_from_zero():
     (_, gpu_steps), *_ = find_records("steps")
     rows = [row for row in main_rows(gpu_steps, size="bert-base") if row["tokens"] < 512]
     budgets = {name: memory_budget(method_recipe(name)) for name in ("full_finetune", "lora", "qlora")}
     at = [row for row in rows if (row["batch_size"], row["tokens"]) == (16, 128)]
-    figure = plot_efficiency_comparison(budgets, at, {"full_finetune": 440, "qlora": 55}, ["one", "two", "three"])
-    assert figure.axes[0].get_xscale() == "log" and not figure.axes[0].patches
+    titles = ["one finding", "another", "a third"]
+    figure = plot_efficiency_comparison(budgets, at, {"full_finetune": 440, "qlora": 55}, titles)
+    assert [axes.get_title() for axes in figure.axes] == titles
+    memory = plot_memory_breakdown(rows, "a fourth")
+    assert len(memory.axes) == 4 and memory.legends[0].get_title().get_text() == "a fourth"
     ladders = find_records("ladder")[0][1]
     speed = plot_speed_ladder(ladders, {"lora_bert_sst2": "The SST-2 post", "qlora_bert": "bert-qlora"})
-    for drawn in (figure, plot_memory_breakdown(rows), speed):
+    for drawn in (figure, memory, speed):
         drawn.canvas.draw()
         box, (width, height) = drawn.get_tightbbox(), drawn.get_size_inches()
         assert min(box.x0, box.y0) > -0.02 and box.x1 < width + 0.02 and box.y1 < height + 0.02
+        assert all(axes.get_xscale() == "linear" and axes.get_xlim()[0] == 0 for axes in drawn.axes)
     plt.close("all")

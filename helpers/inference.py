@@ -19,7 +19,7 @@ from helpers.checkpoints import loaded_revision
 from helpers.data import clean, truncate
 from helpers.evaluation import predict_logits
 from helpers.files import new_folder, write_json
-from helpers.models import load_classifier
+from helpers.models import load_classifier, trained_whole
 from helpers.profiles import DTYPES, current_precision
 from helpers.recipes import Recipe
 from helpers.start import hide_torchao
@@ -90,6 +90,8 @@ def load_adapter(
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
             model = PeftModel.from_pretrained(base, str(folder))
+        if lost := set(base.new_parts) - set(trained_whole(model)):
+            raise ValueError(f"{', '.join(sorted(lost))} of its model is neither here nor in its base")
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except ConnectionError:
         raise
@@ -117,7 +119,12 @@ class SentimentClassifier:
         model, tokenizer, settings = load_adapter(Path(folder), precision)
         if settings["quantization"] is None:  # merging into 4 bits would round them anew
             model = model.merge_and_unload().to(DTYPES[precision])
-        return cls(model, tokenizer, precision, settings["max_length"], settings["truncation"])
+        found = cls(model, tokenizer, precision, settings["max_length"], settings["truncation"])
+        try:
+            found.logits("a text")
+        except RuntimeError:  # some operations, as FNet's, are not there in `precision`: autocast leaves them out
+            model.float()
+        return found
 
     def predict(self, texts: str | Sequence[str]) -> list[Prediction]:
         """A label and its probability for each text, in order; one string is a list of one."""

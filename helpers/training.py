@@ -69,7 +69,7 @@ def fine_tune(
     rows_of_one = ceil(len(splits["train"]) / state.num_processes)
     recipe = replace(recipe, num_train_epochs=profile.epochs(recipe.epochs(rows_of_one)))
     tokenizer = load_tokenizer(profile.base_model(recipe.base_model))
-    check_tokenizer(model, tokenizer)
+    check_tokenizer(model, tokenizer, profile.precision)
     tokens = tokenize(splits, tokenizer, profile.tokens(recipe.max_length), recipe.truncation)
     if folder and restart and state.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)

@@ -163,13 +163,17 @@ def check_tokenizer(
     ids, apart, before = tokenizer(["a", "a text of more words"])["input_ids"], {}, tokenizer.padding_side
     try:
         for kind in (precision, "fp32"):
+            with torch.autocast(device(), DTYPES[kind], enabled=kind != "fp32"):
+                logits = model.train()(**tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(device())).logits
+            logits.sum().backward()  # some fail here alone
+            model.zero_grad()
             alone = predict_logits(model, tokenizer, ids[:1], kind)
-            if not isfinite(alone.sum()):
+            if not isfinite(logits.detach().sum() + alone.sum()):
                 raise ValueError("its logits are no numbers")
         for tokenizer.padding_side in ("right", "left"):
             apart[tokenizer.padding_side] = abs(predict_logits(model, tokenizer, ids, "fp32")[:1] - alone).max()
     except Exception as error:  # each architecture has its own for what it misses
-        why = f"a {base.config.model_type!r} checkpoint, does not answer a text in {kind}: {str(error)[:300]}"
+        why = f"a {base.config.model_type!r} checkpoint, cannot be trained here in {kind}: {str(error)[:300]}"
         raise ValueError(f"{of_model!r}, {why}{'' if kind == 'fp32' else '. Try PRECISION=fp32.'}") from error
     rounding = 0.05 * abs(alone).max()  # XLNet reads the last token, other families the first, or all
     tokenizer.padding_side = "left" if apart["left"] < rounding < apart["right"] else "right"

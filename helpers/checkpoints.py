@@ -65,11 +65,15 @@ def from_hub(load, base_model: str, revision: str | None = None, **options):
     try:
         return load(checkpoint, trust_remote_code=False, **options)  # unset, transformers asks on the terminal
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        if re.search("sentencepiece|tiktoken", str(error)):  # transformers names either for a SentencePiece model
+        # transformers names either package, also where there is no tokenizer at all.
+        spm = not is_folder or next(Path(checkpoint).glob("*.model"), None)
+        if spm and re.search("sentencepiece|tiktoken", str(error)) and not importlib.util.find_spec("sentencepiece"):
             raise ValueError(f"The tokenizer of {base_model!r} needs a package: pip install sentencepiece") from error
-        if is_folder:
-            raise ValueError(f"The folder {base_model!r} holds no checkpoint that loads: {error}") from error
-        if isinstance(error, ValueError | ImportError):
+        if is_folder or isinstance(error, ImportError):
+            raise ValueError(
+                f"{'The folder ' if is_folder else ''}{base_model!r} holds no checkpoint that loads: {error}"
+            ) from error
+        if isinstance(error, ValueError):
             raise
         raise hub_error(base_model, error) from error
 
@@ -81,26 +85,23 @@ def skeleton(base_model: str, revision: str | None = None) -> PreTrainedModel:
     kind = f"{base_model!r} is a {config.model_type!r} checkpoint"
     if getattr(config, "quantization_config", None):
         raise ValueError(f"{base_model!r} is quantized already; name the checkpoint that it was made from.")
-    if config.model_type not in families.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
-        raise ValueError(f"{kind}, which transformers has no sequence classifier for.")
     try:
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config)
-    except Exception as error:  # such as a package that it needs
-        raise ValueError(f"{kind}, which makes no classifier: {str(error)[:300]}") from error
+    except Exception as error:  # a family without, or one that needs a package
+        raise ValueError(f"{kind}, which makes no sequence classifier: {str(error)[:150]}") from error
     if config.model_type in DECODERS or isinstance(model, GenericForSequenceClassification):
-        raise ValueError(f"{kind}, a decoder, which reads from left to right; name an encoder, such as BERT.")
+        raise ValueError(f"{kind}, a decoder; name an encoder, such as BERT.")
     if not head_modules(model) or {"pixel_values", "image"} & signature(model.forward).parameters.keys():
-        raise ValueError(f"{kind}, which is not made for text alone; name a text encoder, such as BERT.")
+        raise ValueError(f"{kind}, which is not made for text alone; name an encoder of texts, such as BERT.")
     return model
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:
     """Full names of what sits on top of a classifier's encoder: its other children, and a pooler inside the encoder."""
-    encoder, named = model.base_model, dict(model.named_modules())
-    inside = {name for name in named if name.startswith(f"{model.base_model_prefix}.")}
+    encoder, inside = model.base_model, [name for name, _ in model.named_modules() if name.endswith(".pooler")]
     own = [name for name, child in model.named_children() if child is not encoder and list(child.parameters())]
-    return sorted([*own, *(name for name in inside if name.split(".")[-1] == "pooler")])
+    return sorted(own + inside)
 
 
 @lru_cache(maxsize=8)

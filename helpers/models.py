@@ -3,9 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import lru_cache
-from math import isfinite
 from types import MethodType
 
 import torch
@@ -27,25 +25,21 @@ from transformers.models.distilbert.modeling_distilbert import TransformerBlock 
 
 from helpers.checkpoints import from_hub, head_modules, label_maps, skeleton
 from helpers.data import LABELS
-from helpers.evaluation import predict_logits
 from helpers.profiles import DTYPES, device
 from helpers.recipes import Recipe
 from helpers.start import hide_torchao
-
-PADDING_TOKENS = ("[PAD]", "<pad>")  # as vocabularies name them
 
 
 @lru_cache(maxsize=4)
 def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer; one without a padding token takes a token that it has, and this is printed.
 
-    Raises as `checkpoints.from_hub` does, and ValueError for one that does not take plain texts."""
+    Raises as `checkpoints.from_hub` does, and ValueError for one that does not take plain texts.
+    """
     tokenizer = from_hub(AutoTokenizer.from_pretrained, base_model)
     if tokenizer.pad_token is None:
-        known, own = tokenizer.get_vocab(), (tokenizer.unk_token, tokenizer.eos_token, tokenizer.sep_token)
-        tokenizer.pad_token = next((token for token in (*PADDING_TOKENS, *own) if token in known), None)
-        if tokenizer.pad_token is None:
-            raise ValueError(f"The tokenizer of {base_model!r} has no padding token, nor one to take its place.")
+        usual, known = ("[PAD]", "<pad>", tokenizer.unk_token, tokenizer.eos_token), tokenizer.get_vocab()
+        tokenizer.pad_token = next((token for token in usual if token in known), tokenizer.sep_token)
         print(f"The tokenizer of {base_model} has no padding token: it pads with {tokenizer.pad_token}")
     if "attention_mask" not in tokenizer.model_input_names:  # without which padding would be read as text
         tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
@@ -142,55 +136,15 @@ def _check_loaded(base_model: str, model: PreTrainedModel, loaded: Mapping[str, 
         raise ValueError(f"{base_model!r} has weights of more layers than its config.json says, such as {more[0]}.")
 
 
-def check_tokenizer(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, precision: str = "fp32"
-) -> None:
-    """Has the tokenizer pad on the side that the model does not read, and prints a change.
-
-    Raises ValueError unless all of the tokenizer's ids have an embedding (a GPU's process would end without a word of
-    it), it is the checkpoint's own (another vocabulary's ids would go unnoticed), and the model answers a text alone.
-    """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    of_model, of_tokenizer = base.name_or_path, tokenizer.name_or_path
-    if of_model and of_tokenizer and of_model != of_tokenizer:
-        raise ValueError(f"The texts are tokenized for {of_tokenizer!r}, and the model is {of_model!r}.")
-    with suppress(NotImplementedError):  # CANINE embeds characters by their hashes, any number of them
-        rows = base.get_input_embeddings().num_embeddings
-        if len(tokenizer) > rows:
-            raise ValueError(f"The tokenizer has {len(tokenizer):,} tokens, the model embeddings for {rows:,}.")
-    if getattr(base.config, "pad_token_id", None) is None:
-        base.config.pad_token_id = tokenizer.pad_token_id
-    ids, apart, before = tokenizer(["a", "a text of more words"])["input_ids"], {}, tokenizer.padding_side
-    try:
-        for kind in (precision, "fp32"):
-            with torch.autocast(device(), DTYPES[kind], enabled=kind != "fp32"):
-                logits = model.train()(**tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(device())).logits
-            logits.sum().backward()  # some fail here alone
-            model.zero_grad()
-            alone = predict_logits(model, tokenizer, ids[:1], kind)
-            if not isfinite(logits.detach().sum() + alone.sum()):
-                raise ValueError("its logits are no numbers")
-        for tokenizer.padding_side in ("right", "left"):
-            apart[tokenizer.padding_side] = abs(predict_logits(model, tokenizer, ids, "fp32")[:1] - alone).max()
-    except Exception as error:  # each architecture has its own for what it misses
-        why = f"a {base.config.model_type!r} checkpoint, cannot be trained here in {kind}: {str(error)[:300]}"
-        raise ValueError(f"{of_model!r}, {why}{'' if kind == 'fp32' else '. Try PRECISION=fp32.'}") from error
-    rounding = 0.05 * abs(alone).max()  # XLNet reads the last token, other families the first, or all
-    tokenizer.padding_side = "left" if apart["left"] < rounding < apart["right"] else "right"
-    if tokenizer.padding_side != before:
-        tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side  # or it would not be saved
-        print(f"The tokenizer pads on the {tokenizer.padding_side}, not on the {before}, which {of_model} reads")
-    if apart[tokenizer.padding_side] > rounding:
-        print(f"{of_model} reads padding: its answer to a text depends on the texts beside it")
-
-
 def attach_lora(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
-    """`model` with the recipe's LoRA adapter; a quantized model is prepared for k-bit training first."""
+    """`model` with the recipe's LoRA adapter, and what is on top of the encoder to be trained and saved whole; a
+    quantized model is prepared for k-bit training first. Raises ValueError where peft adapts no such layers."""
     hide_torchao()
     if getattr(model, "is_loaded_in_4bit", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing)
     config, new = recipe.lora_config(), getattr(model, "new_parts", ())
-    if whole := {*(config.modules_to_save or ()), *new} - {"classifier", "score"}:  # which peft adds itself
+    heads = {name for name in head_modules(model) if name in new or "." not in name}  # a pretrained pooler stays
+    if whole := {*(config.modules_to_save or ()), *heads} - {"classifier", "score"}:  # which peft adds itself
         config.modules_to_save = sorted(whole)
     try:
         return get_peft_model(model, config)

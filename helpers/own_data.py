@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from transformers import PreTrainedTokenizerBase
 
-from helpers.checkpoints import head_modules, skeleton
+from helpers.checkpoints import skeleton
 from helpers.data import clean, split_reviews, text_key, token_lengths
 from helpers.models import load_tokenizer
 from helpers.profiles import Profile
@@ -150,7 +150,7 @@ def own_recipe(
 
 
 def adapt_recipe(recipe: Recipe, base_model: str) -> Recipe:
-    """`recipe` for another checkpoint: its LoRA targets, head and token limit follow from the architecture.
+    """`recipe` for another checkpoint: its LoRA targets and token limit follow from the architecture.
 
     Targets that it does not have become peft's own for it, or every linear layer. Raises as `checkpoints.skeleton`.
     """
@@ -158,20 +158,18 @@ def adapt_recipe(recipe: Recipe, base_model: str) -> Recipe:
     layers = "".join(f".{name}\n" for name, _ in model.base_model.named_modules())
     of_peft = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, ("all-linear",))
     known = [some for some in (recipe.target_modules, of_peft) if all(f".{target}\n" in layers for target in some)]
-    whole = {name for name in recipe.modules_to_save if f".{name}\n" in layers}
-    whole |= {name for name in head_modules(model) if not name.startswith(f"{model.base_model_prefix}.")}
+    whole = tuple(name for name in recipe.modules_to_save if f".{name}\n" in layers)
     return replace(
         recipe,
         base_model=base_model,
         target_modules=tuple(known[0]) if known else ("all-linear",),
-        modules_to_save=tuple(sorted(whole - {"classifier", "score"})),  # which peft adds itself
+        modules_to_save=whole,  # and what is on top of the encoder: see `attach_lora`
         max_length=min(recipe.max_length, token_limit(base_model)),
     )
 
 
 def token_limit(base_model: str) -> int:
-    """The most tokens of a text that the checkpoint's tokenizer and positions allow; a huge number where neither does
-    limit them."""
+    """The most tokens of a text that the checkpoint's tokenizer and positions take; huge where neither has a limit."""
     model = skeleton(base_model)
     padding = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
     positions = getattr(model.config, "max_position_embeddings", -1) or -1  # XLNet's is -1: it has none

@@ -119,12 +119,11 @@ class SentimentClassifier:
         model, tokenizer, settings = load_adapter(Path(folder), precision)
         if settings["quantization"] is None:  # merging into 4 bits would round them anew
             model = model.merge_and_unload().to(DTYPES[precision])
-        found = cls(model, tokenizer, precision, settings["max_length"], settings["truncation"])
-        try:
-            found.logits("a text")
-        except RuntimeError:  # some operations, as FNet's, are not there in `precision`: autocast leaves them out
-            model.float()
-        return found
+            try:
+                predict_logits(model, tokenizer, tokenizer(["a short text"])["input_ids"], precision)
+            except RuntimeError:  # FNet's transform is not there in bf16: autocast leaves it out
+                model.float()
+        return cls(model, tokenizer, precision, settings["max_length"], settings["truncation"])
 
     def predict(self, texts: str | Sequence[str]) -> list[Prediction]:
         """A label and its probability for each text, in order; one string is a list of one."""

@@ -115,7 +115,11 @@ def check_tokenizer(
             raise ValueError(f"The tokenizer has {len(tokenizer):,} tokens, the model embeddings for {rows:,}.")
     if getattr(base.config, "pad_token_id", None) is None:
         base.config.pad_token_id = tokenizer.pad_token_id
-    ids, apart, before = tokenizer(["a", "a text of more words"])["input_ids"], {}, tokenizer.padding_side
+    ids, apart, before = (
+        tokenizer(["a short text", "a text that is longer than the other"])["input_ids"],
+        {},
+        tokenizer.padding_side,
+    )
     try:
         for kind in (precision, "fp32"):
             with torch.autocast(device(), DTYPES[kind], enabled=kind != "fp32"):

@@ -46,6 +46,7 @@ OWN = {
     "luke": {"entity_vocab_size": 10, "entity_emb_size": 16},
     "modernbert": {"local_attention": 8},
     "reformer": {"axial_pos_embds": False, "is_decoder": False},
+    "t5": {"decoder_start_token_id": 0},
     "xlnet": {"max_position_embeddings": None, "num_hidden_layers": None},
     "xmod": {"default_language": "en_XX"},
 }
@@ -104,7 +105,7 @@ def train_all(kinds: tuple[str, ...], root: Path, splits: DatasetDict, ways: lis
             heads, packed = tuple(head_modules(model.get_base_model())), Linear4bit
             named = list(model.get_base_model().named_modules())
             assert not [name for name, module in named if name.startswith(heads) and isinstance(module, packed)]
-            assert any(isinstance(module, packed) for _, module in named) is (name == "qlora_bert")
+            assert any(isinstance(module, packed) for _, module in named) is (name == "qlora_bert"), kind
             np.save(f"{adapter}.npy", predict_logits(model, tokenizer, tokenizer(TEXTS)["input_ids"], precision))
     return refused
 

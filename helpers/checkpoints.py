@@ -7,7 +7,9 @@ bert-base's is pretrained. The embedded BERT has the identity there, which passe
 import hashlib
 import importlib.util
 import os
+import re
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -15,7 +17,16 @@ from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, BertConfig, DistilBertConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    DistilBertConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.models.auto import modeling_auto as families
 
 from helpers.files import new_folder
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT
@@ -28,6 +39,12 @@ REVISIONS = {
     "stanfordnlp/imdb": "e6281661ce1c48d982bc483cf8a173c1bbeb5d31",
     "nyu-mll/glue": "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c",
     "cornell-movie-review-data/rotten_tomatoes": "aa13bc287fa6fcab6daf52f0dfb9994269ffea28",
+}
+# Families that read from left to right alone; XLNet, listed with them, reads both ways.
+DECODERS = families.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - {
+    *families.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    *families.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "xlnet",
 }
 SECONDS_TO_ANSWER = 6  # an unreachable hub must be an error soon, not after a minute of retries
 AS_SHIPPED = "minilm-l6-bert-as-shipped"  # with its random pooler, for notebook 06, which shows what that does
@@ -47,12 +64,44 @@ def from_hub(load, base_model: str, revision: str | None = None, **options):
         options |= hub_options(checkpoint, revision)
     try:
         return load(checkpoint, trust_remote_code=False, **options)  # unset, transformers asks on the terminal
-    except (OSError, ValueError, SafetensorError) as error:
-        if is_folder:
-            raise ValueError(f"The folder {base_model!r} holds no checkpoint that loads: {error}") from error
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        # transformers names either package, also where there is no tokenizer at all.
+        spm = not is_folder or next(Path(checkpoint).glob("*.model"), None)
+        if spm and re.search("sentencepiece|tiktoken", str(error)) and not importlib.util.find_spec("sentencepiece"):
+            raise ValueError(f"The tokenizer of {base_model!r} needs a package: pip install sentencepiece") from error
+        if is_folder or isinstance(error, ImportError):
+            raise ValueError(
+                f"{'The folder ' if is_folder else ''}{base_model!r} holds no checkpoint that loads: {error}"
+            ) from error
         if isinstance(error, ValueError):
             raise
         raise hub_error(base_model, error) from error
+
+
+def skeleton(base_model: str, revision: str | None = None) -> PreTrainedModel:
+    """The checkpoint's sequence classifier without its weights. Raises as `from_hub` does, and ValueError, which names
+    the family, for one that is no text encoder, and for weights that are quantized already."""
+    config = from_hub(AutoConfig.from_pretrained, base_model, revision)
+    kind = f"{base_model!r} is a {config.model_type!r} checkpoint"
+    if getattr(config, "quantization_config", None):
+        raise ValueError(f"{base_model!r} is quantized already; name the checkpoint that it was made from.")
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except Exception as error:  # a family without, or one that needs a package
+        raise ValueError(f"{kind}, which makes no sequence classifier: {str(error)[:150]}") from error
+    if config.model_type in DECODERS or isinstance(model, GenericForSequenceClassification):
+        raise ValueError(f"{kind}, a decoder; name an encoder, such as BERT.")
+    if not head_modules(model) or {"pixel_values", "image"} & signature(model.forward).parameters.keys():
+        raise ValueError(f"{kind}, which is not made for text alone; name an encoder of texts, such as BERT.")
+    return model
+
+
+def head_modules(model: PreTrainedModel) -> list[str]:
+    """Full names of what sits on top of a classifier's encoder: its other children, and a pooler inside the encoder."""
+    encoder, inside = model.base_model, [name for name, _ in model.named_modules() if name.endswith(".pooler")]
+    own = [name for name, child in model.named_children() if child is not encoder and list(child.parameters())]
+    return sorted(own + inside)
 
 
 @lru_cache(maxsize=8)

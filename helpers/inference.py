@@ -19,7 +19,7 @@ from helpers.checkpoints import loaded_revision
 from helpers.data import clean, truncate
 from helpers.evaluation import predict_logits
 from helpers.files import new_folder, write_json
-from helpers.models import load_classifier
+from helpers.models import load_classifier, trained_whole
 from helpers.profiles import DTYPES, current_precision
 from helpers.recipes import Recipe
 from helpers.start import hide_torchao
@@ -90,6 +90,8 @@ def load_adapter(
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
             model = PeftModel.from_pretrained(base, str(folder))
+        if lost := set(base.new_parts) - set(trained_whole(model)):
+            raise ValueError(f"{', '.join(sorted(lost))} of its model is neither here nor in its base")
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except ConnectionError:
         raise
@@ -117,6 +119,10 @@ class SentimentClassifier:
         model, tokenizer, settings = load_adapter(Path(folder), precision)
         if settings["quantization"] is None:  # merging into 4 bits would round them anew
             model = model.merge_and_unload().to(DTYPES[precision])
+            try:
+                predict_logits(model, tokenizer, tokenizer(["a short text"])["input_ids"], precision)
+            except RuntimeError:  # FNet's transform is not there in bf16: autocast leaves it out
+                model.float()
         return cls(model, tokenizer, precision, settings["max_length"], settings["truncation"])
 
     def predict(self, texts: str | Sequence[str]) -> list[Prediction]:

@@ -1,15 +1,18 @@
 """Classifiers: load a checkpoint in full precision or 4 bits, attach LoRA, count; and the last layer at [CLS] alone."""
 
+import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import MethodType
 
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from torch.nn import functional
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -20,32 +23,43 @@ from transformers import (
 from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.distilbert.modeling_distilbert import TransformerBlock as DistilBertLayer
 
-from helpers.checkpoints import from_hub, label_maps
+from helpers.checkpoints import from_hub, head_modules, label_maps, skeleton
 from helpers.data import LABELS
 from helpers.profiles import DTYPES, device
 from helpers.recipes import Recipe
 from helpers.start import hide_torchao
 
-# What sits on top of the encoder, by the last part of its name, in BERT, DistilBERT, RoBERTa and ModernBERT.
-HEAD_MODULES = ("classifier", "pre_classifier", "pooler", "head")
-
 
 @lru_cache(maxsize=4)
 def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer."""
-    return from_hub(AutoTokenizer.from_pretrained, base_model)
+    """The checkpoint's tokenizer; one without a padding token takes a token that it has, and this is printed.
+
+    Raises as `checkpoints.from_hub` does, and ValueError for one that does not take plain texts.
+    """
+    tokenizer = from_hub(AutoTokenizer.from_pretrained, base_model)
+    if tokenizer.pad_token is None:
+        usual, known = ("[PAD]", "<pad>", tokenizer.unk_token, tokenizer.eos_token), tokenizer.get_vocab()
+        tokenizer.pad_token = next((token for token in usual if token in known), tokenizer.sep_token)
+        print(f"The tokenizer of {base_model} has no padding token: it pads with {tokenizer.pad_token}")
+    if "attention_mask" not in tokenizer.model_input_names:  # without which padding would be read as text
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # or it would not be saved
+    try:
+        tokenizer("a text")
+    except Exception as error:  # those of tables and of pages ask for more, each in its own way
+        raise ValueError(f"The tokenizer of {base_model!r} does not take plain texts: {error}") from error
+    return tokenizer
 
 
-def nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
-    """4-bit NormalFloat with double quantization (Dettmers et al. 2023, arXiv 2305.14314, §3), the head left out: it is
-    to be trained, and bitsandbytes fails on one that transformers 5 quantizes before it has values."""
+def nf4_config(compute_dtype: torch.dtype, head: Sequence[str]) -> BitsAndBytesConfig:
+    """4-bit NormalFloat with double quantization (Dettmers et al. 2023, arXiv 2305.14314, §3), the `head_modules` left
+    out: they are to be trained, and bitsandbytes fails on one that transformers 5 quantizes before it has values."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
-        # Matched from the start of a module's full name, or as its end: "pooler" alone would miss "bert.pooler.dense".
-        llm_int8_skip_modules=[*HEAD_MODULES, "pooler.dense"],
+        llm_int8_skip_modules=list(head),
     )
 
 
@@ -64,21 +78,25 @@ def load_classifier(
 
     A checkpoint that already classifies into as many labels keeps its head. `quantization="nf4"` stores the encoder's
     linear layers in 4 bits, multiplied in `precision`. `model_dropout` replaces all of the encoder's dropouts. `fast`
-    has BERT and DistilBERT compute their last layer at [CLS] alone. Raises as `checkpoints.from_hub` does, and
-    ValueError for a checkpoint without weights for its encoder.
+    has BERT and DistilBERT compute their last layer at [CLS] alone. Raises as `checkpoints.skeleton` does, and
+    ValueError for a checkpoint whose weights are not those of its encoder. What it has no weights for on top of the
+    encoder is in the model's `new_parts`.
     """
     if quantization not in (None, "nf4"):
         raise ValueError(f"quantization={quantization!r} is neither None nor 'nf4'.")
-    config = from_hub(AutoConfig.from_pretrained, base_model, revision)
+    planned = skeleton(base_model, revision)
+    config = planned.config
     config.id2label, config.label2id = label_maps(labels)
     config.problem_type = "single_label_classification"
+    config.output_hidden_states, config.output_attentions, config.return_dict = False, False, True
     if model_dropout is not None:  # each architecture has its own names
-        config.update({name: model_dropout for name in config.to_dict() if "dropout" in name})
+        values = {name: value for name, value in config.to_dict().items() if "dropout" in name}
+        config.update({name: model_dropout for name, value in values.items() if not isinstance(value, bool)})
     # A CPU's fused attention is slow in bf16 at small heads; in ModernBERT's windows eager attention gives no number.
     eager = device() == "cpu" and precision == "bf16" and config.model_type in ("bert", "distilbert")
     # A GPU by its index, as accelerate compares it with this process's.
     place = torch.cuda.current_device() if device() == "cuda" else "cpu"
-    in_4_bits = {"quantization_config": nf4_config(DTYPES[precision]), "device_map": {"": place}}
+    in_4_bits = {"quantization_config": nf4_config(DTYPES[precision], head_modules(planned)), "device_map": {"": place}}
     set_seed(seed)
     model, loaded = from_hub(
         AutoModelForSequenceClassification.from_pretrained,
@@ -92,49 +110,65 @@ def load_classifier(
         output_loading_info=True,
         **(in_4_bits if quantization else {}),
     )
-    _check_loaded(base_model, model, loaded["missing_keys"])
+    _check_loaded(base_model, model, loaded)
     keep_4bit_layout(model)
     if fast:
         last_layer_at_cls(model)
     return model if quantization else model.to(device())
 
 
-def _check_loaded(base_model: str, model: PreTrainedModel, missing: set[str]) -> None:
-    """Raises ValueError for weights of the encoder that transformers drew at random; prints that a pooler is new."""
-    inside = [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]
-    if encoder := sorted(name for name in inside if not set(HEAD_MODULES) & set(name.split("."))):
+def _check_loaded(base_model: str, model: PreTrainedModel, loaded: Mapping[str, set]) -> None:
+    """Sets the model's `new_parts`. Raises ValueError for weights of the encoder that transformers drew at random, and
+    for a checkpoint that has more layers than its config."""
+    new, heads = loaded["missing_keys"] | {name for name, *_ in loaded["mismatched_keys"]}, head_modules(model)
+    model.new_parts = [part for part in heads if any(name.startswith(f"{part}.") for name in new)]
+    if lacking := sorted(name for name in new if not name.startswith(tuple(f"{part}." for part in heads))):
         raise ValueError(
-            f"{base_model!r} lacks {len(encoder):,} weights of its encoder, such as {encoder[0]}: they are of another "
-            "architecture, or have other names."
+            f"{base_model!r} lacks {len(lacking):,} weights of its encoder, such as {lacking[0]}: they are of another "
+            "architecture or shape, or have other names."
         )
-    if inside:
-        print(f"{base_model} has no weights for its pooler: it is new, trains with the head and is saved with it")
-    # peft trains and saves what is called a classifier; the rest of a new head is named here.
-    parts = {part for name in missing for part in name.split(".")}
-    model.new_parts = parts & {"pooler", "head"}
 
+    def unnumbered(name: str) -> str:
+        return re.sub(r"\d+", "#", name.removeprefix(f"{model.base_model_prefix}."))
 
-def check_tokenizer(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises ValueError unless all of the tokenizer's ids have an embedding (a GPU's process would end without a word
-    of it), and it is the checkpoint's own (another vocabulary's ids would go unnoticed)."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    of_model, of_tokenizer = base.name_or_path, tokenizer.name_or_path
-    if of_model and of_tokenizer and of_model != of_tokenizer:
-        raise ValueError(f"The texts are tokenized for {of_tokenizer!r}, and the model is {of_model!r}.")
-    rows = base.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise ValueError(f"The tokenizer has {len(tokenizer):,} tokens, the model embeddings for {rows:,}.")
+    layers = {unnumbered(name) for name, _ in model.base_model.named_parameters()}
+    if more := sorted(name for name in loaded["unexpected_keys"] if unnumbered(name) in layers):
+        raise ValueError(f"{base_model!r} has weights of more layers than its config.json says, such as {more[0]}.")
 
 
 def attach_lora(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
-    """`model` with the recipe's LoRA adapter; a quantized model is prepared for k-bit training first."""
+    """`model` with the recipe's LoRA adapter, and what is on top of the encoder to be trained and saved whole; a
+    quantized model is prepared for k-bit training first. Raises ValueError where peft adapts no such layers."""
     hide_torchao()
     if getattr(model, "is_loaded_in_4bit", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing)
-    config = recipe.lora_config()
-    if new := getattr(model, "new_parts", None):
-        config.modules_to_save = sorted({*(config.modules_to_save or ()), *new})
-    return get_peft_model(model, config)
+    config, new = recipe.lora_config(), getattr(model, "new_parts", ())
+    heads = {name for name in head_modules(model) if name in new or "." not in name}  # a pretrained pooler stays
+    if whole := {*(config.modules_to_save or ()), *heads} - {"classifier", "score"}:  # which peft adds itself
+        config.modules_to_save = sorted(whole)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        kind = f"{model.name_or_path!r}, a {model.config.model_type!r} checkpoint"
+        raise ValueError(f"{kind}, cannot be adapted: {str(error)[:300]}") from error
+
+
+def trained_whole(model: PeftModel) -> list[str]:
+    """Full names of the modules that peft trains and saves whole."""
+    named = model.get_base_model().named_modules()
+    return [name for name, module in named if isinstance(module, ModulesToSaveWrapper)]
+
+
+def adapted(model: PeftModel) -> str:
+    """What of the model trains, in one line: LoRA's layers, counted, by the ends of their names; and what is whole."""
+    base, new = model.get_base_model(), getattr(model.get_base_model(), "new_parts", ())
+    layers = [name for name, module in base.named_modules() if isinstance(module, LoraLayer)]
+    kinds = sorted({re.sub(r".*\.\d+\.", "", name) for name in layers})
+    raw = sorted({name.split(".")[-1] for name, weight in base.base_model.named_parameters() if weight.ndim > 2})
+    unreached = f", none in attention, whose weights ({', '.join(raw)}) are no linear layers"
+    attention = any("att" in name for name in layers) or not raw
+    shown = ", ".join(f"{name} (new)" if name in new else name for name in trained_whole(model))
+    return f"LoRA on {len(layers)} layers: {', '.join(kinds)}{'' if attention else unreached}. Trained whole: {shown}"
 
 
 def build_model(recipe: Recipe, base_model: str, precision: str = "fp32", **options) -> PreTrainedModel | PeftModel:
@@ -143,8 +177,9 @@ def build_model(recipe: Recipe, base_model: str, precision: str = "fp32", **opti
     changed = {"quantization": recipe.quantization, "model_dropout": recipe.model_dropout}
     model = load_classifier(base_model, precision=precision, **changed, **options)
     if recipe.method == "head_only":
+        heads = tuple(f"{name}." for name in head_modules(model))
         for name, parameter in model.named_parameters():
-            parameter.requires_grad = any(part in HEAD_MODULES for part in name.split("."))
+            parameter.requires_grad = name.startswith(heads)
     return model if recipe.method in ("full_finetune", "head_only") else attach_lora(model, recipe)
 
 

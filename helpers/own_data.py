@@ -1,18 +1,18 @@
 """Your own labelled texts: what is in them, their split, and a recipe for them, whatever the encoder."""
 
 import os
+import sys
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from helpers.checkpoints import from_hub
+from helpers.checkpoints import skeleton
 from helpers.data import clean, split_reviews, text_key, token_lengths
 from helpers.models import load_tokenizer
 from helpers.profiles import Profile
@@ -150,32 +150,28 @@ def own_recipe(
 
 
 def adapt_recipe(recipe: Recipe, base_model: str) -> Recipe:
-    """`recipe` for another checkpoint: its LoRA targets, head and token limit follow from the architecture.
+    """`recipe` for another checkpoint: its LoRA targets and token limit follow from the architecture.
 
-    Targets that it does not have become peft's own for it, or every linear layer. Raises ValueError for a checkpoint
-    that transformers has no sequence classifier for, and ConnectionError as `load_classifier` does.
+    Targets that it does not have become peft's own for it, or every linear layer. Raises as `checkpoints.skeleton`.
     """
-    config = from_hub(AutoConfig.from_pretrained, base_model)
-    try:
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config)
-    except ValueError as error:
-        raise ValueError(
-            f"{base_model!r} is a {config.model_type!r} checkpoint, which transformers has no sequence classifier for."
-        ) from error
-    encoder = model.base_model
-    layers = "".join(f".{name}\n" for name, _ in encoder.named_modules())
-    targets = recipe.target_modules
-    if not all(f".{target}\n" in layers for target in targets):
-        targets = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(config.model_type, ("all-linear",))
-    whole = {name for name in recipe.modules_to_save if f".{name}\n" in layers}
-    whole |= {name for name, child in model.named_children() if child is not encoder and list(child.parameters())}
-    padding = getattr(getattr(encoder, "embeddings", None), "padding_idx", None)  # RoBERTa's positions start behind it
-    positions = getattr(config, "max_position_embeddings", OWN_DATA_TOKENS) - (0 if padding is None else padding + 1)
+    model = skeleton(base_model)
+    layers = "".join(f".{name}\n" for name, _ in model.base_model.named_modules())
+    of_peft = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, ("all-linear",))
+    known = [some for some in (recipe.target_modules, of_peft) if all(f".{target}\n" in layers for target in some)]
+    whole = tuple(name for name in recipe.modules_to_save if f".{name}\n" in layers)
     return replace(
         recipe,
         base_model=base_model,
-        target_modules=tuple(targets),
-        modules_to_save=tuple(sorted(whole - {"classifier"})),  # which peft adds itself
-        max_length=min(recipe.max_length, load_tokenizer(base_model).model_max_length, positions),
+        target_modules=tuple(known[0]) if known else ("all-linear",),
+        modules_to_save=whole,  # and what is on top of the encoder: see `attach_lora`
+        max_length=min(recipe.max_length, token_limit(base_model)),
     )
+
+
+def token_limit(base_model: str) -> int:
+    """The most tokens of a text that the checkpoint's tokenizer and positions take; huge where neither has a limit."""
+    model = skeleton(base_model)
+    padding = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
+    positions = getattr(model.config, "max_position_embeddings", -1) or -1  # XLNet's is -1: it has none
+    positions -= 0 if padding is None else padding + 1  # RoBERTa's start behind the padding's
+    return min(load_tokenizer(base_model).model_max_length, positions if positions > 0 else sys.maxsize)

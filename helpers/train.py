@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from helpers.data import load_splits
 from helpers.files import ENDINGS, DiskFull, new_folder, read_rows, shown
 from helpers.inference import INFERENCE_FILE, MERGED, merge_adapter, push_to_hub
-from helpers.models import build_model, load_tokenizer
-from helpers.own_data import OWN_DATA_RECIPE, SHOWN_CLASSES, examine, own_recipe, split_rows
+from helpers.models import adapted, build_model, load_tokenizer
+from helpers.own_data import OWN_DATA_RECIPE, SHOWN_CLASSES, examine, own_recipe, split_rows, token_limit
 from helpers.profiles import current_profile
 from helpers.recipes import RECIPES, Recipe
 from helpers.report import advice, class_scores, compare_with_baselines, scores_table, write_report
@@ -105,6 +105,7 @@ def train_recipe(options: argparse.Namespace) -> None:
     splits = load_splits(recipe, profile)
     print(f"Profile {profile.name}: {recipe.name}, {recipe.variant}, {len(splits['train']):,} reviews", flush=True)
     model = build_model(recipe, profile.base_model(recipe.base_model), profile.precision, seed=profile.seed)
+    print(adapted(model), flush=True)
     how = {"output": options.output, "restart": options.restart, "track": options.track}
     if result := fine_tune(model, recipe, splits, profile, **how):
         bag = score_bag_of_words(recipe, splits, profile)
@@ -135,14 +136,14 @@ def train_on_file(options: argparse.Namespace) -> None:
     findings, profile = examine(rows, load_tokenizer(base_model)), replace(profile, seed=options.seed)
     recipe, profile = own_recipe(options.own_recipe, options.data, findings.usable, profile, base_model)
     fixed = {"n_train", "n_validation", "dataset", "base_model"}
-    recipe = as_asked(recipe, options, {"max_length": recipe.max_length}, fixed)
+    recipe = as_asked(recipe, options, {"max_length": token_limit(recipe.base_model)}, fixed)
     recipe = replace(recipe, class_weights=options.class_weights or recipe.class_weights)
     table = findings.table(recipe.max_length).to_string(header=False, index_names=False)
     print(f"{options.data.name}\n{table}\n", flush=True)
     splits = split_rows(rows, profile.seed, options.drop_incomplete)
     labels = tuple(splits["train"].features["label"].names)
     model = build_model(recipe, recipe.base_model, profile.precision, seed=profile.seed, labels=labels)
-    print(f"{recipe.name} on {recipe.base_model}: {len(splits['train']):,} rows to train", flush=True)
+    print(f"{recipe.name} on {recipe.base_model}: {len(splits['train']):,} rows to train\n{adapted(model)}", flush=True)
     with new_folder(options.output.resolve()) if process_state().is_main_process else nullcontext() as folder:
         result = fine_tune(model, recipe, splits, profile, output=folder, restart=options.restart, track=options.track)
         if result is None:

@@ -123,6 +123,8 @@ def make_trainer(model, tokenizer, recipe, tokens: DatasetDict, profile, folder:
         processing_class=tokenizer,
         compute_loss_func=weighted_loss(tokens["train"]["label"][:]) if recipe.class_weights else None,
         compute_metrics=compute_metrics,
+        # Some models answer with hidden states, too, which would be gathered of every row.
+        preprocess_logits_for_metrics=lambda logits, _: logits[0] if isinstance(logits, tuple) else logits,
         callbacks=callbacks,
     )
     trainer.model_accepts_loss_kwargs = False  # BERT's forward takes **kwargs, but does not average over batches

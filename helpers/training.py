@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from time import perf_counter
 
@@ -20,8 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from helpers.data import tokenize
 from helpers.evaluation import bag_of_words, predict_logits
 from helpers.inference import WEIGHTS, save_adapter
-from helpers.models import check_tokenizer, load_tokenizer
-from helpers.profiles import Profile, device, platform_secret, setting
+from helpers.models import load_tokenizer
+from helpers.profiles import DTYPES, Profile, device, platform_secret, setting
 from helpers.recipes import Recipe
 from helpers.results import RunRecord, make_record, peak_memory, versions
 from helpers.trainer import UPDATE, process_state, train
@@ -69,7 +70,7 @@ def fine_tune(
     rows_of_one = ceil(len(splits["train"]) / state.num_processes)
     recipe = replace(recipe, num_train_epochs=profile.epochs(recipe.epochs(rows_of_one)))
     tokenizer = load_tokenizer(profile.base_model(recipe.base_model))
-    check_tokenizer(model, tokenizer)
+    check_tokenizer(model, tokenizer, profile.precision)
     tokens = tokenize(splits, tokenizer, profile.tokens(recipe.max_length), recipe.truncation)
     if folder and restart and state.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
@@ -94,6 +95,52 @@ def fine_tune(
         record.save(profile.results)
         shutil.rmtree(folder, ignore_errors=True)  # with `output` the caller does, when all is in its place
     return result
+
+
+def check_tokenizer(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, precision: str = "fp32"
+) -> None:
+    """Has the tokenizer pad on the side that the model does not read, and prints a change.
+
+    Raises ValueError unless all of the tokenizer's ids have an embedding (a GPU's process would end without a word of
+    it), it is the checkpoint's own (another vocabulary's ids would go unnoticed), and the model answers a text alone.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    of_model, of_tokenizer = base.name_or_path, tokenizer.name_or_path
+    if of_model and of_tokenizer and of_model != of_tokenizer:
+        raise ValueError(f"The texts are tokenized for {of_tokenizer!r}, and the model is {of_model!r}.")
+    with suppress(NotImplementedError):  # CANINE embeds characters by their hashes, any number of them
+        rows = base.get_input_embeddings().num_embeddings
+        if len(tokenizer) > rows:
+            raise ValueError(f"The tokenizer has {len(tokenizer):,} tokens, the model embeddings for {rows:,}.")
+    if getattr(base.config, "pad_token_id", None) is None:
+        base.config.pad_token_id = tokenizer.pad_token_id
+    ids, apart, before = (
+        tokenizer(["a short text", "a text that is longer than the other"])["input_ids"],
+        {},
+        tokenizer.padding_side,
+    )
+    try:
+        for kind in (precision, "fp32"):
+            with torch.autocast(device(), DTYPES[kind], enabled=kind != "fp32"):
+                logits = model.train()(**tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(device())).logits
+            logits.sum().backward()  # some fail here alone
+            model.zero_grad()
+            alone = predict_logits(model, tokenizer, ids[:1], kind)
+            if not isfinite(logits.detach().sum() + alone.sum()):
+                raise ValueError("its logits are no numbers")
+        for tokenizer.padding_side in ("right", "left"):
+            apart[tokenizer.padding_side] = abs(predict_logits(model, tokenizer, ids, "fp32")[:1] - alone).max()
+    except Exception as error:  # each architecture has its own for what it misses
+        why = f"a {base.config.model_type!r} checkpoint, cannot be trained here in {kind}: {str(error)[:300]}"
+        raise ValueError(f"{of_model!r}, {why}{'' if kind == 'fp32' else '. Try PRECISION=fp32.'}") from error
+    rounding = 0.05 * abs(alone).max()  # XLNet reads the last token, other families the first, or all
+    tokenizer.padding_side = "left" if apart["left"] < rounding < apart["right"] else "right"
+    if tokenizer.padding_side != before:
+        tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side  # or it would not be saved
+        print(f"The tokenizer pads on the {tokenizer.padding_side}, not on the {before}, which {of_model} reads")
+    if apart[tokenizer.padding_side] > rounding:
+        print(f"{of_model} reads padding: its answer to a text depends on the texts beside it")
 
 
 def checkpoint_folder(recipe: Recipe, splits: DatasetDict, profile: Profile) -> Path:

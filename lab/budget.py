@@ -7,7 +7,7 @@ from peft import PeftModel, get_peft_model
 from torch.nn import Linear
 from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig, PreTrainedModel
 
-from helpers.models import HEAD_MODULES
+from helpers.checkpoints import head_modules
 from helpers.recipes import RECIPES, Recipe
 
 # The config files of the three checkpoints; what is not named is the class's default.
@@ -117,8 +117,6 @@ def print_budgets() -> None:
 
 def _encoder_linears(model: PreTrainedModel) -> list[Linear]:
     """The linear layers that 4-bit loading packs: all but the head's."""
-    return [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, Linear) and not set(HEAD_MODULES) & set(name.split("."))
-    ]
+    heads = tuple(head_modules(model))
+    named = model.named_modules()
+    return [module for name, module in named if isinstance(module, Linear) and not name.startswith(heads)]

@@ -1,12 +1,13 @@
 """Bad input at `python -m helpers.train`: one line on stderr, exit status 2, nothing written, nothing trained."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
 from test_reading import written
-from transformers import AutoTokenizer, CLIPTextConfig
+from transformers import AutoTokenizer, CLIPTextConfig, DebertaV2Config
 
 from helpers import train
 from helpers.files import ENDINGS, DiskFull
@@ -90,6 +91,11 @@ def test_a_base_model_that_is_none(refused, tmp_path, tiny_checkpoints):
     (tmp_path / "old" / "config.json").write_bytes(Path(tiny_checkpoints["bert"], "config.json").read_bytes())
     (tmp_path / "old" / "pytorch_model.bin").write_bytes(b"pickle")
     assert "safetensors" in refused(base="old")
+    (tmp_path / "spm").mkdir()
+    DebertaV2Config().save_pretrained("spm")
+    (tmp_path / "spm" / "spm.model").write_bytes(b"\n\x07\n\x03the\x15")  # a SentencePiece model, of one piece
+    if find_spec("sentencepiece") is None:
+        assert "pip install sentencepiece" in refused(base="spm")
 
 
 @pytest.mark.parametrize("file", ["good.csv", None], ids=["file", "recipe"])

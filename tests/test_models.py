@@ -1,3 +1,5 @@
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +12,11 @@ from transformers import AutoModelForSequenceClassification, BertConfig, DistilB
 
 from helpers.checkpoints import resolve_checkpoint
 from helpers.evaluation import predict_logits
-from helpers.inference import load_adapter, save_adapter
+from helpers.inference import AdapterError, load_adapter, save_adapter
 from helpers.models import (
+    adapted,
     attach_lora,
     build_model,
-    check_tokenizer,
     count_parameters,
     keep_4bit_layout,
     load_classifier,
@@ -24,6 +26,7 @@ from helpers.models import (
 )
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT
 from helpers.recipes import RECIPES
+from helpers.training import check_tokenizer
 
 SST2 = RECIPES["lora_bert_sst2"]
 ENCODERS = ("bert", "distilbert", "roberta", "modernbert")
@@ -128,6 +131,48 @@ def test_an_encoder_without_some_of_its_weights_is_refused(tiny_checkpoints, tmp
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 1}, "weights of more layers than its config.json says, such as "),
+        ({"vocab_size": 30}, "lacks 1 weights of its encoder, such as bert.embeddings.word_embeddings.weight"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
+    ],
+)
+def test_weights_that_are_not_those_of_the_config_are_refused(tiny_checkpoints, tmp_path, change, message):
+    shutil.copytree(tiny_checkpoints["bert"], tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message):
+        load_classifier(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"padding_side": "left"}, "The tokenizer pads on the right, not on the left"),
+        ({"pad_token": None}, "has no padding token: it pads with [PAD]"),
+        ({"model_input_names": ["input_ids"]}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_tokenizer_is_repaired_and_this_is_said(tiny_checkpoints, tmp_path, capsys, change, said):
+    """A text's logits are the same alone and beside a longer one; also after saving."""
+    shutil.copytree(tiny_checkpoints["bert"], tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "tokenizer_config.json").read_text()) | change
+    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(config))
+    base = str(tmp_path / "base")
+    model, tokenizer = build_model(SST2, base), load_tokenizer(base)
+    check_tokenizer(model, tokenizer)
+    assert said in (printed := capsys.readouterr().out) and bool(said) == bool(printed)
+    _as_after_reloading(model, SST2, base, tmp_path)
+    ids = tokenizer(SENTENCES)["input_ids"]
+    again = load_adapter(tmp_path / "adapter", "fp32")[1]
+    for one in (tokenizer, again):
+        alone, together = (predict_logits(model, one, some, "fp32") for some in (ids[1:2], ids))
+        np.testing.assert_allclose(together[1], alone[0], atol=1e-6)
+
+
 def _as_after_reloading(model, recipe, base_model: str, folder: Path) -> None:
     """Its logits are the reloaded adapter's, whose head is drawn from another seed before the saved one replaces it."""
     tokenizer = load_tokenizer(base_model)
@@ -138,16 +183,20 @@ def _as_after_reloading(model, recipe, base_model: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("quantization", [None, "nf4"])
-def test_a_pooler_that_is_missing_is_said_trained_and_saved(tiny_checkpoints, tmp_path, capsys, quantization):
+def test_a_pooler_that_is_missing_is_said_trained_and_saved(tiny_checkpoints, tmp_path, quantization):
     folder = _rewritten(tiny_checkpoints["bert"], tmp_path / "base", lambda name: "pooler" not in name and name)
     recipe = replace(SST2, quantization=quantization)
     model = build_model(recipe, folder, seed=7)
-    assert "has no weights for its pooler" in capsys.readouterr().out
+    assert adapted(model).endswith(
+        "layers: attention.self.query, attention.self.value. Trained whole: bert.pooler (new), classifier (new)"
+    )
     assert sum(weight.requires_grad and "pooler" in name for name, weight in model.named_parameters()) == 2
     _as_after_reloading(model, recipe, folder, tmp_path)
-    capsys.readouterr()
-    load_classifier(tiny_checkpoints["bert"])
-    assert not capsys.readouterr().out
+    assert adapted(build_model(recipe, tiny_checkpoints["bert"])).endswith("Trained whole: classifier (new)")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": ["classifier"]}))
+    with pytest.raises(AdapterError, match=r"bert\.pooler"):
+        load_adapter(tmp_path / "adapter", "fp32")
 
 
 @pytest.mark.parametrize(("name", "target"), [("distilbert", "q_lin"), ("roberta", "query"), ("modernbert", "Wqkv")])
@@ -173,7 +222,9 @@ def test_nf4_holds_every_encoder_matrix_in_4_bits_and_no_head(name):
 def test_a_4bit_model_trains_after_predicting_and_its_weights_are_counted_as_what_they_stand_for():
     """bitsandbytes may repack the weights at the first prediction; keep_4bit_layout undoes it."""
     model = AutoModelForSequenceClassification.from_pretrained(
-        resolve_checkpoint(EMBEDDED_BERT), quantization_config=nf4_config(torch.bfloat16), device_map="cpu"
+        resolve_checkpoint(EMBEDDED_BERT),
+        quantization_config=nf4_config(torch.bfloat16, ["bert.pooler", "classifier"]),
+        device_map="cpu",
     )
     model, batch = attach_lora(model, RECIPES["qlora_bert"]).eval(), _batch(EMBEDDED_BERT)
     with torch.inference_mode(), _autocast("bf16"):

@@ -10,20 +10,22 @@ import shutil
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 import pandas as pd
 import pyarrow.parquet
-from datasets import ClassLabel, DatasetDict, Features, load_from_disk
+from datasets import ClassLabel, Dataset, Features
 
 from helpers.profiles import ROOT
 
 ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
 USUAL_NAMES = {  # of columns
-    "text": "text sentence review content body comment tweet message".split(),
-    "label": "label labels sentiment category class target rating score".split(),
+    "text": ["text", "sentence", "review", "content", "body", "comment", "tweet", "message"],
+    "label": ["label", "labels", "sentiment", "category", "class", "target", "rating", "score"],
 }
+_nfc = partial(unicodedata.normalize, "NFC")
 LONG, REPEATED = 20, 10  # where columns have other names: characters of an average text, rows to an average label
 
 
@@ -139,10 +141,6 @@ def read_rows(path: str | Path, text_column: str | None = None, label_column: st
     return pd.DataFrame(cells, index=index, dtype=object)
 
 
-def _nfc(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
-
-
 def _guess(frame: pd.DataFrame, columns: dict[str, str | None], file: str) -> dict[str, str]:
     """`columns` with each None replaced by the one column that has a usual name, else by the one that looks like it."""
     there = [name for name in frame if not re.fullmatch(r"(Unnamed: \d+|__index_level_\d+__)?", name)]
@@ -206,17 +204,14 @@ def _read_frame(path: Path) -> pd.DataFrame:
 
 
 def _read_folder(path: Path) -> pyarrow.Table:
-    """A folder of `save_to_disk`, or of Parquet files, all of one split. Raises ValueError for several."""
-    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        saved = load_from_disk(str(path))
-        splits = saved if isinstance(saved, DatasetDict) else {"": saved}
-    else:
-        files = sorted(path.rglob("*.parquet"))
-        splits = {re.split(r"\d", file.relative_to(path).as_posix())[0]: None for file in files}  # less "-00000-of-"
+    """A folder that `save_to_disk` wrote, or of Parquet files, all of one split."""
+    files = sorted([*path.rglob("state.json")] or path.rglob("*.parquet"))
+    splits = sorted({re.split(r"\d", file.relative_to(path).as_posix())[0] for file in files})  # less "00000-of-00002"
     if len(splits) != 1:
-        raise ValueError(f"it holds {', '.join(splits)}; name one split of them" if splits else "it has no Parquet file")
-    (data,) = splits.values()
-    return data.with_format("arrow")[:] if data else pyarrow.parquet.read_table(files)
+        raise ValueError(f"it holds {', '.join(splits) or 'no Parquet file'}, and not one split")
+    if files[0].name == "state.json":
+        return Dataset.load_from_disk(str(files[0].parent)).with_format("arrow")[:]
+    return pyarrow.parquet.read_table(files)
 
 
 def _named(feature: object, value: object) -> object:

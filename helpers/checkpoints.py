@@ -48,7 +48,7 @@ def from_hub(load, base_model: str, revision: str | None = None, **options):
         options |= hub_options(checkpoint, revision)
     try:
         return load(checkpoint, trust_remote_code=False, **options)  # unset, transformers asks on the terminal
-    except (OSError, ValueError, SafetensorError):
+    except (OSError, ValueError, SafetensorError) as error:
         if is_folder:
             adapter = "it is an adapter; --continue-from goes on training it, and its folder `merged` is a base model"
             why = adapter if (Path(checkpoint) / "adapter_config.json").is_file() else error

@@ -89,6 +89,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--merge", action="store_true", help=f"also write a plain model, to FOLDER/{MERGED}")
     add("--push-to", metavar="USER/NAME", help="upload to this private repository if a token is set")
     options = parser.parse_args(arguments)
+    if not 0 <= options.seed < 2**32:
+        parser.error("--seed must be a number from 0 to 4294967295")
     if options.data and (options.recipe or not options.output):
         parser.error("--data needs --output; with it, name the recipe as --recipe RECIPE")
     if not options.data and (options.base_model or options.continue_from or not options.recipe):

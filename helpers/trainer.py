@@ -187,9 +187,10 @@ class Watcher(TrainerCallback):
         # fp16's scaler meets infinite gradients as a matter of course, and leaves those updates out.
         for name in ("loss", "eval_loss", "train_loss") + (() if args.fp16 else ("grad_norm",)):
             if not isfinite(logs.get(name, 0)):
+                kept = "" if get_last_checkpoint(args.output_dir) is None else " Its last checkpoint is kept."
                 raise ValueError(
                     f"{name} is {logs[name]} after {state.global_step:,} updates: the training has diverged. Try a "
-                    "lower learning_rate, or PRECISION=fp32. Its last checkpoint is kept."
+                    f"lower learning_rate, or PRECISION=fp32.{kept}"
                 )
 
 

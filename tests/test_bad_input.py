@@ -125,6 +125,8 @@ def test_an_adapter_that_cannot_go_on(refused, tiny_checkpoints):
         ("truncation=x", "truncation="),
         ("num_train_epochs=0", "num_train_epochs="),
         ("rank=3", "'rank=3' sets nothing"),
+        ("target_modules=query,nowhere", "no nowhere, which target_modules or modules_to_save name"),
+        ("modules_to_save=nowhere", "no nowhere"),
         ("r", "'r' sets nothing"),
         ("r=", "sets nothing"),
     ],
@@ -184,6 +186,7 @@ def test_an_output_that_is_taken(refused, tmp_path, file):
     ("line", "message"),
     [
         ("", "name a RECIPE"),
+        ("lora_bert_sst2 --seed -1", "--seed must be a number from 0"),
         ("lora_gpt", "lora_distilbert_qv"),
         ("lora_bert_sst2 --base-model roberta-base", "--base-model and --continue-from go with --data"),
         ("--data a.csv --text-column t", "--data needs --output"),

@@ -8,12 +8,13 @@ import hashlib
 import importlib.util
 import os
 import re
+from contextlib import suppress
 from functools import lru_cache
 from inspect import signature
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -70,9 +71,10 @@ def from_hub(load, base_model: str, revision: str | None = None, **options):
         if spm and re.search("sentencepiece|tiktoken", str(error)) and not importlib.util.find_spec("sentencepiece"):
             raise ValueError(f"The tokenizer of {base_model!r} needs a package: pip install sentencepiece") from error
         if is_folder or isinstance(error, ImportError):
-            raise ValueError(
-                f"{'The folder ' if is_folder else ''}{base_model!r} holds no checkpoint that loads: {error}"
-            ) from error
+            adapter = "it is an adapter; --continue-from goes on training it, and its folder `merged` is a base model"
+            why = adapter if (Path(checkpoint) / "adapter_config.json").is_file() else error
+            where = f"{'The folder ' if is_folder else ''}{base_model!r}"
+            raise ValueError(f"{where} holds no checkpoint that loads: {why}") from error
         if isinstance(error, ValueError):
             raise
         raise hub_error(base_model, error) from error
@@ -115,9 +117,30 @@ def hub_options(name: str, revision: str | None = None) -> dict[str, object]:
         if not any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in weights):
             raise hub_error(name, error) from error
         return {"revision": revision, "local_files_only": True}
-    if not any(file.rfilename.endswith(".safetensors") for file in found.siblings):
+    files = [file.rfilename for file in found.siblings]
+    if "config.json" not in files and "adapter_config.json" in files:
+        raise ValueError(f"{name!r} is an adapter; --continue-from goes on training it.")
+    if not any(file.endswith(".safetensors") for file in files):
         raise ValueError(f"{name!r} has no model.safetensors; other weights are a pickle, which can run code.")
     return {"revision": revision, "local_files_only": False}
+
+
+def model_folder(name: str | Path) -> Path:
+    """The folder `name`, or the one in the hub's cache that holds `USER/NAME` or `USER/NAME@REVISION`, fetched if need
+    be. Raises ConnectionError where there is neither."""
+    if Path(name).exists():
+        return Path(name)
+    repo_id, _, revision = Path(name).as_posix().partition("@")
+    options = {"revision": revision or None, "allow_patterns": ["*.json", "*.txt", "*.model", "*.safetensors"]}
+    try:
+        return Path(snapshot_download(repo_id, **options))
+    except Exception as error:  # no network, no hub, no such name: what the cache holds has to do
+        with suppress(Exception):
+            return Path(snapshot_download(repo_id, local_files_only=True, **options))
+        raise ConnectionError(
+            f"There is no folder {str(name)!r}, and the Hugging Face Hub did not give a model of that name "
+            f"({type(error).__name__}). For a private one set HF_TOKEN."
+        ) from error
 
 
 def hub_error(name: str, cause: BaseException) -> ConnectionError:

@@ -1,6 +1,7 @@
 """Reviews: load, clean, drop duplicates, split, tokenize."""
 
 import re
+import unicodedata
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -40,8 +41,8 @@ def clean(text: str) -> str:
 
 
 def text_key(text: str) -> str:
-    """`text` case-folded with white space collapsed: two texts with one key are duplicates."""
-    return " ".join(text.split()).casefold()
+    """`text` case-folded, its characters in one Unicode form, white space collapsed: of duplicates the keys are one."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", " ".join(text.split())).casefold())
 
 
 def drop_duplicates(reviews: Dataset, seen: set[str] | None = None) -> Dataset:

@@ -6,16 +6,17 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from huggingface_hub import HfApi, get_token
-from peft import PeftModel
+from peft import PeftModel, prepare_model_for_kbit_training
 from scipy.special import softmax
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.checkpoints import loaded_revision
+from helpers.checkpoints import loaded_revision, model_folder
 from helpers.data import clean, truncate
 from helpers.evaluation import predict_logits
 from helpers.files import new_folder, write_json
@@ -54,7 +55,8 @@ def save_adapter(
         "max_length": max_length,
         "truncation": recipe.truncation,
         "labels": list(model.config.id2label.values()),
-        "base_revision": loaded_revision(base_model).get(base_model),
+        # The commit that was loaded: older than the newest one where an earlier adapter's training went on.
+        "base_revision": getattr(model.config, "_commit_hash", None) or loaded_revision(base_model).get(base_model),
     }
     with new_folder(folder) as temporary:
         model.save_pretrained(temporary)
@@ -65,19 +67,22 @@ def save_adapter(
 
 
 def load_adapter(
-    folder: Path, precision: str, dequantize: bool = False
+    folder: str | Path, precision: str, dequantize: bool = False, train: bool = False
 ) -> tuple[PeftModel, PreTrainedTokenizerBase, dict]:
-    """(model, tokenizer, settings of inference.json) of the adapter in `folder`, not merged into its base.
+    """(model, tokenizer, settings of inference.json and `source`) of the adapter in `folder`, not merged into its base.
 
-    `dequantize` unpacks a 4-bit base first. Raises AdapterError, in one line, where the folder is no adapter, is
-    damaged or does not fit its base, and ConnectionError as `load_classifier` does.
+    `folder` may be a hub name (see `model_folder`). `dequantize` unpacks a 4-bit base first; `train` makes it ready to
+    go on training, without the encoder's dropout. Raises AdapterError, in one line, where the folder is no adapter, is
+    damaged or does not fit its base, and ConnectionError as `load_classifier` and `model_folder` do.
     """
     hide_torchao()
+    folder = model_folder(folder)
     for name in (INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS, "tokenizer.json", "tokenizer_config.json"):
         if not (folder / name).is_file():  # without safetensors, peft would look for a pickle
             raise AdapterError(f"{folder} is no saved adapter: it has no {name}.")
     try:
         settings = json.loads((folder / INFERENCE_FILE).read_text(encoding="utf-8"))
+        settings["source"] = f"adapter {sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:8]}"
         base_model, revision = settings["base_model"], settings.get("base_revision")
         if revision and revision.startswith("sha256:"):  # of weights that are here, not a commit of the hub
             found = loaded_revision(base_model).get(base_model, revision)
@@ -85,11 +90,12 @@ def load_adapter(
                 raise ValueError(f"it was trained on {base_model} in version {revision}, and here that is {found}")
             revision = None
         how = {"quantization": settings["quantization"], "labels": tuple(settings["labels"]), "revision": revision}
-        base = load_classifier(base_model, precision=precision, **how)
+        base = load_classifier(base_model, precision=precision, model_dropout=0.0 if train else None, **how)
         base = base.dequantize() if dequantize and settings["quantization"] else base
+        base = prepare_model_for_kbit_training(base, False) if train and settings["quantization"] else base
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            model = PeftModel.from_pretrained(base, str(folder))
+            model = PeftModel.from_pretrained(base, str(folder), is_trainable=train)
         if lost := set(base.new_parts) - set(trained_whole(model)):
             raise ValueError(f"{', '.join(sorted(lost))} of its model is neither here nor in its base")
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -113,10 +119,10 @@ class SentimentClassifier:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, precision: str | None = None) -> "SentimentClassifier":
-        """The classifier in `folder`, as `save_adapter` wrote it, in `precision` (None: this machine's fastest). Raises
-        as `load_adapter` does."""
+        """The classifier in `folder`, as `save_adapter` wrote it, or of that name on the hub (`USER/NAME@REVISION`), in
+        `precision` (None: this machine's fastest). Raises as `load_adapter` does."""
         precision = precision or current_precision()
-        model, tokenizer, settings = load_adapter(Path(folder), precision)
+        model, tokenizer, settings = load_adapter(folder, precision)
         if settings["quantization"] is None:  # merging into 4 bits would round them anew
             model = model.merge_and_unload().to(DTYPES[precision])
             try:

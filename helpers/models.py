@@ -138,8 +138,13 @@ def _check_loaded(base_model: str, model: PreTrainedModel, loaded: Mapping[str, 
 
 def attach_lora(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     """`model` with the recipe's LoRA adapter, and what is on top of the encoder to be trained and saved whole; a
-    quantized model is prepared for k-bit training first. Raises ValueError where peft adapts no such layers."""
+    quantized model is prepared for k-bit training first. Raises ValueError for modules that the model does not have
+    (peft takes what there is, and is silent on the rest), and where peft adapts no such layers."""
     hide_torchao()
+    there = "".join(f".{name}\n" for name, _ in model.named_modules())
+    named = {*recipe.target_modules, *recipe.modules_to_save} - {"all-linear"}
+    if unknown := sorted(name for name in named if f".{name}\n" not in there):
+        raise ValueError(f"The model has no {', '.join(unknown)}, which target_modules or modules_to_save name.")
     if getattr(model, "is_loaded_in_4bit", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing)
     config, new = recipe.lora_config(), getattr(model, "new_parts", ())

@@ -1,6 +1,7 @@
 """One recipe from a terminal, under the profile in force: `python -m helpers.train RECIPE [--improved]`.
 
 On your own texts: `python -m helpers.train --data reviews.csv --text-column text --label-column label --output FOLDER`.
+On more of them: `python -m helpers.train --data more.csv --continue-from FOLDER --output ANOTHER`.
 On two GPUs: `torchrun --standalone --nproc_per_node=2 -m helpers.train ...`.
 """
 
@@ -14,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub.utils import validate_repo_id
+from peft import LoraConfig
 from pydantic import ValidationError
 
 from helpers.data import load_splits
 from helpers.files import ENDINGS, DiskFull, new_folder, read_rows, shown
-from helpers.inference import INFERENCE_FILE, MERGED, merge_adapter, push_to_hub
+from helpers.inference import INFERENCE_FILE, MERGED, load_adapter, merge_adapter, push_to_hub
 from helpers.models import adapted, build_model, load_tokenizer
-from helpers.own_data import OWN_DATA_RECIPE, SHOWN_CLASSES, examine, own_recipe, split_rows, token_limit
+from helpers.own_data import OWN_DATA_RECIPE, SHOWN_CLASSES, examine, listed, own_recipe, split_rows, token_limit
 from helpers.profiles import current_profile
 from helpers.recipes import RECIPES, Recipe
 from helpers.report import advice, class_scores, compare_with_baselines, scores_table, write_report
@@ -76,22 +78,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--track", action="store_true", help="log to W&B where a key or WANDB_MODE=offline is set")
     own = parser.add_argument_group("your own data (every row of the file is used; the recipe is our version of it)")
     add = own.add_argument
-    add("--data", type=Path, metavar="FILE", help=f"a file that ends in {', '.join(ENDINGS)}")
-    add("--text-column", metavar="NAME")
-    add("--label-column", metavar="NAME", help="any number of classes, as words or numbers")
-    add("--recipe", dest="own_recipe", choices=RECIPES, default=OWN_DATA_RECIPE, help=f"default {OWN_DATA_RECIPE}")
+    add("--data", type=Path, metavar="FILE", help=f"a file that ends in {', '.join(ENDINGS)}, or datasets' folder")
+    add("--text-column", metavar="NAME", help="default: guessed, and said")
+    add("--label-column", metavar="NAME", help="any number of classes, as words or numbers; default: guessed, and said")
+    add("--recipe", dest="own_recipe", choices=RECIPES, help=f"default {OWN_DATA_RECIPE}")
     add("--base-model", metavar="NAME", help="an encoder's hub name or folder; default: the profile's")
+    add("--continue-from", metavar="ADAPTER", help="go on training this folder or hub name; its LoRA settings hold")
     add("--class-weights", choices=("balanced",), help="each class counts the same, however few its rows")
     add("--drop-incomplete", action="store_true", help="leave out rows without text or label")
     add("--merge", action="store_true", help=f"also write a plain model, to FOLDER/{MERGED}")
     add("--push-to", metavar="USER/NAME", help="upload to this private repository if a token is set")
     options = parser.parse_args(arguments)
-    needed = {"--text-column": options.text_column, "--label-column": options.label_column, "--output": options.output}
-    missing = ", ".join(name for name, value in needed.items() if value is None)
-    if options.data and (options.recipe or missing):
-        parser.error(f"--data needs {missing} too" if missing else "with --data, name the recipe as --recipe RECIPE")
-    if not options.data and (options.base_model or not options.recipe):
-        parser.error(f"name a RECIPE ({names}), or a file with --data; --base-model goes with --data")
+    if not 0 <= options.seed < 2**32:
+        parser.error("--seed must be a number from 0 to 4294967295")
+    if options.data and (options.recipe or not options.output):
+        parser.error("--data needs --output; with it, name the recipe as --recipe RECIPE")
+    if not options.data and (options.base_model or options.continue_from or not options.recipe):
+        parser.error(f"name a RECIPE ({names}), or a file with --data; --base-model and --continue-from go with --data")
+    if options.continue_from and (options.base_model or options.own_recipe):
+        parser.error("--continue-from keeps the adapter's base model and settings: no --base-model or --recipe with it")
+    options.own_recipe = options.own_recipe or OWN_DATA_RECIPE
     return options
 
 
@@ -100,6 +106,7 @@ def train_recipe(options: argparse.Namespace) -> None:
     profile = replace(current_profile(), seed=options.seed)
     recipe = RECIPES[options.recipe].improved() if options.improved else RECIPES[options.recipe]
     fixed = {"n_train": profile.n_train, "n_validation": profile.n_validation, "base_model": profile.embedded}
+    fixed["min_updates"] = profile.max_epochs  # which cuts short what it adds
     caps = {"max_length": profile.max_length, "num_train_epochs": profile.max_epochs}
     recipe = as_asked(recipe, options, caps, {name for name, value in fixed.items() if value})
     splits = load_splits(recipe, profile)
@@ -122,9 +129,16 @@ def as_asked(recipe: Recipe, options: argparse.Namespace, caps: dict[str, int | 
     for name in {one.split("=")[0].strip() for one in options.settings}:
         value, cap = getattr(changed, name), caps.get(name)
         if name in fixed or (cap and value > cap):
-            how = "comes from the file, its encoder or the profile" if name in fixed else f"is {cap} at most here"
+            how = "comes from the file, the model or the profile" if name in fixed else f"is {cap} at most here"
             raise ValueError(f"{name}={value} is not taken: {name} {how} (PROFILE={current_profile().name}).")
     return changed
+
+
+def held_settings(lora: LoraConfig, settings: dict) -> dict:
+    """The fields of a recipe that stay as they are where the training of an adapter goes on (see `load_adapter`)."""
+    held = {name: getattr(lora, name) for name in ("r", "lora_alpha", "lora_dropout", "use_rslora")}
+    held |= {name: tuple(sorted(getattr(lora, name) or ())) for name in ("target_modules", "modules_to_save")}
+    return held | {name: settings[name] for name in ("quantization", "truncation", "source")} | {"model_dropout": 0.0}
 
 
 def train_on_file(options: argparse.Namespace) -> None:
@@ -133,16 +147,29 @@ def train_on_file(options: argparse.Namespace) -> None:
         validate_repo_id(options.push_to)
     rows, profile = read_rows(options.data, options.text_column, options.label_column), current_profile()
     base_model = options.base_model or profile.base_model(RECIPES[options.own_recipe].base_model)
+    held = {}
+    if options.continue_from:
+        model, _, settings = load_adapter(options.continue_from, profile.precision, train=True)
+        held, base_model = held_settings(model.active_peft_config, settings), settings["base_model"]
     findings, profile = examine(rows, load_tokenizer(base_model)), replace(profile, seed=options.seed)
     recipe, profile = own_recipe(options.own_recipe, options.data, findings.usable, profile, base_model)
-    fixed = {"n_train", "n_validation", "dataset", "base_model"}
-    recipe = as_asked(recipe, options, {"max_length": token_limit(recipe.base_model)}, fixed)
+    caps = {"max_length": token_limit(recipe.base_model)}
+    fixed = {"n_train", "n_validation", "dataset", "base_model", *held}
+    if held:
+        caps["max_length"] = min(caps["max_length"], settings["max_length"])
+        cut = min(recipe.max_length, settings["max_length"])
+        recipe = replace(recipe, **held, max_length=cut, name=f"{recipe.name},from {held['source']}")
+    recipe = as_asked(recipe, options, caps, fixed)
     recipe = replace(recipe, class_weights=options.class_weights or recipe.class_weights)
     table = findings.table(recipe.max_length).to_string(header=False, index_names=False)
     print(f"{options.data.name}\n{table}\n", flush=True)
     splits = split_rows(rows, profile.seed, options.drop_incomplete)
     labels = tuple(splits["train"].features["label"].names)
-    model = build_model(recipe, recipe.base_model, profile.precision, seed=profile.seed, labels=labels)
+    if not held:
+        model = build_model(recipe, recipe.base_model, profile.precision, seed=profile.seed, labels=labels)
+    elif list(labels) != settings["labels"]:
+        known, found = listed(settings["labels"]), listed(labels)
+        raise ValueError(f"The adapter keeps its labels, {known}, and the file has {found}: train a new adapter on it.")
     print(f"{recipe.name} on {recipe.base_model}: {len(splits['train']):,} rows to train\n{adapted(model)}", flush=True)
     with new_folder(options.output.resolve()) if process_state().is_main_process else nullcontext() as folder:
         result = fine_tune(model, recipe, splits, profile, output=folder, restart=options.restart, track=options.track)

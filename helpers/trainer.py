@@ -182,15 +182,17 @@ class Watcher(TrainerCallback):
         self.saved = self.saved or perf_counter()
         # Several processes would have to agree on the step: they save at the end of an epoch alone.
         if perf_counter() - self.saved > 60 and args.world_size == 1 and args.save_strategy != "no":
-            control.should_save, self.saved = True, perf_counter()
+            # What is logged first is looked at: no checkpoint holds weights that are no numbers.
+            control.should_save, control.should_log, self.saved = True, True, perf_counter()
 
     def on_log(self, args, state, control, logs, **_) -> None:
         # fp16's scaler meets infinite gradients as a matter of course, and leaves those updates out.
-        for name in ("loss", "eval_loss") if args.fp16 else ("loss", "eval_loss", "grad_norm"):
+        for name in ("loss", "eval_loss", "train_loss") + (() if args.fp16 else ("grad_norm",)):
             if not isfinite(logs.get(name, 0)):
+                kept = "" if get_last_checkpoint(args.output_dir) is None else " Its last checkpoint is kept."
                 raise ValueError(
                     f"{name} is {logs[name]} after {state.global_step:,} updates: the training has diverged. Try a "
-                    "lower learning_rate, or PRECISION=fp32. Its last checkpoint is kept."
+                    f"lower learning_rate, or PRECISION=fp32.{kept}"
                 )
 
 

@@ -1,6 +1,8 @@
 """Bad input at `python -m helpers.train`: one line on stderr, exit status 2, nothing written, nothing trained."""
 
 import re
+from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -11,7 +13,9 @@ from transformers import AutoTokenizer, CLIPTextConfig, DebertaV2Config
 
 from helpers import train
 from helpers.files import ENDINGS, DiskFull
-from helpers.inference import INFERENCE_FILE
+from helpers.inference import INFERENCE_FILE, save_adapter
+from helpers.models import build_model, load_tokenizer
+from helpers.recipes import RECIPES
 
 GOOD = [(f"the {word} plot {index}", word) for index in range(40) for word in ("bad", "good")]
 
@@ -27,7 +31,8 @@ def refused(tmp_path, tiny_checkpoints, monkeypatch, capsys):
 
     def run(*options, file="good.csv", base=tiny_checkpoints["bert"], output="model", status=2):
         before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
-        own = ["--data", str(file), "--text-column", "text", "--label-column", "label", "--base-model", base]
+        own = ["--data", str(file), "--text-column", "text", "--label-column", "label"]
+        own += ["--base-model", base] if base else []
         assert train.main([*(own if file else []), "--output", output, *options]) == status
         error = capsys.readouterr().err
         assert error.startswith("Stopped" if status == 130 else "error: ") and error.count("\n") == 1, error
@@ -59,7 +64,7 @@ def test_rows_that_do_not_make_a_classifier(refused, ending, pairs, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("bad.xlsx", b"x", "'.xlsx'; it must be one of .csv, .tsv, .jsonl, .parquet"),
+        ("bad.xlsx", b"x", "'.xlsx'; it must be one of .csv, .tsv, .txt, .jsonl, .json, .parquet, or a folder"),
         ("bad.csv", b"", "it is empty"),
         ("bad.tsv", b"\n", "it is empty"),
         ("bad.jsonl", b"\n", "it is empty"),
@@ -98,6 +103,24 @@ def test_a_base_model_that_is_none(refused, tmp_path, tiny_checkpoints):
         assert "pip install sentencepiece" in refused(base="spm")
 
 
+def test_an_adapter_that_cannot_go_on(refused, tiny_checkpoints):
+    base = tiny_checkpoints["bert"]
+    recipe = replace(RECIPES["lora_bert_sst2"], r=4)
+    model = build_model(recipe, base, labels=("bad", "good"))
+    save_adapter(model, load_tokenizer(base), Path("earlier"), recipe, base, 16)
+    going_on = partial(refused, "--continue-from", "earlier", base=None)
+    Path("other.csv").write_bytes(written([(text, label.upper()) for text, label in GOOD], ".csv"))
+    assert "keeps its labels, bad, good, and the file has BAD, GOOD" in going_on(file="other.csv")
+    for setting in ("r=8", "target_modules=key", "quantization=nf4", "model_dropout=0.1", "truncation=tail"):
+        assert f"{setting.split('=')[0]} comes from the file, the model" in going_on("--set", setting)
+    assert "max_length is 64 at most" in going_on("--set", "max_length=65")
+    assert "no saved adapter" in refused("--continue-from", base, base=None)
+    assert "There is no folder 'no/where', and the Hugging Face Hub" in refused(
+        "--continue-from", "no/where", base=None
+    )
+    assert re.search("earlier' .* is an adapter; --continue-from .* `merged`", refused(base="earlier"))
+
+
 @pytest.mark.parametrize("file", ["good.csv", None], ids=["file", "recipe"])
 @pytest.mark.parametrize(
     ("setting", "message"),
@@ -108,6 +131,8 @@ def test_a_base_model_that_is_none(refused, tmp_path, tiny_checkpoints):
         ("truncation=x", "truncation="),
         ("num_train_epochs=0", "num_train_epochs="),
         ("rank=3", "'rank=3' sets nothing"),
+        ("target_modules=query,nowhere", "no nowhere, which target_modules or modules_to_save name"),
+        ("modules_to_save=nowhere", "no nowhere"),
         ("r", "'r' sets nothing"),
         ("r=", "sets nothing"),
     ],
@@ -122,6 +147,7 @@ def test_a_setting_that_cannot_be_trained(refused, file, setting, message):
     [
         ("max_length=512", "max_length=512 .*PROFILE=quick"),
         ("num_train_epochs=8", "num_train_epochs=8 .*PROFILE=quick"),
+        ("min_updates=9000", "min_updates=9000 .*PROFILE=quick"),
         ("n_train=5000", "n_train=5000 .*PROFILE=quick"),
         ("n_train=500", "n_train=500 .*PROFILE=quick"),
         ("n_validation=50", "n_validation=50 .*PROFILE=quick"),
@@ -166,9 +192,13 @@ def test_an_output_that_is_taken(refused, tmp_path, file):
     ("line", "message"),
     [
         ("", "name a RECIPE"),
+        ("lora_bert_sst2 --seed -1", "--seed must be a number from 0"),
         ("lora_gpt", "lora_distilbert_qv"),
-        ("lora_bert_sst2 --base-model roberta-base", "--base-model goes with --data"),
-        ("--data a.csv --text-column t", "--data needs --label-column, --output too"),
+        ("lora_bert_sst2 --base-model roberta-base", "--base-model and --continue-from go with --data"),
+        ("--data a.csv --text-column t", "--data needs --output"),
+        ("lora_bert_sst2 --continue-from a", "--continue-from go with --data"),
+        ("--data a.csv --output b --continue-from c --base-model d", "no --base-model or --recipe with it"),
+        ("--data a.csv --output b --continue-from c --recipe qlora_bert", "no --base-model or --recipe with it"),
         ("qlora_bert --data a.csv --text-column t --label-column l --output b", "--recipe"),
     ],
 )

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hub import _store
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 from transformers import AutoTokenizer, pipeline
@@ -255,6 +257,23 @@ def test_no_path_of_a_machine_and_no_row_is_uploaded(adapter, hub, tmp_path, pla
     base = json.loads(hub.uploaded[CONFIG])["base_model_name_or_path"]
     assert base == (place if place and "google" in place else "bert-tiny")
     assert {path: path.read_bytes() for path in adapter.rglob("*") if path.is_file()} == before
+
+
+def test_what_was_uploaded_loads_by_its_name(adapter, hub, tiny_checkpoints, tmp_path, monkeypatch):
+    """From the hub's cache, as another machine without a network has it; the base beside it, whose name went up."""
+    expected = SentimentClassifier.from_pretrained(adapter, "fp32").logits(TEXTS)
+    push_to_hub(adapter, "me/mine")
+    commit, files = "c" * 40, {name: text.encode("latin-1") for name, text in hub.uploaded.items()}
+    _store(tmp_path / "hub" / "models--me--mine", commit, files)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(Path(tiny_checkpoints["bert"]).parent)
+    for name in ("me/mine", f"me/mine@{commit}", Path("me/mine")):
+        np.testing.assert_array_equal(SentimentClassifier.from_pretrained(name, "fp32").logits(TEXTS), expected)
+    for name in ("me/mine@v2", "me/other", "no name at all"):
+        with pytest.raises(
+            ConnectionError, match=f"^There is no folder '{name}', and the Hugging Face Hub .* HF_TOKEN"
+        ):
+            SentimentClassifier.from_pretrained(name, "fp32")
 
 
 def test_an_upload_that_cannot_be_is_one_line_that_says_how(adapter, hub, monkeypatch):

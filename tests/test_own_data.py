@@ -1,5 +1,6 @@
 """A file of one's own: findings, split, and the recipe for it. Reading is in test_reading, training in test_train."""
 
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 
@@ -33,6 +34,14 @@ def plenty(**counts: int) -> list[tuple[str, str]]:
 @pytest.fixture
 def tokenizer(tiny_checkpoints):
     return load_tokenizer(tiny_checkpoints["bert"])
+
+
+def test_texts_in_two_unicode_forms_are_duplicates_or_conflicts(tokenizer):
+    forms = [unicodedata.normalize(form, "le caf\u00e9 \u0130\u0345") for form in ("NFC", "NFD")]
+    assert forms[0] != forms[1] and text_key(forms[0]) == text_key(forms[1].upper())
+    pairs = [(forms[0], "yes"), (forms[1], "yes"), (f"{forms[0]} 2", "yes"), (f"{forms[1]} 2", "no")]
+    findings = examine(rows_of(*pairs), tokenizer)
+    assert (findings.duplicates, findings.conflicts) == ([2], [3, 4])
 
 
 def test_findings_count_what_is_planted(tokenizer):

@@ -3,11 +3,13 @@
 import csv
 import io
 import json
+import unicodedata
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -34,7 +36,7 @@ def written(pairs: list[tuple], ending: str) -> bytes:
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), buffer)
         return buffer.getvalue()
-    if ending == ".jsonl":
+    if ending.startswith(".json"):
         return "\n".join(json.dumps(row, ensure_ascii=False) for row in frame.to_dict("records")).encode()
     return frame.to_csv(index=False, sep="\t" if ending == ".tsv" else ",", lineterminator="\n").encode()
 
@@ -60,6 +62,7 @@ def test_texts_and_labels_are_what_is_written(tmp_path, pairs, ending):
     path.write_bytes(written(pairs, ending))
     invisible = "\u200b\u200e"
     wanted = [[value.strip() if value.strip(invisible).strip() else None for value in pair] for pair in pairs]
+    wanted = [[text, label and unicodedata.normalize("NFC", label)] for text, label in wanted]
     rows = read_rows(path, "text", "label")
     assert rows.values.tolist() == wanted and list(rows.index) == list(range(1, len(pairs) + 1))
 
@@ -70,6 +73,10 @@ def test_lone_quotes_of_a_tsv_are_characters(read):
     assert read(content, ".tsv") == [list(pair) for pair in zip(texts, "0110", strict=True)]
 
 
+def test_balanced_quotes_inside_a_tsv_are_characters(read):
+    assert read(b'text\tlabel\n"Great" film\t1\nno\t0\n', ".tsv") == [['"Great" film', "1"], ["no", "0"]]
+
+
 def test_quoted_fields_of_a_tsv_are_unquoted(read):
     assert read(b'text\tlabel\n"a ""good""\tone"\tyes\nb\tno\n', ".tsv") == [['a "good"\tone', "yes"], ["b", "no"]]
 
@@ -77,8 +84,10 @@ def test_quoted_fields_of_a_tsv_are_unquoted(read):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_what_excel_saves_is_read(read, encoding):
     rows = [['one\ntwo, "three"', "caf\u00e9"], ["plain", "1"], ["short", ""]]
-    for ending, separator in ((".csv", ","), (".tsv", "\t")):
-        buffer = io.StringIO(newline="")
+    for ending, separator in ((".csv", ","), (".tsv", "\t"), (".csv", ";"), (".txt", "\t"), (".csv", "sep=|")):
+        buffer = io.StringIO(f"{separator}\r\n" if len(separator) > 1 else "", newline="")
+        buffer.seek(0, io.SEEK_END)
+        separator = separator[-1]
         csv.writer(buffer, delimiter=separator).writerows([["text", "label"], *rows])
         assert read(buffer.getvalue().encode(encoding), ending) == [*rows[:2], ["short", None]]
 
@@ -93,13 +102,78 @@ def test_numbers_with_gaps_are_whole_labels(read):
         assert labels == [str(int(values[0])), None, "3"]
 
 
+def test_json_may_be_an_array(read):
+    assert read(json.dumps([{"text": "a", "label": 1}, {"text": "b", "label": 0}], indent=1).encode(), ".json") == [
+        ["a", "1"], ["b", "0"],
+    ]  # fmt: skip
+
+
+def test_columns_and_labels_are_compared_in_one_unicode_form(tmp_path):
+    """A file from macOS beside one from Windows; texts are compared by `text_key`, in test_own_data."""
+    composed, apart = (unicodedata.normalize(form, "\u00e9tiquette") for form in ("NFC", "NFD"))
+    (tmp_path / "a.csv").write_text(f"text,{apart}\none,{composed}\ntwo,{apart}\n", encoding="utf-8")
+    assert read_rows(tmp_path / "a.csv", "text", composed).values.tolist() == [["one", composed], ["two", composed]]
+
+
+def test_what_datasets_wrote_has_the_names_of_its_labels(tmp_path):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["bad", "good"])})
+    rows = Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features=features)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "saved")
+    DatasetDict(train=rows).save_to_disk(tmp_path / "alone")
+    for split in ("train", "test"):
+        (tmp_path / "hub" / split).mkdir(parents=True)
+        for shard in range(2):
+            rows.to_parquet(tmp_path / "hub" / split / f"{split}-0000{shard}-of-00002.parquet")
+    for name in ("rows.parquet", "saved/test", "alone", "hub/train"):
+        wanted = [["a", "good"], ["b", "bad"], ["c", None]] * (2 if "hub" in name else 1)
+        assert read_rows(tmp_path / name, "text", "label").values.tolist() == wanted, name
+    (tmp_path / "none").mkdir()
+    for name, held in (
+        ("saved", "test/state.json, train/"),
+        ("hub", "test/test-, train/train-"),
+        ("none", "no Parquet"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} is no folder of a dataset that can be read: it holds {held}"):
+            read_rows(tmp_path / name, "text", "label")
+
+
+TEXT = [f"what somebody wrote, number {index}" for index in range(40)]
+HALVES = ["yes", "no"] * 20
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        ({"": range(40), "Review": TEXT, "Sentiment": HALVES, "year": HALVES}, ("Review", "Sentiment")),
+        ({"Unnamed: 0": range(40), "what": TEXT, "verdict": HALVES, "id": range(40)}, ("what", "verdict")),
+        (
+            {"text": TEXT, "verdict": HALVES, "year": HALVES},
+            "2 columns may hold the label; .*'text', 'verdict', 'year'",
+        ),
+        ({"text": TEXT, "label": HALVES, "comment": TEXT}, "2 columns may hold the text; name it with --text-column"),
+        ({"text": TEXT, "id": range(40)}, "no column may hold the label"),
+    ],
+)
+def test_columns_without_a_name_are_guessed_and_said(tmp_path, capsys, columns, found):
+    pd.DataFrame(columns).to_csv(tmp_path / "a.csv", index=False)
+    if isinstance(found, str):
+        with pytest.raises(ValueError, match=rf"^a\.csv: {found}"):
+            read_rows(tmp_path / "a.csv")
+        return
+    assert read_rows(tmp_path / "a.csv").values.tolist() == list(map(list, zip(TEXT, HALVES, strict=True)))
+    said = f"a.csv: the text is in column {found[0]!r}, the label in {found[1]!r}\n"
+    assert capsys.readouterr().out == said
+    assert len(read_rows(tmp_path / "a.csv", label_column=found[1])) == 40
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.csv", b"\xef\xbb\xbf", "it is empty"),
         ("a.csv", "text,label\na,1\n".encode("utf-16")[:-1], "a.csv"),
         ("a.csv", "text,label\na,1\n".encode("utf-16-le"), "no column 'text'"),
-        ("a.csv", b"text;label\na;1\n", "no column 'text'; it has 'text;label'"),
+        ("a.csv", b"text|label\na|1\n", "no column 'text'; it has 'text|label'"),
         ("a.csv", b'text,label\n"a,1\n', "no .csv file that can be read"),
         ("a.jsonl", b'{"text": "a", "label": 1}\nnot json\n', "no .jsonl file that can be read"),
         ("a.jsonl", b'{"text": "a", "label": 1}\n\n[1]\n', "no .jsonl file that can be read"),

@@ -13,12 +13,15 @@ from unittest.mock import MagicMock
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from bitsandbytes.nn import Linear4bit
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from helpers import inference, profiles, train
 from helpers.inference import SentimentClassifier, push_to_hub
+from helpers.models import load_tokenizer
 from helpers.own_data import FEW_ROWS_RATE
 from helpers.profiles import PROFILES, ROOT
 from helpers.results import RunRecord, load_records
@@ -241,6 +244,38 @@ def test_any_encoder_trains_saves_and_reloads(tiny_encoders, toy_reviews, here, 
     np.testing.assert_allclose(
         SentimentClassifier(merged, result.tokenizer, "fp32", **told).logits(TEXTS), expected, atol=1e-3
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["lora_bert_sst2", "qlora_bert"])
+def test_training_goes_on_from_an_adapter(tiny_checkpoints, toy_reviews, here, monkeypatch, recipe):
+    """It starts at the weights that were saved, whatever the base says, and keeps what cannot be set anew."""
+    write_verdicts(toy_reviews, here / "verdicts.csv")
+    own = settings_of({"optim": "adamw_torch", "r": 5, "max_length": 40, "min_updates": 20})
+    assert train.main(command("verdicts.csv", tiny_checkpoints["bert"], "--recipe", recipe, *own)) == 0
+    seen, plain = [], train.fine_tune
+
+    def look(model, recipe, splits, profile, **options):
+        told = {"max_length": 40, "truncation": "head+tail"}
+        seen.append(
+            (recipe, SentimentClassifier(model, load_tokenizer(recipe.base_model), "fp32", **told).logits(TEXTS))
+        )
+        return plain(model, recipe, splits, profile, **options)
+
+    monkeypatch.setattr(train, "fine_tune", look)
+    more = ["--data", "verdicts.csv", *command("", "")[2:6], "--continue-from", "out/model", "--output", "more"]
+    more += settings_of({"num_train_epochs": 1, "learning_rate": "1e-3", "gradient_checkpointing": "True"})
+    assert train.main(more) == 0
+    ((going_on, start),) = seen
+    before, after = (SentimentClassifier.from_pretrained(name, "fp32").logits(TEXTS) for name in ("out/model", "more"))
+    np.testing.assert_allclose(start, before, atol=1e-4)
+    assert np.abs(after - before).max() > 1e-3
+    assert (going_on.r, going_on.max_length, going_on.quantization) == (5, 40, "nf4" if "qlora" in recipe else None)
+    weights = [load_file(f"{name}/adapter_model.safetensors") for name in ("out/model", "more")]
+    assert weights[0].keys() == weights[1].keys()
+    assert not [name for name, weight in weights[0].items() if torch.equal(weight, weights[1][name])]
+    assert "lora_bert_sst2,from adapter " in (here / "more" / "README.md").read_text(encoding="utf-8")
+    assert json.loads((here / "more" / "inference.json").read_bytes())["labels"] == LABELS
 
 
 @pytest.mark.slow

@@ -161,12 +161,19 @@ def test_a_training_that_diverges_stops_within_a_logging_step(recipe, tokens, ti
     assert "\n" not in str(error.value) and len(passes) <= 20 + math.ceil(48 / 10)
 
 
+def test_what_is_saved_is_looked_at_first(monkeypatch):
+    monkeypatch.setattr(trainer_module, "perf_counter", iter((1, 62, 63)).__next__)
+    arguments, control = type("Arguments", (), {"world_size": 1, "save_strategy": "epoch"}), TrainerControl()
+    Watcher().on_step_end(arguments, TrainerState(), control)
+    assert control.should_save and control.should_log
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("fp16", [False, True])
 def test_what_is_no_number_is_told_but_gradients_that_fp16_s_scaler_mends(fp16, value):
     """By a made-up log, as fp16 itself trains on a GPU alone."""
-    arguments, healthy = type("Arguments", (), {"fp16": fp16, "output_dir": ""}), {"loss": 0.5, "grad_norm": 1.0}
-    for name in ("loss", "eval_loss", "grad_norm", "learning_rate"):
+    arguments, healthy = type("Arguments", (), {"fp16": fp16, "output_dir": "."}), {"loss": 0.5, "grad_norm": 1.0}
+    for name in ("loss", "eval_loss", "train_loss", "grad_norm", "learning_rate"):
         told = name.endswith("loss") or (name == "grad_norm" and not fp16)
         match = f"{name} is {value} after 3 updates"
         with pytest.raises(ValueError, match=match) if told else nullcontext():

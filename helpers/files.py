@@ -90,8 +90,9 @@ def shown(path: Path) -> str:
     return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
 
 
-def read_rows(path: str | Path, text_column: str, label_column: str) -> pd.DataFrame:
-    """The rows of a CSV, TSV, JSON Lines or Parquet file: columns `text` and `label`, both str or None where missing.
+def read_rows(path: str | Path, text_column: str, label_column: str, pair_column: str | None = None) -> pd.DataFrame:
+    """The rows of a CSV, TSV, JSON Lines or Parquet file: columns `text` and `label`, both str or None where missing,
+    and `pair`, the second texts, with a `pair_column`. A list of labels is a sorted tuple.
 
     The index, `row`, counts from 1 without a header. Text files are UTF-8, or UTF-16 with its mark. Raises
     FileNotFoundError, and ValueError for what cannot be read, a missing or doubled column, and a value that is no text.
@@ -111,18 +112,21 @@ def read_rows(path: str | Path, text_column: str, label_column: str) -> pd.DataF
     except (ValueError, TypeError, RecursionError, OSError) as error:  # pandas', json's and pyarrow's
         raise ValueError(f"{path.name} is no {path.suffix} file that can be read: {error}") from error
     columns = list(frame.columns)
-    for column in (text_column, label_column):
+    wanted = {"text": text_column, "pair": pair_column, "label": label_column}
+    wanted = {name: column for name, column in wanted.items() if column is not None}
+    for column in wanted.values():
         if columns.count(column) != 1:
             there = ", ".join(map(repr, columns[:20]))
             raise ValueError(f"{path.name} has {columns.count(column) or 'no'} column {column!r}; it has {there}.")
-    if frame.empty or text_column == label_column:
+    if frame.empty or len(set(wanted.values())) < len(wanted):
         raise ValueError(f"{path.name} has no rows of a text and a label.")
     index = pd.RangeIndex(1, len(frame) + 1, name="row")
     cells = {
         name: [
-            _cell(f"{path.name}, row {row:,}, column {column!r}", value) for row, value in enumerate(frame[column], 1)
+            _cell(f"{path.name}, row {row:,}, column {column!r}", value, name == "label")
+            for row, value in enumerate(frame[column], 1)
         ]
-        for name, column in (("text", text_column), ("label", label_column))
+        for name, column in wanted.items()
     }
     return pd.DataFrame(cells, index=index, dtype=object)
 
@@ -149,8 +153,10 @@ def _read_frame(path: Path) -> pd.DataFrame:
     return frame[1:].set_axis(frame.iloc[0].tolist(), axis=1)
 
 
-def _cell(where: str, value: object) -> str | None:
+def _cell(where: str, value: object, several: bool = False) -> str | tuple[str, ...] | None:
     """One value as text; None where there is none, or nothing of it to be seen. Raises ValueError."""
+    if several and isinstance(value, list):
+        return tuple(sorted({_cell(where, one) for one in value} - {None}))
     if value is None or value != value:
         return None
     if isinstance(value, float) and value.is_integer():

@@ -25,6 +25,7 @@ from helpers.data import LABELS
 from helpers.profiles import DTYPES, device
 from helpers.recipes import Recipe
 from helpers.start import hide_torchao
+from helpers.tasks import TASKS
 
 # What sits on top of the encoder, by the last part of its name, in BERT, DistilBERT, RoBERTa and ModernBERT.
 HEAD_MODULES = ("classifier", "pre_classifier", "pooler", "head")
@@ -56,6 +57,7 @@ def load_classifier(
     precision: str = "fp32",
     model_dropout: float | None = None,
     labels: tuple[str, ...] = LABELS,
+    task: str = "single",
     seed: int = 42,
     fast: bool = True,
     revision: str | None = None,
@@ -71,7 +73,7 @@ def load_classifier(
         raise ValueError(f"quantization={quantization!r} is neither None nor 'nf4'.")
     config = from_hub(AutoConfig.from_pretrained, base_model, revision)
     config.id2label, config.label2id = label_maps(labels)
-    config.problem_type = "single_label_classification"
+    config.problem_type = TASKS[task].problem_type
     if model_dropout is not None:  # each architecture has its own names
         config.update({name: model_dropout for name in config.to_dict() if "dropout" in name})
     # A CPU's fused attention is slow in bf16 at small heads; in ModernBERT's windows eager attention gives no number.
@@ -126,6 +128,12 @@ def check_tokenizer(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTok
         raise ValueError(f"The tokenizer has {len(tokenizer):,} tokens, the model embeddings for {rows:,}.")
 
 
+def only_known_types(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Leaves `token_type_ids` out of what `tokenizer` returns where `model` has none for the second text of a pair."""
+    if getattr(model.config, "type_vocab_size", 0) < 2:
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+
+
 def attach_lora(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     """`model` with the recipe's LoRA adapter; a quantized model is prepared for k-bit training first."""
     hide_torchao()
@@ -140,7 +148,7 @@ def attach_lora(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
 def build_model(recipe: Recipe, base_model: str, precision: str = "fp32", **options) -> PreTrainedModel | PeftModel:
     """The model a recipe trains, on this machine's device: with an adapter, or as its `method` says with every weight
     or the head alone to be trained. `options` are `seed`, `labels`, `fast` of `load_classifier`."""
-    changed = {"quantization": recipe.quantization, "model_dropout": recipe.model_dropout}
+    changed = {name: getattr(recipe, name) for name in ("quantization", "model_dropout", "task")}
     model = load_classifier(base_model, precision=precision, **changed, **options)
     if recipe.method == "head_only":
         for name, parameter in model.named_parameters():

@@ -26,6 +26,7 @@ from helpers.recipes import RECIPES, Recipe
 from helpers.report import advice, class_scores, compare_with_baselines, scores_table, write_report
 from helpers.results import summary
 from helpers.start import prepare_process
+from helpers.tasks import TASKS, label_names, read_labels
 from helpers.trainer import process_state
 from helpers.training import checkpoint_folder, fine_tune, score_bag_of_words
 
@@ -78,7 +79,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = own.add_argument
     add("--data", type=Path, metavar="FILE", help=f"a file that ends in {', '.join(ENDINGS)}")
     add("--text-column", metavar="NAME")
-    add("--label-column", metavar="NAME", help="any number of classes, as words or numbers")
+    add("--text-pair-column", metavar="NAME", help="a second text: the model reads both together")
+    add("--label-column", metavar="NAME", help="classes as words or numbers, lists of labels, or numbers to predict")
+    add(
+        "--task",
+        choices=TASKS,
+        help="one class a text, several labels, or a number; default: what the labels look like",
+    )
+    add("--label-separator", metavar="TEXT", help="between the labels of a text (default: ; or | where that is clear)")
     add("--recipe", dest="own_recipe", choices=RECIPES, default=OWN_DATA_RECIPE, help=f"default {OWN_DATA_RECIPE}")
     add("--base-model", metavar="NAME", help="an encoder's hub name or folder; default: the profile's")
     add("--class-weights", choices=("balanced",), help="each class counts the same, however few its rows")
@@ -130,17 +138,21 @@ def train_on_file(options: argparse.Namespace) -> None:
     """Trains on a file of the user's; the folder `--output` appears when all in it is written."""
     if options.push_to:
         validate_repo_id(options.push_to)
-    rows, profile = read_rows(options.data, options.text_column, options.label_column), current_profile()
+    rows = read_rows(options.data, options.text_column, options.label_column, options.text_pair_column)
+    (rows, task, why), profile = read_labels(rows, options.task, options.label_separator), current_profile()
     base_model = options.base_model or profile.base_model(RECIPES[options.own_recipe].base_model)
     findings, profile = examine(rows, load_tokenizer(base_model)), replace(profile, seed=options.seed)
     recipe, profile = own_recipe(options.own_recipe, options.data, findings.usable, profile, base_model)
-    fixed = {"n_train", "n_validation", "dataset", "base_model"}
+    recipe = replace(recipe, task=task, **({"truncation": "head"} if "pair" in rows else {}))
+    fixed = {"n_train", "n_validation", "dataset", "base_model", *(["truncation"] if "pair" in rows else ())}
     recipe = as_asked(recipe, options, {"max_length": recipe.max_length}, fixed)
     recipe = replace(recipe, class_weights=options.class_weights or recipe.class_weights)
+    if recipe.class_weights and task != "single":
+        raise ValueError(f"Class weights are for one class a text, and this is --task {task} ({why}).")
     table = findings.table(recipe.max_length).to_string(header=False, index_names=False)
-    print(f"{options.data.name}\n{table}\n", flush=True)
+    print(f"{options.data.name}: {why}\n{table}\n", flush=True)
     splits = split_rows(rows, profile.seed, options.drop_incomplete)
-    labels = tuple(splits["train"].features["label"].names)
+    labels = tuple(label_names(splits["train"]))
     model = build_model(recipe, recipe.base_model, profile.precision, seed=profile.seed, labels=labels)
     print(f"{recipe.name} on {recipe.base_model}: {len(splits['train']):,} rows to train", flush=True)
     with new_folder(options.output.resolve()) if process_state().is_main_process else nullcontext() as folder:
@@ -153,7 +165,7 @@ def train_on_file(options: argparse.Namespace) -> None:
         write_report(result, splits, findings, baselines)
     shutil.rmtree(checkpoint_folder(recipe, splits, profile), ignore_errors=True)
     print(f"\n{class_scores(result, splits).head(SHOWN_CLASSES).round(3).to_string()}\n")
-    print(f"Accuracy {result.record.score} on {result.record.n_test:,} test rows\n")
+    print(f"{result.record.task.title} {result.record.score} on {result.record.n_test:,} test rows\n")
     print(scores_table(result, baselines, findings.skewed).to_string())
     print(f"{advice(result, baselines, findings.skewed)}\n")
     print(f"Adapter and model card: {options.output}   Report: {options.output / 'report'}")

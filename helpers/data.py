@@ -181,11 +181,8 @@ def truncate(ids: list[int], max_length: int, truncation: str = "head") -> list[
 
 def texts_of(rows: Dataset | pd.DataFrame) -> list[list[str]]:
     """What a tokenizer reads: the texts, and for pairs (a column `pair`) the second texts too."""
-    return [
-        list(rows[name])
-        for name in ("text", "pair")
-        if name in (rows.column_names if isinstance(rows, Dataset) else rows.columns)
-    ]
+    columns = rows.column_names if isinstance(rows, Dataset) else rows
+    return [list(rows[name]) for name in ("text", "pair") if name in columns]
 
 
 def joined(rows: Dataset) -> list[str]:

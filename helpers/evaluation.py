@@ -36,16 +36,11 @@ def compute_metrics(output: EvalPrediction, task: str = "single") -> dict[str, f
 
 @torch.inference_mode()
 def predict_logits(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    ids: Sequence[list[int]] | Mapping,
-    precision: str,
-    read=None,
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, ids: Sequence | Mapping, precision: str, read=None
 ) -> np.ndarray:
     """Logits of tokenized texts, shape (len(ids), n_labels), in their order; or what `read(output, batch)` returns.
 
-    `ids` may be a dict of columns, such as `input_ids` and `token_type_ids` (see `data.encode`).
-
+    `ids` are lists of tokens, or what `data.encode` returns.
     (Trainer.predict would answer in another order where rows are grouped by length.)
     """
     model.eval()
@@ -87,14 +82,13 @@ def frozen_encoder(
 def _fitted(features, train, validation, strengths, class_weights: str | None) -> Pipeline:
     """The best on `validation` of one model a C, by log loss where several are. (GridSearchCV would fit it on both.)"""
     rows, labels = features.fit_transform(train[0]), np.asarray(validation[1])
-    scored_on, name = features.transform(validation[0]), task_of(labels)
-    task = TASKS[name]
+    scored_on, task = features.transform(validation[0]), TASKS[task_of(labels)]
 
     def quality(model) -> tuple[float, float]:
         if isinstance(model, Tagger):
             model.threshold = best_threshold(model.predict_proba(scored_on), labels)
         found = model.predict(scored_on)
-        if name != "single":
+        if task is not TASKS["single"]:
             return task.score(found, labels), 0.0
         loss = metrics.log_loss(labels, model.predict_proba(scored_on), labels=model.classes_)
         return (metrics.balanced_accuracy_score(labels, found) if class_weights else task.score(found, labels)), -loss
@@ -134,25 +128,26 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def resampled_scores(score, references: np.ndarray, *predictions: np.ndarray) -> np.ndarray:
-    """`score(predictions, references)` of each on the same 1,000 resamples of the rows, shape (1000, how many)."""
-    rng, n = np.random.default_rng(0), len(references)
-    drawn = (rng.integers(n, size=n) for _ in range(1_000))
-    return np.array([[score(one[rows], references[rows]) for one in predictions] for rows in drawn])
+def resampled(statistic, n: int) -> tuple[float, float, float]:
+    """95 % percentile bootstrap interval of `statistic(rows)`, from 1,000 resamples of `n` row numbers, and the
+    p-value of zero."""
+    rng = np.random.default_rng(0)
+    return _interval(np.array([statistic(rng.integers(n, size=n)) for _ in range(1_000)]))
 
 
-def score_interval(score, predictions: np.ndarray, references: np.ndarray) -> list[float]:
-    """95 % percentile bootstrap interval of `score(predictions, references)`."""
-    return np.percentile(resampled_scores(score, references, predictions), (2.5, 97.5)).tolist()
+def _interval(drawn: np.ndarray) -> tuple[float, float, float]:
+    beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(low), float(high), min(1.0, 2 * float(beyond + 1) / (len(drawn) + 1))
 
 
 def compare_scores(score, a: np.ndarray, b: np.ndarray, references: np.ndarray) -> "PairedComparison":
-    """`paired_comparison` for any score of predictions: A - B, its 95 % bootstrap interval and p."""
-    drawn = np.diff(resampled_scores(score, references, b, a)).ravel()
-    beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    p_value = min(1.0, 2 * float(beyond + 1) / (len(drawn) + 1))
-    return PairedComparison(score(a, references) - score(b, references), float(low), float(high), p_value)
+    """A and B by `score(predictions, references)`, on the same resamples of the rows."""
+
+    def gain(rows=slice(None)) -> float:
+        return score(a[rows], references[rows]) - score(b[rows], references[rows])
+
+    return PairedComparison(gain(), *resampled(gain, len(references)))
 
 
 @lru_cache(maxsize=4)
@@ -176,10 +171,7 @@ def crossed_interval(values: np.ndarray) -> tuple[float, float, float]:
         means = values.mean(axis=1, keepdims=True)
         values = values + (means - means.mean()) * (np.sqrt(runs / (runs - 1)) - 1)
     drawn = [((of_runs / runs @ values) * (of_rows / rows)).sum(axis=1) for of_runs, of_rows in _resamples(runs, rows)]
-    means = np.concatenate(drawn)
-    beyond = min((means <= 0).sum(), (means >= 0).sum())
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high), min(1.0, 2 * float(beyond + 1) / (len(means) + 1))
+    return _interval(np.concatenate(drawn))
 
 
 class PairedComparison(NamedTuple):

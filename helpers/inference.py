@@ -22,7 +22,7 @@ from helpers.models import load_classifier, only_known_types
 from helpers.profiles import DTYPES, current_precision
 from helpers.recipes import Recipe
 from helpers.start import hide_torchao
-from helpers.tasks import TASKS, decide
+from helpers.tasks import TASKS
 
 INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS = "inference.json", "adapter_config.json", "adapter_model.safetensors"
 REPORT, MERGED = "report", "merged"  # folders in an adapter's that are not uploaded with it; the report quotes rows
@@ -46,12 +46,12 @@ def save_adapter(
     recipe: Recipe,
     base_model: str,
     max_length: int,
-    threshold: float = 0.5,
-    pairs: bool = False,
+    **more,
 ) -> Path:
     """Writes adapter, head and tokenizer to `folder`, replacing what was there only when all is written.
 
-    `inference.json` beside them holds what prediction needs and peft does not save, such as how texts were cut.
+    `inference.json` beside them holds what prediction needs and peft does not save, such as how texts were cut;
+    `more` are `threshold` and `pairs` of `SentimentClassifier`.
     """
     lora = model.active_peft_config
     lora.target_modules = sorted(lora.target_modules)  # peft has a set, in another order in every process
@@ -61,10 +61,9 @@ def save_adapter(
         "max_length": max_length,
         "truncation": recipe.truncation,
         "task": recipe.task,
-        "threshold": threshold,
-        "pairs": pairs,
         "labels": list(model.config.id2label.values()),
         "base_revision": loaded_revision(base_model).get(base_model),
+        **more,
     }
     with new_folder(folder) as temporary:
         model.save_pretrained(temporary)
@@ -143,16 +142,14 @@ class SentimentClassifier:
         """A Prediction for each text, in order; a list of them, those over the threshold, where texts have several
         labels; or a number. One string is a list of one; `pairs` are the second texts of a model that reads two."""
         names, probabilities = self.model.config.id2label, self.probabilities(texts, pairs)
-        found = decide(self.task, probabilities, self.threshold)
         if self.task == "regression":
-            return found.tolist()
+            return probabilities[:, 0].tolist()
         if self.task == "single":
-            return [
-                Prediction(names[label], float(row[label])) for label, row in zip(found, probabilities, strict=True)
-            ]
+            return [Prediction(names[int(row.argmax())], float(row.max())) for row in probabilities]
+        passed = (np.flatnonzero(row >= self.threshold) for row in probabilities)
         return [
-            [Prediction(names[label], float(row[label])) for label in np.flatnonzero(labels).tolist()]
-            for labels, row in zip(found, probabilities, strict=True)
+            [Prediction(names[label], float(row[label])) for label in labels]
+            for labels, row in zip(passed, probabilities, strict=True)
         ]
 
     def probabilities(self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None) -> np.ndarray:
@@ -163,9 +160,7 @@ class SentimentClassifier:
         """Logits of shape (len(texts), n_labels), in order. Raises TypeError for anything but strings, and for pairs
         where the model reads single texts, or the other way round."""
         if self.pairs != (pairs is not None):
-            raise TypeError(
-                f"The model reads {'pairs: give' if self.pairs else 'single texts: leave out'} the second texts."
-            )
+            raise TypeError(f"This model reads {'pairs of' if self.pairs else 'single'} texts.")
         texts, pairs = _strings(texts), pairs if pairs is None else _strings(pairs)
         if pairs is not None and len(pairs) != len(texts):
             raise TypeError(f"There are {len(texts):,} texts, and {len(pairs):,} second texts.")

@@ -77,7 +77,7 @@ def scores_table(result: FineTuned, baselines: Sequence[Baseline], skewed: bool)
     for one in baselines:
         gain = one.gain.points if "%" in task.form else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*one.gain[:3])
         rows[one.name] = task.form.format(one.metrics[column]), gain, f"{one.gain.p_value:.2g}"
-    columns = [column.replace("_", " "), f"gain in {task.headline.replace('_', ' ')} [95 %]", "p, corrected"]
+    columns = ["balanced accuracy" if skewed else task.title, f"gain in {task.title} [95 %]", "p, corrected"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
@@ -160,10 +160,8 @@ def model_card(
         base_model=None if local else record.base_model,
         tags=[method.lower()],
     )
-    places = range(len(scores))
-    sizes = {
-        name: pd.Series(part["label"][:]).explode().value_counts().reindex(places) for name, part in splits.items()
-    }
+    labels = {name: pd.Series(part["label"][:]).explode() for name, part in splits.items()}
+    sizes = {name: one.value_counts().reindex(range(len(scores))) for name, one in labels.items()}
     card = ModelCard.from_template(
         metadata,
         template_path=str(Path(__file__).with_name("card.md")),

@@ -22,7 +22,7 @@ from sklearn import metrics
 
 from helpers.checkpoints import loaded_revision
 from helpers.data import dataset_name, dataset_revision
-from helpers.evaluation import accuracy_interval, correct_rows, score_interval
+from helpers.evaluation import accuracy_interval, correct_rows, resampled
 from helpers.files import write_json
 from helpers.models import count_parameters, weight_bytes
 from helpers.profiles import Profile, current_profile, device_name
@@ -184,6 +184,7 @@ def make_record(
     """The record of `predictions`, shape (n_test,), on the test rows; without a model what describes one is empty."""
     references, labels = targets(splits["test"]), range(len(label_names(splits["test"])))
     task, single = TASKS[recipe.task], recipe.task == "single"
+    score = lambda rows: task.score(predictions[rows], references[rows])  # noqa: E731
     base_model = profile.base_model(recipe.base_model)
     trainable, total = count_parameters(model) if model else (0, 0)
     return RunRecord(
@@ -206,7 +207,7 @@ def make_record(
         accuracy_ci95=list(accuracy_interval(predictions, references)) if single else [],
         confusion_matrix=metrics.confusion_matrix(references, predictions, labels=labels).tolist() if single else [],
         correct="" if recipe.task == "regression" else correct_rows(predictions, references),
-        score_ci95=[] if single else score_interval(task.score, predictions, references),
+        score_ci95=[] if single else list(resampled(score, len(references))[:2]),
         settings=recipe.stated(),
         revisions=dataset_revision(recipe.dataset, profile) | (loaded_revision(base_model) if model else {}),
     )

@@ -73,6 +73,7 @@ class Task(NamedTuple):
     name of `headline`; `best` chooses the epoch; `baseline` is of scikit-learn, for a strength and class weights."""
 
     problem_type: str  # transformers' name, which decides the loss
+    title: str
     headline: str
     best: str
     score: Callable[[np.ndarray, np.ndarray], float]
@@ -81,11 +82,6 @@ class Task(NamedTuple):
     baseline: Callable
     form: str = "{:.1%}"
 
-    @property
-    def title(self) -> str:
-        """The headline as a table has it."""
-        return self.headline.replace("_", " ").title()
-
 
 def _logistic(c: float, weights: str | None) -> LogisticRegression:
     return LogisticRegression(C=c, max_iter=2_000, class_weight=weights)
@@ -93,16 +89,16 @@ def _logistic(c: float, weights: str | None) -> LogisticRegression:
 
 TASKS = {
     "single": Task(
-        "single_label_classification", "accuracy", "accuracy",
+        "single_label_classification", "accuracy", "accuracy", "accuracy",
         lambda found, right: metrics.accuracy_score(right, found),
         classification_metrics, partial(softmax, axis=1), _logistic,
     ),
     "multi": Task(
-        "multi_label_classification", "micro_f1", "micro_f1", micro_f1,
+        "multi_label_classification", "micro F1", "micro_f1", "micro_f1", micro_f1,
         multi_label_metrics, expit, lambda c, _: Tagger(_logistic(c, None)),
     ),
     "regression": Task(
-        "regression", "r2", "loss", lambda found, right: metrics.r2_score(right, found),
+        "regression", "R2", "r2", "loss", lambda found, right: metrics.r2_score(right, found),
         regression_metrics, np.asarray, lambda c, _: Ridge(1 / c), "{:.3f}",
     ),
 }  # fmt: skip
@@ -145,62 +141,51 @@ def rescale_head(model: torch.nn.Module, mean: float, scale: float) -> None:
 def read_labels(
     rows: pd.DataFrame, task: str | None = None, separator: str | None = None
 ) -> tuple[pd.DataFrame, str, str]:
-    """`rows` with a str, a tuple of str or a float as label; the task, None being what the labels look like; and why.
-
-    A label is a str or a tuple (see `files.read_rows`). Raises ValueError for one that the task cannot have.
-    """
+    """`rows` (see `files.read_rows`) with a str, a tuple of str or a float as label; the task, by what the labels look
+    like where it is None; and why. Raises ValueError for a label that the task cannot have."""
     labels = rows["label"].dropna()
-    words, lists = labels.map(str), labels[labels.map(lambda label: isinstance(label, tuple))]
+    words, several = labels.map(str), labels.map(lambda label: isinstance(label, tuple) and len(label) != 1)
     numbers = pd.to_numeric(words, errors="coerce").replace([np.inf, -np.inf], np.nan)
-    counts = words.value_counts()
-    bracketed = not len(lists) and len(words) and words.str.fullmatch(r"\[.*\]").all()  # a list as CSV has it
-    separator = separator or ("," if bracketed else _separator(words, task == "multi"))
-    if bracketed or (lists.map(len) != 1).any():
-        looks, why = "multi", "labels are lists: several labels a text"
-    elif separator:
-        looks, why = "multi", f"labels hold {separator!r}: several labels a text"
-    elif len(counts) > FEW_NUMBERS and numbers.notna().all() and _measured(numbers, counts):
+    counts, numeric, wrong = words.value_counts(), numbers.notna().all(), words[numbers.isna()]
+    listed = len(words) and words.str.fullmatch(r"\[.*\]").all()  # as CSV has lists
+    separator = separator or ("," if listed else _separator(words, task == "multi"))
+    if separator or several.any():
+        looks, what = "multi", "are lists" if listed or several.any() else f"hold {separator!r}"
+        why = f"labels {what}: several labels a text"
+    elif numeric and len(counts) > FEW_NUMBERS and ((numbers % 1 != 0).any() or counts.min() < ROWS_PER_CLASS):
         looks, why = "regression", f"{len(counts):,} different numbers: a number to predict"
     else:
-        numeric = len(numbers) and numbers.notna().all()
-        hint = "numbers: classes (--task regression predicts the number)" if numeric else "labels: one class a text"
-        looks, why = "single", f"{len(counts):,} different {hint}"
-    if task and task != looks:
-        why = f"--task {task}"
-    task = task or looks
-    if task == "regression" and numbers.isna().any():
-        row = numbers.index[numbers.isna()][0]
-        raise ValueError(f"A number to predict: the label of row {row:,} is {words[row]!r}, which is none.")
-    if task == "single" and (lists.map(len) != 1).any():
-        row = lists.index[lists.map(len) != 1][0]
-        raise ValueError(f"One class a text: row {row:,} has {len(lists[row])} labels; --task multi takes several.")
-    convert = {
-        "single": lambda label: label[0] if isinstance(label, tuple) else label,
-        "multi": partial(_several, separator, " []'\"" if bracketed else None),
-        "regression": float,
-    }[task]
-    rows = rows.assign(label=labels.map(convert).reindex(rows.index))
-    if task == "multi" and set(rows["label"].explode().dropna()) <= {"0", "1"}:
-        raise ValueError(
-            "Several labels a text: these are lists of 0 and 1; list the names of a text's labels instead."
-        )
-    return rows, task, why
+        looks, why = "single", f"{len(counts):,} different {'numbers' if numeric else 'labels'}: classes, one a text"
+    task, why = task or looks, f"--task {task}" if task else why
+    if task == "regression":
+        if len(wrong):
+            raise ValueError(
+                f"The label of row {wrong.index[0]:,} is {wrong.iloc[0]!r}, no number, as --task {task} needs."
+            )
+        return rows.assign(label=numbers.astype(float)), task, why
+    if task == "single":
+        if several.any():
+            raise ValueError(
+                f"One class a text: row {several.idxmax():,} has {words[several.idxmax()]}; try --task multi."
+            )
+        one = labels.map(lambda label: label if isinstance(label, str) else label[0]).astype(object)
+        return rows.assign(label=one), task, why
 
+    def split(label: str | tuple[str, ...]) -> tuple[str, ...]:
+        parts = label.split(separator) if isinstance(label, str) else label
+        return tuple(sorted({part.strip(" []'\"" if listed else None) for part in parts} - {""}))
 
-def _several(separator: str | None, strip: str | None, label: str | tuple) -> tuple[str, ...]:
-    parts = label if isinstance(label, tuple) else label.split(separator) if separator else [label]
-    return tuple(sorted({part.strip(strip) for part in parts} - {""}))
-
-
-def _measured(numbers: pd.Series, counts: pd.Series) -> bool:
-    """Whether many different numbers are no classes: some have a fraction, or too few rows for a class."""
-    return bool((numbers % 1 != 0).any() or counts.min() < ROWS_PER_CLASS)
+    rows = rows.assign(label=labels.map(split))
+    if set(rows["label"].explode().dropna()) == {"0", "1"}:
+        raise ValueError("Several labels a text: these lists hold 0 and 1; list the names of a text's labels instead.")
+    return rows, task, f"{why}, {sum(label == () for label in rows['label']):,} texts with none"
 
 
 def _separator(words: pd.Series, several: bool) -> str | None:
     """What separates labels: where they are known to be `several`, what is in them, else only what is beyond doubt."""
     for mark in ";|,":
-        parts = words.str.split(mark).explode().str.strip()
-        if len(parts) > len(words) and (several or (mark != "," and parts.all() and parts.nunique() < words.nunique())):
+        parts = words.str.split(mark, regex=False).explode().str.strip()
+        clear = mark != "," and parts.all() and parts.nunique() < words.nunique()
+        if len(parts) > len(words) and (several or clear):
             return mark
     return None

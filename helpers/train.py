@@ -165,7 +165,8 @@ def train_on_file(options: argparse.Namespace) -> None:
         write_report(result, splits, findings, baselines)
     shutil.rmtree(checkpoint_folder(recipe, splits, profile), ignore_errors=True)
     print(f"\n{class_scores(result, splits).head(SHOWN_CLASSES).round(3).to_string()}\n")
-    print(f"{result.record.task.title} {result.record.score} on {result.record.n_test:,} test rows\n")
+    title = result.record.task.title
+    print(f"{title[0].upper()}{title[1:]} {result.record.score} on {result.record.n_test:,} test rows\n")
     print(scores_table(result, baselines, findings.skewed).to_string())
     print(f"{advice(result, baselines, findings.skewed)}\n")
     print(f"Adapter and model card: {options.output}   Report: {options.output / 'report'}")

@@ -10,6 +10,7 @@ from helpers.evaluation import PairedComparison
 from helpers.models import load_classifier, load_tokenizer
 from helpers.profiles import PROFILES
 from helpers.recipes import RECIPES
+from helpers.tasks import classification_metrics
 
 REFERENCES = np.array([1, 1, 1, 0, 0, 0, 0, 1])
 PREDICTIONS = np.array([1, 1, 0, 0, 0, 0, 1, 1])  # 3 true, 1 false positive; 3 true, 1 false negative
@@ -17,8 +18,8 @@ PREDICTIONS = np.array([1, 1, 0, 0, 0, 0, 1, 1])  # 3 true, 1 false positive; 3 
 
 def test_scores_worked_out_by_hand():
     scores = dict.fromkeys(("accuracy", "balanced_accuracy", "precision", "recall", "f1", "weighted_f1"), 0.75)
-    assert evaluation.classification_metrics(PREDICTIONS, REFERENCES) == pytest.approx({**scores, "mcc": 0.5})
-    scores = evaluation.classification_metrics(np.array([1, 1, 1, 1]), np.array([1, 0, 0, 0]))
+    assert classification_metrics(PREDICTIONS, REFERENCES) == pytest.approx({**scores, "mcc": 0.5})
+    scores = classification_metrics(np.array([1, 1, 1, 1]), np.array([1, 0, 0, 0]))
     assert (scores["precision"], scores["recall"], scores["accuracy"]) == (0.25, 1.0, 0.25)
     assert (scores["balanced_accuracy"], scores["mcc"]) == (0.5, 0)
     assert scores["weighted_f1"] == pytest.approx(0.4 / 4)

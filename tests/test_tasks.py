@@ -22,30 +22,30 @@ from helpers.results import RunRecord
 from helpers.tasks import TASKS, best_threshold, micro_f1, read_labels, targets
 
 TAGS = [(), ("bad",), ("good",), ("bad", "good")]
-TEXTS, SECOND = ["the movie was great", "bad actor", "the good plot"], ["great", "the end", "bad"]
+TEXTS, SECOND = ["the movie was great", "bad actor", "the good plot"], ["great", "awful", "awful"]
 CASES = {
     "multi": (["--text-column", "text", "--label-column", "tags"], "labels are lists: several labels a text, 40 texts"),
     "regression": (["--text-column", "text", "--label-column", "number"], "160 different numbers: a number to predict"),
-    "pairs": (["--text-column", "one", "--text-pair-column", "two", "--label-column", "same"], "2 different labels"),
+    "pairs": (["--text-column", "one", "--text-pair-column", "two", "--label-column", "said"], "2 different labels"),
 }
 HEADS = {"multi": "macro f1", "regression": "mae", "pairs": "balanced accuracy"}
 
 
 def examples(count: int = 160) -> list[dict]:
-    """Texts whose words tell their tags and a number in the thousands, and pairs that have the same word or not."""
+    """Texts whose words tell their tags and a number in the thousands, and pairs whose second text tells the label."""
     rows = []
     for k in range(count):
         tags, filler = TAGS[k % 4], " ".join(WORDS[(k // step) % len(WORDS)] for step in (1, 5, 11))
         first, second = ("great", "awful")[k % 2], ("great", "awful")[k // 2 % 2]
-        numbers = {"number": 2_000 + 10 * ("good" in tags) + k / 1_000, "same": "ny"[first == second]}
+        numbers = {"number": 2_000 + 10 * ("good" in tags) + k / 1_000, "said": "ny"[k // 2 % 2]}
         words = {"text": f"{k} {' '.join(tags)} {filler}", "one": f"{k} {first} {filler}", "two": second}
         rows.append(words | numbers | {"tags": tags})
     return rows
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "encoder"), [*((case, "bert") for case in CASES), ("pairs", "roberta")])
-def test_each_task_trains_saves_and_answers_the_same(tiny_encoders, tmp_path, monkeypatch, capsys, case, encoder):
+@pytest.mark.parametrize(("case", "encoder"), [*((case, "bert") for case in CASES), ("pairs", "distilbert")])
+def test_each_task_trains_saves_and_answers_the_same(tiny_checkpoints, tmp_path, monkeypatch, capsys, case, encoder):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "Data"))
     monkeypatch.setenv("PRECISION", "bf16" if case == "regression" else "fp32")
@@ -53,13 +53,13 @@ def test_each_task_trains_saves_and_answers_the_same(tiny_encoders, tmp_path, mo
     monkeypatch.setattr(train, "fine_tune", lambda *a, **options: kept.append(plain(*a, **options)) or kept[-1])
     pd.DataFrame(examples()).to_json("own.jsonl", orient="records", lines=True)
     settings = [word for one in ("learning_rate=2e-2", "num_train_epochs=6") for word in ("--set", one)]
-    options = ["--data", "own.jsonl", *CASES[case][0], "--base-model", tiny_encoders[encoder], "--output", "model"]
+    options = ["--data", "own.jsonl", *CASES[case][0], "--base-model", tiny_checkpoints[encoder], "--output", "model"]
     assert train.main([*options, *settings, "--merge"]) == 0
     out, record = capsys.readouterr().out, RunRecord.load("model/report/record.json")
     assert f"own.jsonl: {CASES[case][1]}" in out and f"{record.score} on 32 test rows" in out
     card = Path("model/README.md").read_text(encoding="utf-8")
     assert record.score in card and HEADS[case] in card and "bag of words" in card
-    assert case == "pairs" or record.metrics[record.task.headline] > 0.6
+    assert record.metrics[record.task.headline] > 0.6
     assert record.history["validation"][-1].keys() == {"step", "epoch", "loss", record.task.headline}
     # The adapter in memory, reloaded, and merged in plain transformers.
     pairs = SECOND if case == "pairs" else None
@@ -86,7 +86,7 @@ def test_each_task_trains_saves_and_answers_the_same(tiny_encoders, tmp_path, mo
     if case == "pairs":
         columns = encode(reloaded.tokenizer, ["good plot " * 20], ["the end"], 12)
         assert len(columns["input_ids"][0]) == 12 and ("token_type_ids" in columns) == (encoder == "bert")
-        assert np.abs(memory - reloaded.probabilities(TEXTS, SECOND[::-1])).max() > 1e-4
+        assert np.abs(memory - reloaded.probabilities(TEXTS, SECOND[::-1])).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_every_part_has_every_label_and_the_whole_range(tiny_checkpoints):
     numbers = split_rows(rows_of(*[(f"text {k}", float(k)) for k in range(100)]))
     assert all(abs(targets(part).mean() - 49.5) < 5 for part in numbers.values())
     pairs = rows_of(*[(f"text {k}", "ab"[k % 2]) for k in range(40)]).assign(pair="one")
-    again = pd.concat([pairs, pairs.assign(pair="two")]).set_axis(range(1, 81))
+    again = pd.concat([pairs, pairs.assign(pair="two")]).set_axis(pd.RangeIndex(1, 81, name="row"))
     assert sum(map(len, split_rows(again).values())) == 80  # the same texts, in other pairs
 
 

@@ -18,7 +18,7 @@ from helpers.checkpoints import loaded_revision
 from helpers.data import clean, encode
 from helpers.evaluation import predict_logits
 from helpers.files import new_folder, write_json
-from helpers.models import load_classifier, only_known_types
+from helpers.models import load_classifier
 from helpers.profiles import DTYPES, current_precision
 from helpers.recipes import Recipe
 from helpers.start import hide_torchao
@@ -101,7 +101,6 @@ def load_adapter(
             warnings.filterwarnings("error", message="Found missing adapter keys")
             model = PeftModel.from_pretrained(base, str(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        only_known_types(model, tokenizer)
     except ConnectionError:
         raise
     except Exception as error:  # json, safetensors, peft, tokenizers and transformers each have their own

@@ -132,6 +132,7 @@ def only_known_types(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTo
     """Leaves `token_type_ids` out of what `tokenizer` returns where `model` has none for the second text of a pair."""
     if getattr(model.config, "type_vocab_size", 0) < 2:
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # or it would not be saved
 
 
 def attach_lora(model: PreTrainedModel, recipe: Recipe) -> PeftModel:

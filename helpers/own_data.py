@@ -81,8 +81,8 @@ def listed(items: list) -> str:
 def examine(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> Findings:
     """What is in `rows` (see `files.read_rows` and `tasks.read_labels`)."""
     left, duplicates, conflicts = _distinct(rows)
-    task = _task(left["label"])
-    counts, measured = left["label"].explode().value_counts(), left.sample(min(10_000, len(left)), random_state=0)
+    task, counts = _task(left["label"]), left["label"].explode().value_counts()
+    measured = left.sample(min(10_000, len(left)), random_state=0)
     return Findings(
         rows=len(rows),
         missing_texts=list(rows.index[rows.drop(columns="label").isna().any(axis=1)]),
@@ -122,10 +122,8 @@ def _numbered(labels: pd.Series) -> tuple[pd.Series, pd.Series, object]:
     task, counts = _task(labels), labels.explode().value_counts()
     if task == "regression":
         if len(counts) < 2 or len(labels) < 2 * ROWS_PER_CLASS:
-            found = f"{len(labels):,} texts and {len(counts):,} different numbers"
-            raise ValueError(
-                f"To predict a number takes {2 * ROWS_PER_CLASS} texts and two numbers; there are {found}."
-            )
+            found = f"there are {len(labels):,} texts and {len(counts):,} different numbers"
+            raise ValueError(f"To predict a number takes {2 * ROWS_PER_CLASS} texts and two numbers; {found}.")
         parts = min(10, len(labels) // ROWS_PER_CLASS)
         return labels, pd.qcut(labels.rank(method="first"), parts, labels=False), Value("float64")
     small = [f"{name!r} ({n})" for name, n in counts.items() if n < ROWS_PER_CLASS]

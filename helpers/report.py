@@ -61,10 +61,12 @@ def compare_with_baselines(result: FineTuned, splits: DatasetDict) -> list[Basel
         if "vocabulary" not in str(error) and "no terms" not in str(error).lower():  # scikit-learn's, without words
             raise
     right = targets(splits["test"])
-    if task_of(right) == "single":
-        compare = lambda found: paired_comparison(record.correct, correct_rows(found, right))  # noqa: E731
-    else:
-        compare = lambda found: compare_scores(record.task.score, result.predictions, found, right)  # noqa: E731
+
+    def compare(found: np.ndarray) -> PairedComparison:
+        if task_of(right) == "single":
+            return paired_comparison(record.correct, correct_rows(found, right))
+        return compare_scores(record.task.score, result.predictions, found, right)
+
     gains = corrected({name: compare(found) for name, found in predicted.items()})
     return [Baseline(name, record.task.metrics(predicted[name], right), gain) for name, gain in gains.items()]
 
@@ -112,11 +114,8 @@ def most_wrong(result: FineTuned, splits: DatasetDict, n: int = 20) -> pd.DataFr
     if (task := task_of(right)) == "single":
         test = test.assign(label=names[right], predicted=names[found], probability=scores.max(axis=1))
     elif task == "multi":
-        words = {
-            name: ["; ".join(names[row == 1]) for row in rows]
-            for name, rows in (("label", right), ("predicted", found))
-        }
-        test = test.assign(**words, error=np.abs(scores - right).max(axis=1))
+        label, predicted = (["; ".join(names[row == 1]) for row in rows] for rows in (right, found))
+        test = test.assign(label=label, predicted=predicted, error=np.abs(scores - right).max(axis=1))
     else:
         test = test.assign(predicted=found, error=np.abs(found - right))
     return test.query("label != predicted").sort_values(test.columns[-1], ascending=False, kind="stable").head(n)

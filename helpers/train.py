@@ -81,11 +81,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--text-column", metavar="NAME")
     add("--text-pair-column", metavar="NAME", help="a second text: the model reads both together")
     add("--label-column", metavar="NAME", help="classes as words or numbers, lists of labels, or numbers to predict")
-    add(
-        "--task",
-        choices=TASKS,
-        help="one class a text, several labels, or a number; default: what the labels look like",
-    )
+    add("--task", choices=TASKS, help="one class a text, several labels, or a number; default: as labels look")
     add("--label-separator", metavar="TEXT", help="between the labels of a text (default: ; or | where that is clear)")
     add("--recipe", dest="own_recipe", choices=RECIPES, default=OWN_DATA_RECIPE, help=f"default {OWN_DATA_RECIPE}")
     add("--base-model", metavar="NAME", help="an encoder's hub name or folder; default: the profile's")

@@ -144,7 +144,8 @@ def split_reviews(
 
 def _parted(rows: Dataset, n_first: int, seed: int) -> tuple[Dataset, Dataset]:
     """As `Dataset.train_test_split`, stratified, which takes half a minute for 200,000 rows: it reads labels singly."""
-    labels, generator = np.array(rows["label"][:]), np.random.default_rng(seed)
+    strata = "stratum" if "stratum" in rows.column_names else "label"
+    labels, generator = np.array(rows[strata][:]), np.random.default_rng(seed)
     parts = stratified_shuffle_split_generate_indices(labels, n_first, len(rows) - n_first, generator)
     first, others = next(parts)
     return rows.select(first), rows.select(others)
@@ -179,19 +180,43 @@ def truncate(ids: list[int], max_length: int, truncation: str = "head") -> list[
     return [ids[0], *body[:head], *body[len(body) - (room - head) :], ids[-1]]
 
 
+def texts_of(rows: Dataset | pd.DataFrame) -> list[list[str]]:
+    """What a tokenizer reads: the texts, and for pairs (a column `pair`) the second texts too."""
+    columns = rows.column_names if isinstance(rows, Dataset) else rows
+    return [list(rows[name]) for name in ("text", "pair") if name in columns]
+
+
+def joined(rows: Dataset) -> list[str]:
+    """The texts; those of a pair as one."""
+    return list(map(" ".join, zip(*texts_of(rows), strict=True)))
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts, pairs, max_length: int, truncation: str = "head") -> dict:
+    """`input_ids` of the texts, cut as `truncate` does; of pairs, whose longer text is cut, `token_type_ids` too."""
+    if pairs is not None and texts:
+        encoded = tokenizer(texts, pairs, truncation="longest_first", max_length=max_length, verbose=False)
+        return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+    ids = tokenizer(texts, verbose=False)["input_ids"] if texts else []
+    return {"input_ids": [truncate(row, max_length, truncation) for row in ids]}
+
+
 def tokenize(
     reviews: Dataset | DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int, truncation: str = "head"
 ) -> Dataset | DatasetDict:
     """`reviews` as `input_ids`, `label` and `length` (tokens), unpadded: DataCollatorWithPadding pads each batch."""
 
-    def encode(batch: dict) -> dict:
-        encoded = tokenizer(batch["text"], add_special_tokens=True, verbose=False)["input_ids"]
-        ids = [truncate(row, max_length, truncation) for row in encoded]
-        return {"input_ids": ids, "length": [len(row) for row in ids]}
+    def encoded(batch: dict) -> dict:
+        columns = encode(tokenizer, batch["text"], batch.get("pair"), max_length, truncation)
+        return columns | {"length": [len(row) for row in columns["input_ids"]]}
 
-    return reviews.map(encode, batched=True, remove_columns="text")
+    return reviews.map(encoded, batched=True, remove_columns=["text"])
+
+
+def model_inputs(tokens: Dataset) -> dict[str, list[list[int]]]:
+    """The columns of `tokenize` that a model reads."""
+    return {name: tokens[name][:] for name in ("input_ids", "token_type_ids") if name in tokens.column_names}
 
 
 def token_lengths(reviews: Dataset, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Tokens of each review before truncation, [CLS] and [SEP] included; shape (len(reviews),)."""
-    return np.array([len(row) for row in tokenizer(list(reviews["text"]), verbose=False)["input_ids"]])
+    return np.array([len(row) for row in tokenizer(*texts_of(reviews), verbose=False)["input_ids"]])

@@ -10,7 +10,6 @@ from datasets import Dataset
 from scipy.stats import bootstrap
 from sklearn import metrics
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.contingency_tables import mcnemar
@@ -18,48 +17,42 @@ from statsmodels.stats.multitest import multipletests
 from transformers import AutoModel, EvalPrediction, PreTrainedTokenizerBase
 
 from helpers.checkpoints import from_hub
+from helpers.data import joined
 from helpers.profiles import DTYPES, device
+from helpers.tasks import TASKS, Tagger, best_threshold, decide, targets, task_of
 
 # Larger batches of long texts fall out of a CPU's caches and are slower; a GPU wants them full.
 TOKENS_PER_BATCH = {"cpu": 768, "cuda": 32_768}
 Key = TypeVar("Key", bound=Hashable)
 
 
-def classification_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    """Accuracy, balanced accuracy, precision, recall, F1, weighted F1 and MCC of integers, both of shape (n,).
-    Precision, recall and F1 are those of class 1 for two classes, and macro averages for more."""
-    average = "binary" if max(np.max(predictions), np.max(references)) <= 1 else "macro"
-    scores = metrics.precision_recall_fscore_support(references, predictions, average=average, zero_division=0)
-    return {
-        "accuracy": metrics.accuracy_score(references, predictions),
-        "balanced_accuracy": float(metrics.balanced_accuracy_score(references, predictions)),
-        **{name: float(score) for name, score in zip(("precision", "recall", "f1"), scores, strict=False)},
-        "weighted_f1": metrics.f1_score(references, predictions, average="weighted", zero_division=0),
-        "mcc": float(metrics.matthews_corrcoef(references, predictions)),
-    }
-
-
-def compute_metrics(output: EvalPrediction) -> dict[str, float]:
-    """`classification_metrics`, as Trainer asks for them."""
+def compute_metrics(output: EvalPrediction, task: str = "single") -> dict[str, float]:
+    """The task's metrics, as Trainer asks for them; of several labels, at the best threshold."""
     logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-    return classification_metrics(logits.argmax(axis=-1), output.label_ids)
+    probabilities, right = TASKS[task].probabilities(logits), output.label_ids
+    threshold = best_threshold(probabilities, right) if task == "multi" else 0.5
+    return TASKS[task].metrics(decide(task, probabilities, threshold), right)
 
 
 @torch.inference_mode()
 def predict_logits(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, ids: Sequence[list[int]], precision: str, read=None
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, ids: Sequence | Mapping, precision: str, read=None
 ) -> np.ndarray:
     """Logits of tokenized texts, shape (len(ids), n_labels), in their order; or what `read(output, batch)` returns.
 
+    `ids` are lists of tokens, or what `data.encode` returns.
     (Trainer.predict would answer in another order where rows are grouped by length.)
     """
     model.eval()
+    columns = ids if isinstance(ids, Mapping) else {"input_ids": ids}
+    ids = columns["input_ids"]
     lengths = np.array([len(row) for row in ids])
     order = np.argsort(lengths, kind="stable")
     batches = np.split(order, np.flatnonzero(np.diff(np.cumsum(lengths[order]) // TOKENS_PER_BATCH[device()])) + 1)
     found = []
     for rows in batches if len(ids) else []:
-        batch = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt").to(device())
+        batch = {name: [column[row] for row in rows] for name, column in columns.items()}
+        batch = tokenizer.pad(batch, return_tensors="pt").to(device())
         # A model that is stored in `precision` needs no autocast and its casts.
         with torch.autocast(device(), DTYPES[precision], enabled=model.dtype != DTYPES[precision]):
             output = model(**batch)
@@ -68,34 +61,39 @@ def predict_logits(
 
 
 def bag_of_words(train: Dataset, validation: Dataset, class_weights: str | None = None) -> Pipeline:
-    """TF-IDF over words and word pairs with logistic regression, its C chosen on `validation`: the baseline to beat.
+    """TF-IDF over words and word pairs with logistic regression (ridge regression for numbers), its strength chosen on
+    `validation`: the baseline to beat. The texts of a pair are joined.
 
     With `class_weights="balanced"` each class counts the same, and balanced accuracy decides. Raises ValueError where
     no word is in two training texts.
     """
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    train, validation = ((list(part["text"]), part["label"]) for part in (train, validation))
-    return _logistic_regression(words, train, validation, (0.1, 1.0, 10.0, 100.0), class_weights)
+    train, validation = ((joined(part), targets(part)) for part in (train, validation))
+    return _fitted(words, train, validation, (0.1, 1.0, 10.0, 100.0), class_weights)
 
 
 def frozen_encoder(
     train: tuple[np.ndarray, Sequence[int]], validation: tuple[np.ndarray, Sequence[int]], class_weights=None
 ) -> Pipeline:
-    """Logistic regression on standardized `mean_embeddings`, (rows, width), with labels; else as `bag_of_words`."""
-    return _logistic_regression(StandardScaler(), train, validation, (0.001, 0.01, 0.1, 1.0), class_weights)
+    """The same model on standardized `mean_embeddings`, (rows, width), with labels; else as `bag_of_words`."""
+    return _fitted(StandardScaler(), train, validation, (0.001, 0.01, 0.1, 1.0), class_weights)
 
 
-def _logistic_regression(features, train, validation, strengths, class_weights: str | None) -> Pipeline:
+def _fitted(features, train, validation, strengths, class_weights: str | None) -> Pipeline:
     """The best on `validation` of one model a C, by log loss where several are. (GridSearchCV would fit it on both.)"""
-    rows, labels = features.fit_transform(train[0]), validation[1]
-    scored_on = features.transform(validation[0])
-    score = metrics.balanced_accuracy_score if class_weights else metrics.accuracy_score
+    rows, labels = features.fit_transform(train[0]), np.asarray(validation[1])
+    scored_on, task = features.transform(validation[0]), TASKS[task_of(labels)]
 
-    def quality(model: LogisticRegression) -> tuple[float, float]:
+    def quality(model) -> tuple[float, float]:
+        if isinstance(model, Tagger):
+            model.threshold = best_threshold(model.predict_proba(scored_on), labels)
+        found = model.predict(scored_on)
+        if task is not TASKS["single"]:
+            return task.score(found, labels), 0.0
         loss = metrics.log_loss(labels, model.predict_proba(scored_on), labels=model.classes_)
-        return score(labels, model.predict(scored_on)), -loss
+        return (metrics.balanced_accuracy_score(labels, found) if class_weights else task.score(found, labels)), -loss
 
-    models = [LogisticRegression(C=c, max_iter=2_000, class_weight=class_weights) for c in strengths]
+    models = [task.baseline(c, class_weights) for c in strengths]
     return make_pipeline(features, max((model.fit(rows, train[1]) for model in models), key=quality))
 
 
@@ -114,8 +112,9 @@ def mean_embeddings(
 
 
 def correct_rows(predictions: np.ndarray, references: np.ndarray) -> str:
-    """One character a row: "1" where prediction and reference agree, else "0"; both have shape (n,)."""
-    return "".join(map(str, np.equal(predictions, references).astype(int)))
+    """One character a row: "1" where prediction and reference agree, else "0"; (n,), or (n, n_labels) all of a row."""
+    equal = np.equal(predictions, references).reshape(len(references), -1).all(axis=1)
+    return "".join(map(str, equal.astype(int)))
 
 
 def accuracy_interval(predictions: np.ndarray, references: np.ndarray) -> tuple[float, float]:
@@ -127,6 +126,28 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of `values`, shape (n,), from 5,000 resamples."""
     result = bootstrap((values,), np.mean, n_resamples=5_000, batch=500, method="percentile", rng=0)
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def resampled(statistic, n: int) -> tuple[float, float, float]:
+    """95 % percentile bootstrap interval of `statistic(rows)`, from 1,000 resamples of `n` row numbers, and the
+    p-value of zero."""
+    rng = np.random.default_rng(0)
+    return _interval(np.array([statistic(rng.integers(n, size=n)) for _ in range(1_000)]))
+
+
+def _interval(drawn: np.ndarray) -> tuple[float, float, float]:
+    beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(low), float(high), min(1.0, 2 * float(beyond + 1) / (len(drawn) + 1))
+
+
+def compare_scores(score, a: np.ndarray, b: np.ndarray, references: np.ndarray) -> "PairedComparison":
+    """A and B by `score(predictions, references)`, on the same resamples of the rows."""
+
+    def gain(rows=slice(None)) -> float:
+        return score(a[rows], references[rows]) - score(b[rows], references[rows])
+
+    return PairedComparison(gain(), *resampled(gain, len(references)))
 
 
 @lru_cache(maxsize=4)
@@ -150,10 +171,7 @@ def crossed_interval(values: np.ndarray) -> tuple[float, float, float]:
         means = values.mean(axis=1, keepdims=True)
         values = values + (means - means.mean()) * (np.sqrt(runs / (runs - 1)) - 1)
     drawn = [((of_runs / runs @ values) * (of_rows / rows)).sum(axis=1) for of_runs, of_rows in _resamples(runs, rows)]
-    means = np.concatenate(drawn)
-    beyond = min((means <= 0).sum(), (means >= 0).sum())
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high), min(1.0, 2 * float(beyond + 1) / (len(means) + 1))
+    return _interval(np.concatenate(drawn))
 
 
 class PairedComparison(NamedTuple):

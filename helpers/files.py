@@ -98,8 +98,14 @@ def shown(path: Path) -> str:
     return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
 
 
-def read_rows(path: str | Path, text_column: str | None = None, label_column: str | None = None) -> pd.DataFrame:
-    """The rows of a file, or of a folder that datasets wrote: columns `text` and `label`, str or None where missing.
+def read_rows(
+    path: str | Path,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    pair_column: str | None = None,
+) -> pd.DataFrame:
+    """The rows of a file, or of a folder that datasets wrote: columns `text` and `label`, str or None where missing, and
+    `pair`, the second texts, with a `pair_column`. A list of labels is a sorted tuple.
 
     The index, `row`, counts from 1 without a header. Text files are UTF-8, or UTF-16 with its mark. A column without a
     name is guessed, and one printed line says so. Names and labels are put in Unicode's form NFC. Raises
@@ -124,20 +130,24 @@ def read_rows(path: str | Path, text_column: str | None = None, label_column: st
     frame.columns = [_nfc(str(column)).strip() for column in frame]
     columns = {"text": text_column and _nfc(text_column), "label": label_column and _nfc(label_column)}
     columns = columns if all(columns.values()) else _guess(frame, columns, path.name)
+    columns |= {"pair": _nfc(pair_column)} if pair_column else {}
     for column in columns.values():
         if (count := list(frame).count(column)) != 1:
             there = ", ".join(map(repr, frame.columns[:20]))
             raise ValueError(f"{path.name} has {count or 'no'} column {column!r}; it has {there}.")
-    if frame.empty or columns["text"] == columns["label"]:
+    if frame.empty or len(set(columns.values())) < len(columns):
         raise ValueError(f"{path.name} has no rows of a text and a label.")
     index = pd.RangeIndex(1, len(frame) + 1, name="row")
     cells = {
         name: [
-            _cell(f"{path.name}, row {row:,}, column {column!r}", value) for row, value in enumerate(frame[column], 1)
+            _cell(f"{path.name}, row {row:,}, column {column!r}", value, name == "label")
+            for row, value in enumerate(frame[column], 1)
         ]
         for name, column in columns.items()
     }
-    cells["label"] = [label and _nfc(label) for label in cells["label"]]
+    cells["label"] = [
+        tuple(map(_nfc, label)) if isinstance(label, tuple) else label and _nfc(label) for label in cells["label"]
+    ]
     return pd.DataFrame(cells, index=index, dtype=object)
 
 
@@ -221,8 +231,10 @@ def _named(feature: object, value: object) -> object:
     return dict(enumerate(feature.names)).get(value) if isinstance(feature, ClassLabel) else value
 
 
-def _cell(where: str, value: object) -> str | None:
+def _cell(where: str, value: object, several: bool = False) -> str | tuple[str, ...] | None:
     """One value as text; None where there is none, or nothing of it to be seen. Raises ValueError."""
+    if several and isinstance(value, list):
+        return tuple(sorted({_cell(where, one) for one in value} - {None}))
     if value is None or value != value:
         return None
     if isinstance(value, float) and value.is_integer():

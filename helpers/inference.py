@@ -13,17 +13,17 @@ from typing import NamedTuple
 import numpy as np
 from huggingface_hub import HfApi, get_token
 from peft import PeftModel, prepare_model_for_kbit_training
-from scipy.special import softmax
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.checkpoints import loaded_revision, model_folder
-from helpers.data import clean, truncate
+from helpers.data import clean, encode
 from helpers.evaluation import predict_logits
 from helpers.files import new_folder, write_json
 from helpers.models import load_classifier, trained_whole
 from helpers.profiles import DTYPES, current_precision
 from helpers.recipes import Recipe
 from helpers.start import hide_torchao
+from helpers.tasks import TASKS
 
 INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS = "inference.json", "adapter_config.json", "adapter_model.safetensors"
 REPORT, MERGED = "report", "merged"  # folders in an adapter's that are not uploaded with it; the report quotes rows
@@ -41,11 +41,18 @@ class Prediction(NamedTuple):
 
 
 def save_adapter(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, recipe: Recipe, base_model: str, max_length: int
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    recipe: Recipe,
+    base_model: str,
+    max_length: int,
+    **more,
 ) -> Path:
     """Writes adapter, head and tokenizer to `folder`, replacing what was there only when all is written.
 
-    `inference.json` beside them holds what prediction needs and peft does not save, such as how texts were cut.
+    `inference.json` beside them holds what prediction needs and peft does not save, such as how texts were cut;
+    `more` are `threshold` and `pairs` of `SentimentClassifier`.
     """
     lora = model.active_peft_config
     lora.target_modules = sorted(lora.target_modules)  # peft has a set, in another order in every process
@@ -54,9 +61,11 @@ def save_adapter(
         "quantization": recipe.quantization,
         "max_length": max_length,
         "truncation": recipe.truncation,
+        "task": recipe.task,
         "labels": list(model.config.id2label.values()),
         # The commit that was loaded: older than the newest one where an earlier adapter's training went on.
         "base_revision": getattr(model.config, "_commit_hash", None) or loaded_revision(base_model).get(base_model),
+        **more,
     }
     with new_folder(folder) as temporary:
         model.save_pretrained(temporary)
@@ -90,6 +99,7 @@ def load_adapter(
                 raise ValueError(f"it was trained on {base_model} in version {revision}, and here that is {found}")
             revision = None
         how = {"quantization": settings["quantization"], "labels": tuple(settings["labels"]), "revision": revision}
+        how["task"] = settings.setdefault("task", "single")
         base = load_classifier(base_model, precision=precision, model_dropout=0.0 if train else None, **how)
         base = base.dequantize() if dequantize and settings["quantization"] else base
         base = prepare_model_for_kbit_training(base, False) if train and settings["quantization"] else base
@@ -109,13 +119,19 @@ def load_adapter(
 
 @dataclass
 class SentimentClassifier:
-    """A fine-tuned classifier, of any labels: `SentimentClassifier.from_pretrained(folder).predict(texts)`."""
+    """A fine-tuned classifier, of any labels: `SentimentClassifier.from_pretrained(folder).predict(texts)`.
+
+    `threshold` is what a probability must reach where a text has several labels; with `pairs` it reads two texts each.
+    """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     precision: str
     max_length: int
     truncation: str
+    task: str = "single"
+    threshold: float = 0.5
+    pairs: bool = False
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, precision: str | None = None) -> "SentimentClassifier":
@@ -123,30 +139,53 @@ class SentimentClassifier:
         `precision` (None: this machine's fastest). Raises as `load_adapter` does."""
         precision = precision or current_precision()
         model, tokenizer, settings = load_adapter(folder, precision)
+        precision = "fp32" if settings["task"] == "regression" else precision  # see `training.fine_tune`
         if settings["quantization"] is None:  # merging into 4 bits would round them anew
             model = model.merge_and_unload().to(DTYPES[precision])
             try:
                 predict_logits(model, tokenizer, tokenizer(["a short text"])["input_ids"], precision)
             except RuntimeError:  # FNet's transform is not there in bf16: autocast leaves it out
                 model.float()
-        return cls(model, tokenizer, precision, settings["max_length"], settings["truncation"])
+        known = ("max_length", "truncation", "task", "threshold", "pairs")
+        return cls(model, tokenizer, precision, **{name: settings[name] for name in known if name in settings})
 
-    def predict(self, texts: str | Sequence[str]) -> list[Prediction]:
-        """A label and its probability for each text, in order; one string is a list of one."""
-        labels = self.model.config.id2label
-        probabilities = softmax(self.logits(texts), axis=1)
-        return [Prediction(labels[int(row.argmax())], float(row.max())) for row in probabilities]
+    def predict(self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None) -> list:
+        """A Prediction for each text, in order; a list of them, those over the threshold, where texts have several
+        labels; or a number. One string is a list of one; `pairs` are the second texts of a model that reads two."""
+        names, probabilities = self.model.config.id2label, self.probabilities(texts, pairs)
+        if self.task == "regression":
+            return probabilities[:, 0].tolist()
+        if self.task == "single":
+            return [Prediction(names[int(row.argmax())], float(row.max())) for row in probabilities]
+        passed = (np.flatnonzero(row >= self.threshold) for row in probabilities)
+        return [
+            [Prediction(names[label], float(row[label])) for label in labels]
+            for labels, row in zip(passed, probabilities, strict=True)
+        ]
 
-    def logits(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Logits of shape (len(texts), n_labels), in order. Raises TypeError for anything but strings."""
-        if isinstance(texts, Mapping) or hasattr(texts, "columns"):  # its keys would be taken, the columns' names
-            raise TypeError(f"texts must be a string or a list of strings, not {type(texts).__name__}.")
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if wrong := [index for index, text in enumerate(texts) if not isinstance(text, str)]:
-            raise TypeError(f"texts must be strings, and text {wrong[0]} is a {type(texts[wrong[0]]).__name__}.")
-        encoded = self.tokenizer([clean(text) for text in texts], verbose=False)["input_ids"] if texts else []
-        ids = [truncate(row, self.max_length, self.truncation) for row in encoded]
-        return predict_logits(self.model, self.tokenizer, ids, self.precision)
+    def probabilities(self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None) -> np.ndarray:
+        """Probabilities of shape (len(texts), n_labels), in order; for regression the numbers, (len(texts), 1)."""
+        return TASKS[self.task].probabilities(self.logits(texts, pairs))
+
+    def logits(self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None) -> np.ndarray:
+        """Logits of shape (len(texts), n_labels), in order. Raises TypeError for anything but strings, and for pairs
+        where the model reads single texts, or the other way round."""
+        if self.pairs != (pairs is not None):
+            raise TypeError(f"This model reads {'pairs of' if self.pairs else 'single'} texts.")
+        texts, pairs = _strings(texts), pairs if pairs is None else _strings(pairs)
+        if pairs is not None and len(pairs) != len(texts):
+            raise TypeError(f"There are {len(texts):,} texts, and {len(pairs):,} second texts.")
+        columns = encode(self.tokenizer, texts, pairs, self.max_length, self.truncation)
+        return predict_logits(self.model, self.tokenizer, columns, self.precision)
+
+
+def _strings(texts: str | Sequence[str]) -> list[str]:
+    if isinstance(texts, Mapping) or hasattr(texts, "columns"):  # its keys would be taken, the columns' names
+        raise TypeError(f"texts must be a string or a list of strings, not {type(texts).__name__}.")
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if wrong := [index for index, text in enumerate(texts) if not isinstance(text, str)]:
+        raise TypeError(f"texts must be strings, and text {wrong[0]} is a {type(texts[wrong[0]]).__name__}.")
+    return [clean(text) for text in texts]
 
 
 def merge_adapter(adapter: str | Path, folder: str | Path) -> Path:

@@ -28,6 +28,7 @@ from helpers.data import LABELS
 from helpers.profiles import DTYPES, device
 from helpers.recipes import Recipe
 from helpers.start import hide_torchao
+from helpers.tasks import TASKS
 
 
 @lru_cache(maxsize=4)
@@ -70,6 +71,7 @@ def load_classifier(
     precision: str = "fp32",
     model_dropout: float | None = None,
     labels: tuple[str, ...] = LABELS,
+    task: str = "single",
     seed: int = 42,
     fast: bool = True,
     revision: str | None = None,
@@ -87,7 +89,7 @@ def load_classifier(
     planned = skeleton(base_model, revision)
     config = planned.config
     config.id2label, config.label2id = label_maps(labels)
-    config.problem_type = "single_label_classification"
+    config.problem_type = TASKS[task].problem_type
     config.output_hidden_states, config.output_attentions, config.return_dict = False, False, True
     if model_dropout is not None:  # each architecture has its own names
         values = {name: value for name, value in config.to_dict().items() if "dropout" in name}
@@ -136,6 +138,13 @@ def _check_loaded(base_model: str, model: PreTrainedModel, loaded: Mapping[str, 
         raise ValueError(f"{base_model!r} has weights of more layers than its config.json says, such as {more[0]}.")
 
 
+def only_known_types(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Leaves `token_type_ids` out of what `tokenizer` returns where `model` has none for the second text of a pair."""
+    if getattr(model.config, "type_vocab_size", 0) < 2:
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # or it would not be saved
+
+
 def attach_lora(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     """`model` with the recipe's LoRA adapter, and what is on top of the encoder to be trained and saved whole; a
     quantized model is prepared for k-bit training first. Raises ValueError for modules that the model does not have
@@ -179,7 +188,7 @@ def adapted(model: PeftModel) -> str:
 def build_model(recipe: Recipe, base_model: str, precision: str = "fp32", **options) -> PreTrainedModel | PeftModel:
     """The model a recipe trains, on this machine's device: with an adapter, or as its `method` says with every weight
     or the head alone to be trained. `options` are `seed`, `labels`, `fast` of `load_classifier`."""
-    changed = {"quantization": recipe.quantization, "model_dropout": recipe.model_dropout}
+    changed = {name: getattr(recipe, name) for name in ("quantization", "model_dropout", "task")}
     model = load_classifier(base_model, precision=precision, **changed, **options)
     if recipe.method == "head_only":
         heads = tuple(f"{name}." for name in head_modules(model))

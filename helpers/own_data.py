@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from transformers import PreTrainedTokenizerBase
 
@@ -17,9 +17,9 @@ from helpers.data import clean, split_reviews, text_key, token_lengths
 from helpers.models import load_tokenizer
 from helpers.profiles import Profile
 from helpers.recipes import RECIPES, Recipe
+from helpers.tasks import ROWS_PER_CLASS
 
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
-ROWS_PER_CLASS = 12  # so many leave a class at least one in each part, whatever the rounding; with 9 it can fail
 SKEW = 3  # times the smallest class's rows; with more in the largest, a file's classes count as skewed
 SHOWN_CLASSES = 20  # that a table lists one by one
 OWN_DATA_RECIPE = "lora_bert_sst2"
@@ -32,7 +32,8 @@ class Findings:
     """What is in a file, before anything is dropped. Row numbers count from 1.
 
     `duplicates` repeat an earlier text under the same label; `conflicts` are all rows of texts with several labels.
-    `classes` counts the rows that are left; `lengths` are the tokens, before truncation, of at most 10,000 of these.
+    `classes` counts the rows that are left, none for numbers; `lengths` are the tokens, before truncation, of at most
+    10,000 of these.
     """
 
     rows: int
@@ -42,16 +43,18 @@ class Findings:
     conflicts: list[int]
     classes: dict[str, int]
     lengths: np.ndarray
+    task: str = "single"
 
     @property
     def usable(self) -> int:
         """Rows that are left to train and to score on."""
-        return sum(self.classes.values())
+        return self.rows - len({*self.missing_texts, *self.missing_labels, *self.duplicates, *self.conflicts})
 
     @property
     def skewed(self) -> bool:
         """Whether accuracy hides what becomes of the small classes: reports then lead with balanced accuracy."""
-        return bool(self.classes) and max(self.classes.values()) > SKEW * min(self.classes.values())
+        counts = self.classes.values() if self.task == "single" else ()
+        return bool(counts) and max(counts) > SKEW * min(counts)
 
     def table(self, max_length: int) -> pd.DataFrame:
         """The findings, one a row, with the first rows that each concerns; of many classes the first."""
@@ -76,49 +79,81 @@ def listed(items: list) -> str:
 
 
 def examine(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> Findings:
-    """What is in `rows` (see `files.read_rows`)."""
+    """What is in `rows` (see `files.read_rows` and `tasks.read_labels`)."""
     left, duplicates, conflicts = _distinct(rows)
-    counts, measured = left["label"].value_counts(), left.sample(min(10_000, len(left)), random_state=0)
+    task, counts = _task(left["label"]), left["label"].explode().value_counts()
+    measured = left.sample(min(10_000, len(left)), random_state=0)
     return Findings(
         rows=len(rows),
-        missing_texts=list(rows.index[rows["text"].isna()]),
+        missing_texts=list(rows.index[rows.drop(columns="label").isna().any(axis=1)]),
         missing_labels=list(rows.index[rows["label"].isna()]),
         duplicates=duplicates,
         conflicts=conflicts,
-        classes={label: int(counts[label]) for label in _in_order(counts.index)},
+        classes={} if task == "regression" else {label: int(counts[label]) for label in _in_order(counts.index)},
         lengths=token_lengths(measured, tokenizer) if len(left) else np.array([], dtype=int),
+        task=task,
     )
 
 
 def split_rows(rows: pd.DataFrame, seed: int = 42, drop_incomplete: bool = False) -> DatasetDict:
-    """Stratified train, validation and test rows (70, 10 and 20 %) that share no text; columns `text, label, row`.
+    """Stratified train, validation and test rows (70, 10 and 20 %) that share no text; columns `text, label, row`, and
+    `pair` for pairs. Of several labels the rarest decides the stratum, of numbers the size.
 
     Raises ValueError for rows without text or label, unless `drop_incomplete` drops them, for fewer than two classes,
-    and for a class of fewer than `ROWS_PER_CLASS`.
+    for a class of fewer than `ROWS_PER_CLASS`, and for numbers that are too few or all the same.
     """
     incomplete = list(rows.index[rows.isna().any(axis=1)])
     if incomplete and not drop_incomplete:
         found = f"{len(incomplete):,} of {len(rows):,} rows are incomplete: rows {listed(incomplete)}, counted from 1"
         raise ValueError(f"{found}. Complete them, or leave them out with drop_incomplete.")
     left, _, _ = _distinct(rows)
-    names = _in_order(left["label"].unique())
-    small = [f"{name!r} ({n})" for name, n in left["label"].value_counts().items() if n < ROWS_PER_CLASS]
-    if small or len(names) < 2:
+    labels, strata, feature = _numbered(left["label"])
+    features = {name: Value("string") for name in ("text", "pair") if name in left}
+    features |= {"label": feature, "row": Value("int64"), "stratum": Value("int64")}
+    left = left.assign(label=labels, stratum=strata).reset_index()[list(features)]
+    dataset = Dataset.from_pandas(left, preserve_index=False).cast(Features(features))
+    sizes = (ceil(share * len(dataset)) for share in (VALIDATION_SHARE, TEST_SHARE))
+    return split_reviews(dataset, None, *sizes, seed).remove_columns("stratum")
+
+
+def _numbered(labels: pd.Series) -> tuple[pd.Series, pd.Series, object]:
+    """Labels as numbers; groups to draw from alike: classes, the rarest label of a text, tenths of the numbers; and the
+    labels' feature. Raises ValueError as `split_rows`."""
+    task, counts = _task(labels), labels.explode().value_counts()
+    if task == "regression":
+        if len(counts) < 2 or len(labels) < 2 * ROWS_PER_CLASS:
+            found = f"there are {len(labels):,} texts and {len(counts):,} different numbers"
+            raise ValueError(f"To predict a number takes {2 * ROWS_PER_CLASS} texts and two numbers; {found}.")
+        parts = min(10, len(labels) // ROWS_PER_CLASS)
+        return labels, pd.qcut(labels.rank(method="first"), parts, labels=False), Value("float64")
+    small = [f"{name!r} ({n})" for name, n in counts.items() if n < ROWS_PER_CLASS]
+    if small or len(counts) < 2:
         raise ValueError(
             f"A classifier needs two classes or more, each with {ROWS_PER_CLASS} different texts or more; there are "
-            f"{len(names):,}, {len(small):,} of them too small: {listed(small)}. Add rows, or merge classes."
+            f"{len(counts):,}, {len(small):,} of them too small: {listed(small)}. Add rows, or merge classes; --task "
+            "multi takes several labels a text, --task regression numbers."
         )
-    left = left.assign(label=left["label"].map(names.index)).reset_index()
-    features = Features({"text": Value("string"), "label": ClassLabel(names=names), "row": Value("int64")})
-    dataset = Dataset.from_pandas(left[list(features)], preserve_index=False).cast(features)
-    return split_reviews(dataset, None, ceil(VALIDATION_SHARE * len(dataset)), ceil(TEST_SHARE * len(dataset)), seed)
+    names = _in_order(counts.index)
+    if task == "single":
+        numbers = labels.map(names.index)
+        return numbers, numbers, ClassLabel(names=names)
+    numbers = labels.map(lambda several: [names.index(label) for label in several])
+    rarest = labels.map(lambda several: min(several, key=counts.get, default=""))
+    few = rarest.map(rarest.value_counts()) < ROWS_PER_CLASS
+    return numbers, rarest.mask(few, rarest.mode()[0]).factorize()[0], List(ClassLabel(names=names))
+
+
+def _task(labels: pd.Series) -> str:
+    kinds = set(labels.map(type))
+    return "multi" if tuple in kinds else "regression" if float in kinds else "single"
 
 
 def _distinct(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[int], list[int]]:
     """The cleaned rows to keep, and the numbers of duplicates and of texts under more than one label."""
     complete = rows.dropna()
-    complete = complete.assign(text=complete["text"].map(clean))
-    keys = complete["text"].map(text_key)
+    texts = [name for name in ("text", "pair") if name in complete]
+    complete = complete.assign(**{name: complete[name].map(clean) for name in texts})
+    keys = complete[texts].map(text_key).agg("\0".join, axis=1) if len(texts) > 1 else complete["text"].map(text_key)
     conflicting = complete["label"].groupby(keys).transform("nunique") > 1
     repeated = keys.duplicated() & ~conflicting
     return complete[~conflicting & ~repeated], list(complete.index[repeated]), list(complete.index[conflicting])

@@ -32,8 +32,8 @@ class Recipe:
     `n_validation` are row counts (None: a tenth to validate, every other row to train). Where rows are few, epochs are
     added until there are `min_updates` updates. `model_dropout` replaces the encoder's own dropouts.
     `class_weights="balanced"` has each class count the same in the loss, however few its rows, and keeps the epoch with
-    the best balanced accuracy. `method` is what trains; `variant` is a label, part of the record's name. `not_stated`
-    maps each setting that the source leaves open to why it has its value here.
+    the best balanced accuracy. `task` is what a label is (see `tasks`). `method` is what trains; `variant` is a label,
+    part of the record's name. `not_stated` maps each setting that the source leaves open to why it has its value here.
 
     Raises pydantic.ValidationError, a ValueError that names the field, for a setting that cannot be trained.
     """
@@ -66,6 +66,7 @@ class Recipe:
     class_weights: Literal["balanced"] | None = None
     n_train: PositiveInt | None = None
     n_validation: PositiveInt | None = None
+    task: Literal["single", "multi", "regression"] = "single"
     method: Method = "adapter"
     variant: str = "as_written"
     not_stated: dict[str, str] = Field(default_factory=dict)
@@ -85,7 +86,7 @@ class Recipe:
 
         Several values are separated by commas. Raises ValueError for what is no setting, and as the recipe does.
         """
-        fixed = {"name", "source", "method", "variant", "not_stated", "overrides"}
+        fixed = {"name", "source", "task", "method", "variant", "not_stated", "overrides"}
         known = [field.name for field in fields(self) if field.name not in fixed]
         changes: dict[str, Any] = {}
         for setting in settings:

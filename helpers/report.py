@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 from datasets import DatasetDict
 from huggingface_hub import ModelCard, ModelCardData
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, precision_recall_fscore_support
+from sklearn.metrics import precision_recall_fscore_support
 from statsmodels.stats.proportion import proportion_confint
 
 from helpers.checkpoints import EMBEDDED
-from helpers.data import tokenize
+from helpers.data import model_inputs, tokenize
 from helpers.evaluation import (
     PairedComparison,
     bag_of_words,
+    compare_scores,
     correct_rows,
     corrected,
     frozen_encoder,
@@ -27,15 +28,16 @@ from helpers.files import write_json, write_text
 from helpers.inference import MERGED, REPORT
 from helpers.own_data import Findings
 from helpers.plots import draw_confusion, provenance, save_figure
+from helpers.tasks import label_names, targets, task_of
 from helpers.training import FineTuned
 
 
 class Baseline(NamedTuple):
-    """What a baseline scores on the test rows of a run, and how much more often the run is right than it."""
+    """What a baseline scores on the test rows of a run, and how much more the run scores: for single classes
+    how much more often it is right, else what leads for the task."""
 
     name: str
-    accuracy: float
-    balanced_accuracy: float
+    metrics: dict[str, float]
     gain: PairedComparison
 
 
@@ -47,10 +49,10 @@ def compare_with_baselines(result: FineTuned, splits: DatasetDict) -> list[Basel
     record, weights = result.record, result.record.settings.get("class_weights")
     tokens = tokenize(splits, result.tokenizer, record.max_length, record.settings["truncation"])
     vectors = {
-        name: mean_embeddings(record.base_model, result.tokenizer, list(part["input_ids"]), record.precision)
+        name: mean_embeddings(record.base_model, result.tokenizer, model_inputs(part), record.precision)
         for name, part in tokens.items()
     }
-    fitted_on = ((vectors[name], np.array(splits[name]["label"])) for name in ("train", "validation"))
+    fitted_on = ((vectors[name], targets(splits[name])) for name in ("train", "validation"))
     predicted = {"frozen encoder": frozen_encoder(*fitted_on, weights).predict(vectors["test"])}
     try:
         bag = bag_of_words(splits["train"], splits["validation"], weights)
@@ -58,29 +60,34 @@ def compare_with_baselines(result: FineTuned, splits: DatasetDict) -> list[Basel
     except ValueError as error:
         if "vocabulary" not in str(error) and "no terms" not in str(error).lower():  # scikit-learn's, without words
             raise
-    right = np.array(splits["test"]["label"])
-    gains = {name: paired_comparison(record.correct, correct_rows(found, right)) for name, found in predicted.items()}
-    return [
-        Baseline(name, accuracy_score(right, predicted[name]), balanced_accuracy_score(right, predicted[name]), gain)
-        for name, gain in corrected(gains).items()
-    ]
+    right = targets(splits["test"])
+
+    def compare(found: np.ndarray) -> PairedComparison:
+        if task_of(right) == "single":
+            return paired_comparison(record.correct, correct_rows(found, right))
+        return compare_scores(record.task.score, result.predictions, found, right)
+
+    gains = corrected({name: compare(found) for name, found in predicted.items()})
+    return [Baseline(name, record.task.metrics(predicted[name], right), gain) for name, gain in gains.items()]
 
 
 def scores_table(result: FineTuned, baselines: Sequence[Baseline], skewed: bool) -> pd.DataFrame:
-    """The run's accuracy (balanced where `skewed`) above the baselines', and what it gains over each, in points."""
-    column = "balanced_accuracy" if skewed else "accuracy"
-    rows = {"this model": (f"{result.record.metrics[column]:.1%}", "", "")}
+    """The run's accuracy (balanced where `skewed`), or what leads for the task, above the baselines', and its gains."""
+    task = result.record.task
+    column = "balanced_accuracy" if skewed else task.headline
+    rows = {"this model": (task.form.format(result.record.metrics[column]), "", "")}
     for one in baselines:
-        rows[one.name] = f"{getattr(one, column):.1%}", one.gain.points, f"{one.gain.p_value:.2g}"
-    columns = [column.replace("_", " "), "gain in accuracy [95 %]", "p, corrected"]
+        gain = one.gain.points if "%" in task.form else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*one.gain[:3])
+        rows[one.name] = task.form.format(one.metrics[column]), gain, f"{one.gain.p_value:.2g}"
+    columns = ["balanced accuracy" if skewed else task.title, f"gain in {task.title} [95 %]", "p, corrected"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
 def advice(result: FineTuned, baselines: Sequence[Baseline], skewed: bool) -> str:
     """One line on whether this model is worth having on these rows, beside `baselines`."""
-    column = "balanced_accuracy" if skewed else "accuracy"
-    best = max(baselines, key=lambda one: getattr(one, column))
-    if getattr(best, column) > result.record.metrics[column]:
+    column = "balanced_accuracy" if skewed else result.record.task.headline
+    best = max(baselines, key=lambda one: one.metrics[column])
+    if best.metrics[column] > result.record.metrics[column]:
         return f"The {best.name} is ahead of this model: take it (helpers.evaluation), or label more rows."
     if not skewed and not best.gain.significant:
         return f"On these test rows this model is not significantly better than the {best.name}."
@@ -88,21 +95,30 @@ def advice(result: FineTuned, baselines: Sequence[Baseline], skewed: bool) -> st
 
 
 def class_scores(result: FineTuned, splits: DatasetDict) -> pd.DataFrame:
-    """Precision, recall with its 95 % Wilson interval (1927), F1 and test rows of each class."""
-    labels, references = splits["test"].features["label"].names, np.array(splits["test"]["label"])
+    """Precision, recall with its 95 % Wilson interval (1927), F1 and rows of each class; of numbers the metrics."""
+    labels, references = label_names(splits["test"]), targets(splits["test"])
+    if task_of(references) == "regression":
+        return pd.DataFrame(result.record.metrics, index=labels)
     options = {"labels": range(len(labels)), "zero_division": 0}
     precision, recall, f1, rows = precision_recall_fscore_support(references, result.predictions, **options)
-    low, high = proportion_confint(np.diag(result.record.confusion_matrix), rows, method="wilson")
+    low, high = proportion_confint(np.rint(recall * rows), rows, method="wilson")
     columns = {"precision": precision, "recall": recall, "recall_low": low, "recall_high": high, "f1": f1, "rows": rows}
     return pd.DataFrame(columns, index=labels)
 
 
 def most_wrong(result: FineTuned, splits: DatasetDict, n: int = 20) -> pd.DataFrame:
-    """The (at most) `n` test rows that are wrong with the highest probability, by their row in the file."""
-    test, names = splits["test"].to_pandas().set_index("row"), np.array(splits["test"].features["label"].names)
-    guessed = {"predicted": names[result.predictions], "probability": result.probabilities.max(axis=1)}
-    test = test.assign(label=names[test["label"]], **guessed).query("label != predicted")
-    return test.sort_values("probability", ascending=False, kind="stable").head(n)
+    """The (at most) `n` test rows that are wrong with the highest probability, by their row in the file; of several
+    labels by the one that is furthest off, of numbers by their error."""
+    test, names = splits["test"].to_pandas().set_index("row"), np.array(label_names(splits["test"]), dtype=object)
+    right, found, scores = targets(splits["test"]), result.predictions, result.probabilities
+    if (task := task_of(right)) == "single":
+        test = test.assign(label=names[right], predicted=names[found], probability=scores.max(axis=1))
+    elif task == "multi":
+        label, predicted = (["; ".join(names[row == 1]) for row in rows] for rows in (right, found))
+        test = test.assign(label=label, predicted=predicted, error=np.abs(scores - right).max(axis=1))
+    else:
+        test = test.assign(predicted=found, error=np.abs(found - right))
+    return test.query("label != predicted").sort_values(test.columns[-1], ascending=False, kind="stable").head(n)
 
 
 def write_report(result: FineTuned, splits: DatasetDict, findings: Findings, baselines: Sequence[Baseline]) -> Path:
@@ -111,14 +127,14 @@ def write_report(result: FineTuned, splits: DatasetDict, findings: Findings, bas
     `README.md` is the card, a merged model's too; `report/` holds the scores of each class, the confusion matrix (a
     figure up to 30 classes), the most confidently wrong test rows and the run's record.
     """
-    labels = splits["test"].features["label"].names
-    folder = result.adapter / REPORT
-    matrix = pd.DataFrame(result.record.confusion_matrix, index=labels, columns=labels)
+    labels, folder = label_names(splits["test"]), result.adapter / REPORT
     write_text(folder / "class_scores.csv", class_scores(result, splits).to_csv(index_label="class"))
-    write_text(folder / "confusion.csv", matrix.to_csv(index_label="true class / predicted class"))
+    if result.record.confusion_matrix:
+        matrix = pd.DataFrame(result.record.confusion_matrix, index=labels, columns=labels)
+        write_text(folder / "confusion.csv", matrix.to_csv(index_label="true class / predicted class"))
     write_text(folder / "most_wrong.csv", most_wrong(result, splits).to_csv())
     write_json(folder / "record.json", vars(result.record))
-    if len(labels) <= 30:
+    if result.record.confusion_matrix and len(labels) <= 30:
         with plt.rc_context({"text.parse_math": False}):  # "$5 to $10" is a label and no formula
             figure, axes = plt.subplots(figsize=(len(labels) + 3, len(labels) + 2), layout="constrained")
             draw_confusion(axes, result.record, [label[:30] for label in labels])
@@ -143,18 +159,20 @@ def model_card(
         base_model=None if local else record.base_model,
         tags=[method.lower()],
     )
-    sizes = {name: np.bincount(part["label"], minlength=len(scores)) for name, part in splits.items()}
+    labels = {name: pd.Series(part["label"][:]).explode() for name, part in splits.items()}
+    sizes = {name: one.value_counts().reindex(range(len(scores))) for name, one in labels.items()}
     card = ModelCard.from_template(
         metadata,
         template_path=str(Path(__file__).with_name("card.md")),
         record=record,
         merged=merged,
+        pairs="pair" in splits["test"].column_names,
         method=method,
         local=local,
         base=Path(record.base_model).name,
         findings=findings,
         baselines=scores_table(result, baselines, findings.skewed),
         scores=scores,
-        sizes=pd.DataFrame(sizes, index=scores.index),
+        sizes=pd.DataFrame(sizes).fillna(0).astype(int).set_axis(scores.index),
     )
     return str(card)

@@ -18,15 +18,16 @@ import torch
 from datasets import DatasetDict
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from sklearn.metrics import confusion_matrix
+from sklearn import metrics
 
 from helpers.checkpoints import loaded_revision
 from helpers.data import dataset_name, dataset_revision
-from helpers.evaluation import accuracy_interval, classification_metrics, correct_rows
+from helpers.evaluation import accuracy_interval, correct_rows, resampled
 from helpers.files import write_json
 from helpers.models import count_parameters, weight_bytes
 from helpers.profiles import Profile, current_profile, device_name
 from helpers.recipes import Recipe
+from helpers.tasks import TASKS, Task, label_names, targets
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "scikit-learn")
 COMMAND = "SERIES_COMMAND"  # the environment variable that tells a notebook's kernel what started it
@@ -82,7 +83,9 @@ class RunRecord(_Record):
 
     Sizes are bytes, times seconds, `max_length` tokens; `confusion_matrix` has true classes as rows. `history` holds
     "train" (step, epoch, loss) and "validation" (step, epoch, loss, accuracy) lists. `correct` has one character a
-    test row, 1 where the prediction is right. `command`, under `profile`, does it again.
+    test row, 1 where the prediction is right. `command`, under `profile`, does it again. `score_ci95` is the interval
+    of what leads for several labels a text or a number; the accuracy's and the matrix are empty there, and for numbers
+    `correct`.
     """
 
     recipe: str
@@ -112,6 +115,7 @@ class RunRecord(_Record):
     adapter_bytes: int | None = None
     settings: dict[str, object] = field(default_factory=dict)
     revisions: dict[str, str] = field(default_factory=dict)
+    score_ci95: list[float] = field(default_factory=list)
     run: str | None = None
     command: str | None = field(default_factory=running_command)
     versions: dict[str, str] = field(default_factory=versions)
@@ -124,9 +128,15 @@ class RunRecord(_Record):
         return f"{self.recipe}-{self.variant}-seed{self.seed}"
 
     @property
+    def task(self) -> Task:
+        """What its labels are."""
+        return TASKS[self.settings.get("task", "single")]
+
+    @property
     def score(self) -> str:
-        """The accuracy with its interval, such as `75.0% [71.2%, 78.8%]`."""
-        return "{:.1%} [{:.1%}, {:.1%}]".format(self.metrics["accuracy"], *self.accuracy_ci95)
+        """The accuracy, or what leads for the task, with its interval, such as `75.0% [71.2%, 78.8%]`."""
+        form, interval = self.task.form, self.score_ci95 or self.accuracy_ci95
+        return f"{form} [{form}, {form}]".format(self.metrics[self.task.headline], *interval)
 
 
 @dataclass(config=ConfigDict(extra="forbid"))
@@ -172,8 +182,9 @@ def make_record(
     recipe: Recipe, splits: DatasetDict, profile: Profile, predictions: np.ndarray, model: torch.nn.Module | None = None
 ) -> RunRecord:
     """The record of `predictions`, shape (n_test,), on the test rows; without a model what describes one is empty."""
-    references = np.array(splits["test"]["label"])
-    labels = range(len(splits["test"].features["label"].names))
+    references, labels = targets(splits["test"]), range(len(label_names(splits["test"])))
+    task, single = TASKS[recipe.task], recipe.task == "single"
+    score = lambda rows: task.score(predictions[rows], references[rows])  # noqa: E731
     base_model = profile.base_model(recipe.base_model)
     trainable, total = count_parameters(model) if model else (0, 0)
     return RunRecord(
@@ -192,10 +203,11 @@ def make_record(
         trainable_params=trainable,
         total_params=total,
         weights_bytes=sum(weight_bytes(model).values()) if model else 0,
-        metrics=classification_metrics(predictions, references),
-        accuracy_ci95=list(accuracy_interval(predictions, references)),
-        confusion_matrix=confusion_matrix(references, predictions, labels=labels).tolist(),
-        correct=correct_rows(predictions, references),
+        metrics=task.metrics(predictions, references),
+        accuracy_ci95=list(accuracy_interval(predictions, references)) if single else [],
+        confusion_matrix=metrics.confusion_matrix(references, predictions, labels=labels).tolist() if single else [],
+        correct="" if recipe.task == "regression" else correct_rows(predictions, references),
+        score_ci95=[] if single else list(resampled(score, len(references))[:2]),
         settings=recipe.stated(),
         revisions=dataset_revision(recipe.dataset, profile) | (loaded_revision(base_model) if model else {}),
     )

@@ -28,6 +28,7 @@ from helpers.recipes import RECIPES, Recipe
 from helpers.report import advice, class_scores, compare_with_baselines, scores_table, write_report
 from helpers.results import summary
 from helpers.start import prepare_process
+from helpers.tasks import TASKS, label_names, read_labels
 from helpers.trainer import process_state
 from helpers.training import checkpoint_folder, fine_tune, score_bag_of_words
 
@@ -80,7 +81,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = own.add_argument
     add("--data", type=Path, metavar="FILE", help=f"a file that ends in {', '.join(ENDINGS)}, or datasets' folder")
     add("--text-column", metavar="NAME", help="default: guessed, and said")
-    add("--label-column", metavar="NAME", help="any number of classes, as words or numbers; default: guessed, and said")
+    add("--text-pair-column", metavar="NAME", help="a second text: the model reads both together")
+    add(
+        "--label-column", metavar="NAME", help="classes as words or numbers, lists of labels, numbers; default: guessed"
+    )
+    add("--task", choices=TASKS, help="one class a text, several labels, or a number; default: as labels look")
+    add("--label-separator", metavar="TEXT", help="between the labels of a text (default: ; or | where that is clear)")
     add("--recipe", dest="own_recipe", choices=RECIPES, help=f"default {OWN_DATA_RECIPE}")
     add("--base-model", metavar="NAME", help="an encoder's hub name or folder; default: the profile's")
     add("--continue-from", metavar="ADAPTER", help="go on training this folder or hub name; its LoRA settings hold")
@@ -141,11 +147,23 @@ def held_settings(lora: LoraConfig, settings: dict) -> dict:
     return held | {name: settings[name] for name in ("quantization", "truncation", "source")} | {"model_dropout": 0.0}
 
 
+def check_continued(settings: dict, task: str, labels: Sequence[str], pairs: bool) -> None:
+    """Raises ValueError where the training of an adapter cannot go on with a file's labels, task or pairs."""
+    if task == "regression":
+        raise ValueError("An adapter that answers a number cannot go on training: train a new one on both files.")
+    if list(labels) != settings["labels"]:
+        known, found = listed(settings["labels"]), listed(list(labels))
+        raise ValueError(f"The adapter keeps its labels, {known}, and the file has {found}: train a new adapter on it.")
+    if (task, pairs) != (settings["task"], settings.get("pairs", False)):
+        raise ValueError(f"The adapter is for --task {settings['task']}, and reads pairs or single texts as before.")
+
+
 def train_on_file(options: argparse.Namespace) -> None:
     """Trains on a file of the user's; the folder `--output` appears when all in it is written."""
     if options.push_to:
         validate_repo_id(options.push_to)
-    rows, profile = read_rows(options.data, options.text_column, options.label_column), current_profile()
+    rows = read_rows(options.data, options.text_column, options.label_column, options.text_pair_column)
+    (rows, task, why), profile = read_labels(rows, options.task, options.label_separator), current_profile()
     base_model = options.base_model or profile.base_model(RECIPES[options.own_recipe].base_model)
     held = {}
     if options.continue_from:
@@ -153,23 +171,25 @@ def train_on_file(options: argparse.Namespace) -> None:
         held, base_model = held_settings(model.active_peft_config, settings), settings["base_model"]
     findings, profile = examine(rows, load_tokenizer(base_model)), replace(profile, seed=options.seed)
     recipe, profile = own_recipe(options.own_recipe, options.data, findings.usable, profile, base_model)
+    recipe = replace(recipe, task=task, **({"truncation": "head"} if "pair" in rows else {}))
     caps = {"max_length": token_limit(recipe.base_model)}
-    fixed = {"n_train", "n_validation", "dataset", "base_model", *held}
+    fixed = {"n_train", "n_validation", "dataset", "base_model", *(["truncation"] if "pair" in rows else ()), *held}
     if held:
         caps["max_length"] = min(caps["max_length"], settings["max_length"])
         cut = min(recipe.max_length, settings["max_length"])
         recipe = replace(recipe, **held, max_length=cut, name=f"{recipe.name},from {held['source']}")
     recipe = as_asked(recipe, options, caps, fixed)
     recipe = replace(recipe, class_weights=options.class_weights or recipe.class_weights)
+    if recipe.class_weights and task != "single":
+        raise ValueError(f"Class weights are for one class a text, and this is --task {task} ({why}).")
     table = findings.table(recipe.max_length).to_string(header=False, index_names=False)
-    print(f"{options.data.name}\n{table}\n", flush=True)
+    print(f"{options.data.name}: {why}\n{table}\n", flush=True)
     splits = split_rows(rows, profile.seed, options.drop_incomplete)
-    labels = tuple(splits["train"].features["label"].names)
+    labels = tuple(label_names(splits["train"]))
     if not held:
         model = build_model(recipe, recipe.base_model, profile.precision, seed=profile.seed, labels=labels)
-    elif list(labels) != settings["labels"]:
-        known, found = listed(settings["labels"]), listed(labels)
-        raise ValueError(f"The adapter keeps its labels, {known}, and the file has {found}: train a new adapter on it.")
+    else:
+        check_continued(settings, task, labels, "pair" in rows)
     print(f"{recipe.name} on {recipe.base_model}: {len(splits['train']):,} rows to train\n{adapted(model)}", flush=True)
     with new_folder(options.output.resolve()) if process_state().is_main_process else nullcontext() as folder:
         result = fine_tune(model, recipe, splits, profile, output=folder, restart=options.restart, track=options.track)
@@ -181,7 +201,8 @@ def train_on_file(options: argparse.Namespace) -> None:
         write_report(result, splits, findings, baselines)
     shutil.rmtree(checkpoint_folder(recipe, splits, profile), ignore_errors=True)
     print(f"\n{class_scores(result, splits).head(SHOWN_CLASSES).round(3).to_string()}\n")
-    print(f"Accuracy {result.record.score} on {result.record.n_test:,} test rows\n")
+    title = result.record.task.title
+    print(f"{title[0].upper()}{title[1:]} {result.record.score} on {result.record.n_test:,} test rows\n")
     print(scores_table(result, baselines, findings.skewed).to_string())
     print(f"{advice(result, baselines, findings.skewed)}\n")
     print(f"Adapter and model card: {options.output}   Report: {options.output / 'report'}")

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -32,6 +33,7 @@ from helpers.files import clear_disk_errors, shown
 from helpers.profiles import Profile, device
 from helpers.recipes import Recipe
 from helpers.results import reset_peak_memory
+from helpers.tasks import TASKS
 
 UPDATE = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -57,7 +59,7 @@ def training_arguments(recipe: Recipe, profile: Profile, folder: Path, **changes
         "save_total_limit": 2,
         "restore_callback_states_from_checkpoint": True,  # or early stopping would forget how long it has waited
         "load_best_model_at_end": True,
-        "metric_for_best_model": "balanced_accuracy" if recipe.class_weights else "accuracy",
+        "metric_for_best_model": "balanced_accuracy" if recipe.class_weights else TASKS[recipe.task].best,
         "logging_steps": 0.1 / recipe.num_train_epochs,  # a share of all steps: ten times an epoch
         "logging_nan_inf_filter": False,  # a loss that is not finite must be seen
         "seed": profile.seed,
@@ -122,7 +124,7 @@ def make_trainer(model, tokenizer, recipe, tokens: DatasetDict, profile, folder:
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple),
         processing_class=tokenizer,
         compute_loss_func=weighted_loss(tokens["train"]["label"][:]) if recipe.class_weights else None,
-        compute_metrics=compute_metrics,
+        compute_metrics=partial(compute_metrics, task=recipe.task),
         # Some models answer with hidden states, too, which would be gathered of every row.
         preprocess_logits_for_metrics=lambda logits, _: logits[0] if isinstance(logits, tuple) else logits,
         callbacks=callbacks,

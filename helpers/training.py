@@ -15,22 +15,22 @@ import torch
 import wandb
 from datasets import DatasetDict
 from peft import PeftModel
-from scipy.special import softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from helpers.data import tokenize
+from helpers.data import model_inputs, tokenize
 from helpers.evaluation import bag_of_words, predict_logits
 from helpers.inference import WEIGHTS, save_adapter
-from helpers.models import load_tokenizer
+from helpers.models import load_tokenizer, only_known_types
 from helpers.profiles import DTYPES, Profile, device, platform_secret, setting
 from helpers.recipes import Recipe
 from helpers.results import RunRecord, make_record, peak_memory, versions
+from helpers.tasks import TASKS, best_threshold, decide, rescale_head, targets
 from helpers.trainer import UPDATE, process_state, train
 
 
 @dataclass
 class FineTuned:
-    """A trained model and what is known of it; `probabilities`, (n_test, n_labels), are those of the test rows."""
+    """A trained model and what is known of it; `probabilities` (numbers), (n_test, n_labels), are of the test rows."""
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -40,8 +40,9 @@ class FineTuned:
 
     @property
     def predictions(self) -> np.ndarray:
-        """Predicted labels of the test rows, shape (n_test,)."""
-        return self.probabilities.argmax(axis=1)
+        """Predictions on the test rows (see `tasks.decide`)."""
+        settings = self.record.settings
+        return decide(settings.get("task", "single"), self.probabilities, settings.get("threshold", 0.5))
 
 
 def fine_tune(
@@ -71,7 +72,9 @@ def fine_tune(
     recipe = replace(recipe, num_train_epochs=profile.epochs(recipe.epochs(rows_of_one)))
     tokenizer = load_tokenizer(profile.base_model(recipe.base_model))
     check_tokenizer(model, tokenizer, profile.precision)
+    only_known_types(model, tokenizer)
     tokens = tokenize(splits, tokenizer, profile.tokens(recipe.max_length), recipe.truncation)
+    mean, scale = _with_targets(tokens, splits, recipe.task)
     if folder and restart and state.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
     state.wait_for_everyone()
@@ -79,9 +82,19 @@ def fine_tune(
     trainer = train(model, tokenizer, recipe, tokens, profile, folder, report_to)
     if not state.is_main_process:
         return None
-    logits = predict_logits(model, tokenizer, list(tokens["test"]["input_ids"]), profile.precision)
-    probabilities = softmax(logits, axis=1)
-    record = make_record(recipe, splits, profile, probabilities.argmax(axis=1), model)
+    precision, threshold = profile.precision, 0.5
+    if recipe.task == "regression":
+        rescale_head(model, mean, scale)
+        precision = "fp32"  # 16 bits round 2,001 and 2,005 to one number
+
+    def probabilities_of(part: str) -> np.ndarray:
+        return TASKS[recipe.task].probabilities(predict_logits(model, tokenizer, model_inputs(tokens[part]), precision))
+
+    if recipe.task == "multi" and "validation" in splits:
+        threshold = best_threshold(probabilities_of("validation"), targets(splits["validation"]))
+    probabilities = probabilities_of("test")
+    record = make_record(recipe, splits, profile, decide(recipe.task, probabilities, threshold), model)
+    record.settings |= {"threshold": threshold} if recipe.task == "multi" else {}
     _add_training(record, trainer)
     if report_to == "wandb":
         wandb.log({f"test/{name}": value for name, value in record.metrics.items()})
@@ -89,7 +102,8 @@ def fine_tune(
     result = FineTuned(model, tokenizer, record, probabilities)
     if save and isinstance(model, PeftModel):
         place = output or profile.checkpoints / record.name
-        result.adapter = save_adapter(model, tokenizer, place, recipe, record.base_model, record.max_length)
+        more = {"threshold": threshold, "pairs": "pair" in splits["test"].column_names}
+        result.adapter = save_adapter(model, tokenizer, place, recipe, record.base_model, record.max_length, **more)
         record.adapter_bytes = (result.adapter / WEIGHTS).stat().st_size
     if save and output is None:
         record.save(profile.results)
@@ -145,19 +159,34 @@ def check_tokenizer(
 
 def checkpoint_folder(recipe: Recipe, splits: DatasetDict, profile: Profile) -> Path:
     """Where a run keeps its checkpoints while it trains: one of other settings, rows or versions has another."""
-    rows = [(name, part["text"][:], part["label"][:]) for name, part in splits.items() if name != "test"]
+    rows = [(name, part.to_dict()) for name, part in splits.items() if name != "test"]
     decisive = [recipe.stated(), asdict(profile), process_state().num_processes, versions(), rows]
     digest = sha256(json.dumps(decisive).encode(errors="surrogatepass")).hexdigest()[:12]
     return profile.checkpoints / f".{recipe.name}-{digest}"
 
 
+def _with_targets(tokens: DatasetDict, splits: DatasetDict, task: str) -> tuple[float, float]:
+    """Gives `tokens` the labels that the loss of `task` wants; returns the (mean, deviation) that numbers are less and
+    divided by, those of the training rows: no head's learning rate suits years and shares of one alike."""
+    if task == "single":
+        return 0.0, 1.0
+    train = targets(splits["train"])
+    mean, scale = (float(train.mean()), float(train.std())) if task == "regression" else (0.0, 1.0)
+    if task == "regression":
+        print(f"Numbers train as deviations from their mean, {mean:.4g}, over {scale:.4g}: so are the losses below")
+    for name, part in splits.items():
+        wanted = ((targets(part) - mean) / scale).tolist()
+        tokens[name] = tokens[name].remove_columns("label").add_column("labels", wanted)
+    return mean, scale
+
+
 def _add_training(record: RunRecord, trainer: Trainer) -> None:
     """Adds to `record` what training took; its seconds are known of one sitting alone."""
-    log = trainer.state.log_history
-    names = {"step": "step", "epoch": "epoch", "loss": "loss", "eval_loss": "loss", "eval_accuracy": "accuracy"}
+    log, score = trainer.state.log_history, record.task.headline
+    names = {"step": "step", "epoch": "epoch", "loss": "loss", "eval_loss": "loss", f"eval_{score}": score}
     rows = [{names[key]: value for key, value in row.items() if key in names} for row in log]
-    record.history["train"] = [row for row in rows if "loss" in row and "accuracy" not in row]
-    record.history["validation"] = [row for row in rows if "accuracy" in row]
+    record.history["train"] = [row for row in rows if "loss" in row and score not in row]
+    record.history["validation"] = [row for row in rows if score in row]
     record.peak_memory_bytes, record.peak_memory_method = peak_memory(device())
     if not trainer.resumed:
         record.train_seconds = log[-1]["train_runtime"] - sum(row.get("eval_runtime", 0.0) for row in log)

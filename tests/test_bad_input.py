@@ -51,9 +51,13 @@ def refused(tmp_path, tiny_checkpoints, monkeypatch, capsys):
         ([(text, "one") for text, _ in GOOD], "two classes or more"),
         ([*GOOD, *[(f"rare {k}", "rare") for k in range(11)]], "'rare' (11)"),
         ([*GOOD, *[(f"rare {k % 11}", "rare") for k in range(30)]], "'rare' (11)"),  # duplicates do not count
-        ([(text, str(k)) for k, (text, _) in enumerate(GOOD)], "'0' (1), '1' (1)"),
+        ([(text, f"id{k}") for k, (text, _) in enumerate(GOOD)], "'id0' (1), 'id1' (1)"),
+        (
+            [(text, str(k)) for k, (text, _) in enumerate(GOOD[:20])],
+            "takes 24 texts and two numbers; there are 20 texts",
+        ),
     ],
-    ids=["texts", "labels", "one class", "few rows", "duplicates", "ids"],
+    ids=["texts", "labels", "one class", "few rows", "duplicates", "ids", "few numbers"],
 )
 def test_rows_that_do_not_make_a_classifier(refused, ending, pairs, message):
     Path(f"bad{ending}").write_bytes(written(pairs, ending))
@@ -76,7 +80,7 @@ def test_rows_that_do_not_make_a_classifier(refused, ending, pairs, message):
         ("bad.tsv", b"text\ttext\tlabel\na\tb\t1\n", "2 column"),
         ("bad.csv", b"text,label\nwell, no,1\n", "line 2"),
         ("bad.tsv", b"text\tlabel\na\t1\nb\tc\t1\n", "line 3"),
-        ("bad.jsonl", b'{"text": "a", "label": ["x", "y"]}\n', "row 1, column 'label'"),
+        ("bad.jsonl", b'{"text": "a", "label": {"x": 1}}\n', "row 1, column 'label'"),
         ("no-such.csv", None, "There is no file no-such.csv"),
     ],
 )

@@ -1,0 +1,191 @@
+"""What a label can be: one class a text ("single"), several labels ("multi"), or a number ("regression")."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from scipy.special import expit, softmax
+from scipy.stats import spearmanr
+from sklearn import metrics
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.preprocessing import MultiLabelBinarizer
+
+ROWS_PER_CLASS = 12  # so many leave a class at least one in each part, whatever the rounding; with 9 it can fail
+FEW_NUMBERS = 10  # different ones at most that are always classes, such as stars
+
+
+def classification_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """Accuracy, balanced accuracy, precision, recall, F1, weighted F1 and MCC of integers, both of shape (n,).
+    Precision, recall and F1 are those of class 1 for two classes, and macro averages for more."""
+    average = "binary" if max(np.max(predictions), np.max(references)) <= 1 else "macro"
+    scores = metrics.precision_recall_fscore_support(references, predictions, average=average, zero_division=0)
+    return {
+        "accuracy": metrics.accuracy_score(references, predictions),
+        "balanced_accuracy": float(metrics.balanced_accuracy_score(references, predictions)),
+        **{name: float(score) for name, score in zip(("precision", "recall", "f1"), scores, strict=False)},
+        "weighted_f1": metrics.f1_score(references, predictions, average="weighted", zero_division=0),
+        "mcc": float(metrics.matthews_corrcoef(references, predictions)),
+    }
+
+
+def micro_f1(predictions: np.ndarray, references: np.ndarray) -> float:
+    """F1 over all labels of all texts, of 0 and 1. (scikit-learn's takes too long for a thousand resamples.)"""
+    return float(2 * (predictions * references).sum() / max(1, predictions.sum() + references.sum()))
+
+
+def multi_label_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """Micro and macro F1, and the share of texts whose labels are all right, of 0 and 1, shape (n, n_labels)."""
+    macro = metrics.f1_score(references, predictions, average="macro", zero_division=0)
+    right = float((predictions == references).all(axis=1).mean())
+    return {"micro_f1": micro_f1(predictions, references), "macro_f1": float(macro), "subset_accuracy": right}
+
+
+def regression_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """R2, mean absolute error and Spearman's rank correlation (0 where it is not defined) of numbers, shape (n,)."""
+    mae, rank = metrics.mean_absolute_error(references, predictions), spearmanr(references, predictions).statistic
+    return {"r2": metrics.r2_score(references, predictions), "mae": mae, "spearman": float(np.nan_to_num(rank))}
+
+
+def best_threshold(probabilities: np.ndarray, references: np.ndarray) -> float:
+    """The one threshold with the best micro F1 on these rows, both of shape (n, n_labels)."""
+    precision, recall, thresholds = metrics.precision_recall_curve(references.ravel(), probabilities.ravel())
+    f1 = precision * recall / np.maximum(precision + recall, 1e-12)
+    return float(thresholds[f1[:-1].argmax()])
+
+
+class Tagger(OneVsRestClassifier):
+    """A logistic regression a label, and one threshold for all of them."""
+
+    threshold = 0.5
+
+    def predict(self, X) -> np.ndarray:
+        """0 and 1, shape (n, n_labels)."""
+        return (self.predict_proba(X) >= self.threshold).astype(int)
+
+
+class Task(NamedTuple):
+    """How a task is trained and judged: reports lead with `score(predictions, references)`, one of its `metrics` by the
+    name of `headline`; `best` chooses the epoch; `baseline` is of scikit-learn, for a strength and class weights."""
+
+    problem_type: str  # transformers' name, which decides the loss
+    title: str
+    headline: str
+    best: str
+    score: Callable[[np.ndarray, np.ndarray], float]
+    metrics: Callable[[np.ndarray, np.ndarray], dict[str, float]]
+    probabilities: Callable[[np.ndarray], np.ndarray]  # from logits, (n, n_labels)
+    baseline: Callable
+    form: str = "{:.1%}"
+
+
+def _logistic(c: float, weights: str | None) -> LogisticRegression:
+    return LogisticRegression(C=c, max_iter=2_000, class_weight=weights)
+
+
+TASKS = {
+    "single": Task(
+        "single_label_classification", "accuracy", "accuracy", "accuracy",
+        lambda found, right: metrics.accuracy_score(right, found),
+        classification_metrics, partial(softmax, axis=1), _logistic,
+    ),
+    "multi": Task(
+        "multi_label_classification", "micro F1", "micro_f1", "micro_f1", micro_f1,
+        multi_label_metrics, expit, lambda c, _: Tagger(_logistic(c, None)),
+    ),
+    "regression": Task(
+        "regression", "R2", "r2", "loss", lambda found, right: metrics.r2_score(right, found),
+        regression_metrics, np.asarray, lambda c, _: Ridge(1 / c), "{:.3f}",
+    ),
+}  # fmt: skip
+
+
+def decide(task: str, probabilities: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+    """Predictions of `probabilities`, (n, n_labels): classes (n,), 0 and 1 (n, n_labels), or numbers (n,)."""
+    if task == "multi":
+        return (probabilities >= threshold).astype(int)
+    return probabilities.argmax(axis=1) if task == "single" else probabilities[:, 0]
+
+
+def label_names(rows: Dataset) -> list[str]:
+    """What the columns of the probabilities stand for."""
+    feature = rows.features["label"]
+    return getattr(getattr(feature, "feature", feature), "names", ["number"])
+
+
+def targets(rows: Dataset) -> np.ndarray:
+    """Labels as `decide` gives predictions."""
+    labels = rows["label"][:]
+    if hasattr(rows.features["label"], "feature"):
+        return MultiLabelBinarizer(classes=range(len(label_names(rows)))).fit_transform(labels)
+    return np.array(labels)
+
+
+def task_of(labels: np.ndarray) -> str:
+    """The task whose `targets` these are."""
+    return "multi" if labels.ndim == 2 else "regression" if labels.dtype.kind == "f" else "single"
+
+
+def rescale_head(model: torch.nn.Module, mean: float, scale: float) -> None:
+    """Has `model`, which was trained on (number - mean) / scale, answer the number, in its last layer."""
+    *_, last = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer.out_features == 1)
+    with torch.no_grad():
+        last.weight.mul_(scale)
+        last.bias.mul_(scale).add_(mean)
+
+
+def read_labels(
+    rows: pd.DataFrame, task: str | None = None, separator: str | None = None
+) -> tuple[pd.DataFrame, str, str]:
+    """`rows` (see `files.read_rows`) with a str, a tuple of str or a float as label; the task, by what the labels look
+    like where it is None; and why. Raises ValueError for a label that the task cannot have."""
+    labels = rows["label"].dropna()
+    words, several = labels.map(str), labels.map(lambda label: isinstance(label, tuple) and len(label) != 1)
+    numbers = pd.to_numeric(words, errors="coerce").replace([np.inf, -np.inf], np.nan)
+    counts, numeric, wrong = words.value_counts(), numbers.notna().all(), words[numbers.isna()]
+    listed = len(words) and words.str.fullmatch(r"\[.*\]").all()  # as CSV has lists
+    separator = separator or ("," if listed else _separator(words, task == "multi"))
+    if separator or several.any():
+        looks, what = "multi", "are lists" if listed or several.any() else f"hold {separator!r}"
+        why = f"labels {what}: several labels a text"
+    elif numeric and len(counts) > FEW_NUMBERS and ((numbers % 1 != 0).any() or counts.min() < ROWS_PER_CLASS):
+        looks, why = "regression", f"{len(counts):,} different numbers: a number to predict"
+    else:
+        looks, why = "single", f"{len(counts):,} different {'numbers' if numeric else 'labels'}: classes, one a text"
+    task, why = task or looks, f"--task {task}" if task else why
+    if task == "regression":
+        if len(wrong):
+            raise ValueError(
+                f"The label of row {wrong.index[0]:,} is {wrong.iloc[0]!r}, no number, as --task {task} needs."
+            )
+        return rows.assign(label=numbers.astype(float)), task, why
+    if task == "single":
+        if several.any():
+            raise ValueError(
+                f"One class a text: row {several.idxmax():,} has {words[several.idxmax()]}; try --task multi."
+            )
+        one = labels.map(lambda label: label if isinstance(label, str) else label[0]).astype(object)
+        return rows.assign(label=one), task, why
+
+    def split(label: str | tuple[str, ...]) -> tuple[str, ...]:
+        parts = label.split(separator) if isinstance(label, str) else label
+        return tuple(sorted({part.strip(" []'\"" if listed else None) for part in parts} - {""}))
+
+    rows = rows.assign(label=labels.map(split))
+    if set(rows["label"].explode().dropna()) == {"0", "1"}:
+        raise ValueError("Several labels a text: these lists hold 0 and 1; list the names of a text's labels instead.")
+    return rows, task, f"{why}, {sum(label == () for label in rows['label']):,} texts with none"
+
+
+def _separator(words: pd.Series, several: bool) -> str | None:
+    """What separates labels: where they are known to be `several`, what is in them, else only what is beyond doubt."""
+    for mark in ";|,":
+        parts = words.str.split(mark, regex=False).explode().str.strip()
+        clear = mark != "," and parts.all() and parts.nunique() < words.nunique()
+        if len(parts) > len(words) and (several or clear):
+            return mark
+    return None

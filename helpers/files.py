@@ -104,8 +104,8 @@ def read_rows(
     label_column: str | None = None,
     pair_column: str | None = None,
 ) -> pd.DataFrame:
-    """The rows of a file, or of a folder that datasets wrote: columns `text` and `label`, str or None where missing, and
-    `pair`, the second texts, with a `pair_column`. A list of labels is a sorted tuple.
+    """The rows of a file, or of a folder that datasets wrote: columns `text` and `label`, str or None where missing,
+    and `pair`, the second texts, with a `pair_column`. A list of labels is a sorted tuple.
 
     The index, `row`, counts from 1 without a header. Text files are UTF-8, or UTF-16 with its mark. A column without a
     name is guessed, and one printed line says so. Names and labels are put in Unicode's form NFC. Raises

@@ -82,9 +82,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--data", type=Path, metavar="FILE", help=f"a file that ends in {', '.join(ENDINGS)}, or datasets' folder")
     add("--text-column", metavar="NAME", help="default: guessed, and said")
     add("--text-pair-column", metavar="NAME", help="a second text: the model reads both together")
-    add(
-        "--label-column", metavar="NAME", help="classes as words or numbers, lists of labels, numbers; default: guessed"
-    )
+    add("--label-column", metavar="NAME", help="classes, lists of labels, or numbers; default: guessed, and said")
     add("--task", choices=TASKS, help="one class a text, several labels, or a number; default: as labels look")
     add("--label-separator", metavar="TEXT", help="between the labels of a text (default: ; or | where that is clear)")
     add("--recipe", dest="own_recipe", choices=RECIPES, help=f"default {OWN_DATA_RECIPE}")

@@ -109,7 +109,9 @@ def prepare_process() -> None:
     from transformers.utils import logging as transformers_logging
 
     datasets.disable_progress_bars()
-    transformers_logging.set_verbosity_error()
+    # Its warnings are shown, but for two that are no news: a new head's (see models.load_classifier), and of merging.
+    known = re.compile("LOAD REPORT|modules are dequantized in")
+    transformers_logging.get_logger().handlers[0].addFilter(lambda record: not known.search(record.getMessage()))
     transformers_logging.disable_progress_bar()
 
 

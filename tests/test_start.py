@@ -1,5 +1,6 @@
 """What a process is like after the imports, and on other systems. test_platforms.py has what a first cell installs."""
 
+import logging
 import subprocess
 import sys
 
@@ -50,6 +51,13 @@ def _said(script: str, folder) -> list[str]:
     done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr[-3_000:]
     return done.stdout.splitlines()
+
+
+def test_warnings_of_transformers_are_shown_but_those_that_are_no_news():
+    logger = logging.getLogger("transformers")
+    said = ("There were missing keys in the checkpoint", "BertModel LOAD REPORT from: x")
+    shown = [logger.handlers[0].filter(logging.makeLogRecord({"msg": message})) for message in said]
+    assert logger.level <= logging.WARNING and [bool(one) for one in shown] == [True, False]
 
 
 @pytest.mark.slow

@@ -24,6 +24,8 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 class DiskFull(OSError):
     """There was no room to write something; what was there before is as it was."""
 
+    errno = errno.ENOSPC
+
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
@@ -96,6 +98,15 @@ def read_rows(path: str | Path, text_column: str, label_column: str) -> pd.DataF
     The index, `row`, counts from 1 without a header. Text files are UTF-8, or UTF-16 with its mark. Raises
     FileNotFoundError, and ValueError for what cannot be read, a missing or doubled column, and a value that is no text.
     """
+    frame = read_frame(path)
+    if text_column == label_column:
+        raise ValueError(f"{Path(path).name} has no rows of a text and a label.")
+    cells = {name: cells_of(frame, column, path) for name, column in (("text", text_column), ("label", label_column))}
+    return pd.DataFrame(cells, index=pd.RangeIndex(1, len(frame) + 1, name="row"), dtype=object)
+
+
+def read_frame(path: str | Path) -> pd.DataFrame:
+    """Every column of a file as it is there. Raises as `read_rows` does."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
@@ -110,21 +121,18 @@ def read_rows(path: str | Path, text_column: str, label_column: str) -> pd.DataF
         ) from error
     except (ValueError, TypeError, RecursionError, OSError) as error:  # pandas', json's and pyarrow's
         raise ValueError(f"{path.name} is no {path.suffix} file that can be read: {error}") from error
-    columns = list(frame.columns)
-    for column in (text_column, label_column):
-        if columns.count(column) != 1:
-            there = ", ".join(map(repr, columns[:20]))
-            raise ValueError(f"{path.name} has {columns.count(column) or 'no'} column {column!r}; it has {there}.")
-    if frame.empty or text_column == label_column:
-        raise ValueError(f"{path.name} has no rows of a text and a label.")
-    index = pd.RangeIndex(1, len(frame) + 1, name="row")
-    cells = {
-        name: [
-            _cell(f"{path.name}, row {row:,}, column {column!r}", value) for row, value in enumerate(frame[column], 1)
-        ]
-        for name, column in (("text", text_column), ("label", label_column))
-    }
-    return pd.DataFrame(cells, index=index, dtype=object)
+    if frame.empty:
+        raise ValueError(f"{path.name} has no rows.")
+    return frame
+
+
+def cells_of(frame: pd.DataFrame, column: str, path: str | Path) -> list[str | None]:
+    """The values of one column of a file's frame as text, None where there is none. Raises as `read_rows` does."""
+    columns, name = list(frame.columns), Path(path).name
+    if columns.count(column) != 1:
+        there = ", ".join(map(repr, columns[:20]))
+        raise ValueError(f"{name} has {columns.count(column) or 'no'} column {column!r}; it has {there}.")
+    return [_cell(f"{name}, row {row:,}, column {column!r}", value) for row, value in enumerate(frame[column], 1)]
 
 
 def _read_frame(path: Path) -> pd.DataFrame:

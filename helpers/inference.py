@@ -1,8 +1,6 @@
-"""Adapters in folders: save, load, predict, merge into a plain model, upload."""
+"""Classifiers in folders: save an adapter, load it or a plain model, predict."""
 
 import json
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from huggingface_hub import HfApi, get_token
 from peft import PeftModel
 from scipy.special import softmax
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.checkpoints import loaded_revision
-from helpers.data import clean, truncate
+from helpers.data import clean, text_hashes, truncate
 from helpers.evaluation import predict_logits
 from helpers.files import new_folder, write_json
 from helpers.models import load_classifier
@@ -25,7 +22,8 @@ from helpers.recipes import Recipe
 from helpers.start import hide_torchao
 
 INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS = "inference.json", "adapter_config.json", "adapter_model.safetensors"
-REPORT, MERGED = "report", "merged"  # folders in an adapter's that are not uploaded with it; the report quotes rows
+TRAINING_TEXTS = "training_texts.npy"  # their hashes, for helpers.evaluate
+REPORT, MERGED, ONNX = "report", "merged", "onnx"  # folders in an adapter's
 
 
 class AdapterError(ValueError):
@@ -40,11 +38,18 @@ class Prediction(NamedTuple):
 
 
 def save_adapter(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, recipe: Recipe, base_model: str, max_length: int
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    recipe: Recipe,
+    base_model: str,
+    max_length: int,
+    texts: Sequence[str] = (),
 ) -> Path:
     """Writes adapter, head and tokenizer to `folder`, replacing what was there only when all is written.
 
-    `inference.json` beside them holds what prediction needs and peft does not save, such as how texts were cut.
+    `inference.json` beside them holds what prediction needs and peft does not save, such as how texts were cut, and
+    `training_texts.npy` the hashes of `texts`, those that were trained on.
     """
     lora = model.active_peft_config
     lora.target_modules = sorted(lora.target_modules)  # peft has a set, in another order in every process
@@ -61,6 +66,7 @@ def save_adapter(
         (temporary / "README.md").unlink()  # peft's, which names a folder of this machine
         tokenizer.save_pretrained(temporary)
         write_json(temporary / INFERENCE_FILE, settings)
+        np.save(temporary / TRAINING_TEXTS, np.unique(text_hashes(texts)))
     return folder
 
 
@@ -99,31 +105,64 @@ def load_adapter(
     return model, tokenizer, settings
 
 
+def load_plain(
+    folder: Path, precision: str, dequantize: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
+    """As `load_adapter`, of a plain model in `folder`. In a merged one's config stands how texts are cut."""
+    hide_torchao()
+    model = load_classifier(str(folder), precision=precision, labels=None)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
+    cut = getattr(model.config, "truncation", "tail" if tokenizer.truncation_side == "left" else "head")
+    return model, tokenizer, {"max_length": limit, "truncation": cut, "quantization": None}
+
+
 @dataclass
 class SentimentClassifier:
-    """A fine-tuned classifier, of any labels: `SentimentClassifier.from_pretrained(folder).predict(texts)`."""
+    """A fine-tuned classifier, of any labels: `SentimentClassifier.from_pretrained(folder).predict(texts)`.
+
+    `task` is "single" (one label a text), "multi" (all labels of at least `threshold`) or "regression" (a number).
+    """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     precision: str
     max_length: int
     truncation: str
+    task: str = "single"
+    threshold: float = 0.5
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, precision: str | None = None) -> "SentimentClassifier":
-        """The classifier in `folder`, as `save_adapter` wrote it, in `precision` (None: this machine's fastest). Raises
-        as `load_adapter` does."""
-        precision = precision or current_precision()
-        model, tokenizer, settings = load_adapter(Path(folder), precision)
-        if settings["quantization"] is None:  # merging into 4 bits would round them anew
-            model = model.merge_and_unload().to(DTYPES[precision])
+    def from_pretrained(
+        cls, folder: str | Path, precision: str | None = None, dequantize: bool = False
+    ) -> "SentimentClassifier":
+        """The classifier in `folder`, an adapter's or a plain model's, in `precision` (None: this machine's fastest).
+
+        An adapter is merged into its base, into one in 4 bits only with `dequantize`, which unpacks it. Raises as
+        `load_adapter` does, and ValueError for a plain model without a trained head.
+        """
+        precision, plain = precision or current_precision(), Path(folder, "config.json").is_file()
+        load = load_plain if plain and not Path(folder, ADAPTER_CONFIG).is_file() else load_adapter
+        model, tokenizer, settings = load(Path(folder), precision, dequantize)
+        if isinstance(model, PeftModel) and (dequantize or settings["quantization"] is None):
+            model = model.merge_and_unload()  # into 4 bits it would round them anew
+        if not settings["quantization"] or dequantize:
+            model = model.to(DTYPES[precision])
         return cls(model, tokenizer, precision, settings["max_length"], settings["truncation"])
+
+    @property
+    def labels(self) -> list[str]:
+        """The model's labels, in the order of its logits."""
+        return list(self.model.config.id2label.values())
 
     def predict(self, texts: str | Sequence[str]) -> list[Prediction]:
         """A label and its probability for each text, in order; one string is a list of one."""
-        labels = self.model.config.id2label
-        probabilities = softmax(self.logits(texts), axis=1)
-        return [Prediction(labels[int(row.argmax())], float(row.max())) for row in probabilities]
+        labels = self.labels
+        return [Prediction(labels[int(row.argmax())], float(row.max())) for row in self.probabilities(texts)]
+
+    def probabilities(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Each label's probability, shape (len(texts), n_labels), in order."""
+        return softmax(self.logits(texts), axis=1)
 
     def logits(self, texts: str | Sequence[str]) -> np.ndarray:
         """Logits of shape (len(texts), n_labels), in order. Raises TypeError for anything but strings."""
@@ -135,40 +174,3 @@ class SentimentClassifier:
         encoded = self.tokenizer([clean(text) for text in texts], verbose=False)["input_ids"] if texts else []
         ids = [truncate(row, self.max_length, self.truncation) for row in encoded]
         return predict_logits(self.model, self.tokenizer, ids, self.precision)
-
-
-def merge_adapter(adapter: str | Path, folder: str | Path) -> Path:
-    """Merges a saved adapter into its base: a plain model folder that transformers loads alone, without this package.
-
-    The weights are fp32, those of a 4-bit base unpacked, since the adapter was trained on top of them. Raises
-    FileExistsError when `folder` holds something, and as `load_adapter` does.
-    """
-    adapter, folder = Path(adapter), Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty; choose another folder or delete it.")
-    model, tokenizer, settings = load_adapter(adapter, "fp32", dequantize=True)
-    tokenizer.model_max_length = settings["max_length"]
-    tokenizer.truncation_side = "left" if settings["truncation"] == "tail" else "right"
-    with new_folder(folder) as temporary:
-        model.merge_and_unload().cpu().save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-    return folder
-
-
-def push_to_hub(folder: str | Path, repo_id: str | None = None) -> str:
-    """Uploads `folder`, less its report, to the private repository `repo_id`; returns one line that says where, or how
-    to do it where there is no `repo_id`, no token (`HF_TOKEN`, or `hf auth login`) or no success."""
-    command = f"hf upload {repo_id or 'USER/NAME'} {folder} . --private --exclude '{REPORT}/*' '{MERGED}/*'"
-    if repo_id is None or get_token() is None:
-        return f"To upload: HF_TOKEN=... {command}"
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            copy = Path(shutil.copytree(folder, Path(scratch) / "model", ignore=shutil.ignore_patterns(REPORT, MERGED)))
-            for name, key in ((ADAPTER_CONFIG, "base_model_name_or_path"), (INFERENCE_FILE, "base_model")):
-                settings = json.loads((copy / name).read_text(encoding="utf-8")) if (copy / name).is_file() else {}
-                if settings and Path(settings[key]).is_absolute():  # a folder of this machine: its name alone goes up
-                    write_json(copy / name, settings | {key: Path(settings[key]).name})
-            HfApi().create_repo(repo_id, private=True, exist_ok=True)
-            return f"Uploaded: {HfApi().upload_folder(repo_id=repo_id, folder_path=copy)}"
-    except Exception as error:  # the model is safe on disk, whatever the network or the hub says
-        return f"Not uploaded ({type(error).__name__}: {' '.join(str(error).split())[:200]}). To upload: {command}"

@@ -55,14 +55,15 @@ def load_classifier(
     quantization: str | None = None,
     precision: str = "fp32",
     model_dropout: float | None = None,
-    labels: tuple[str, ...] = LABELS,
+    labels: tuple[str, ...] | None = LABELS,
     seed: int = 42,
     fast: bool = True,
     revision: str | None = None,
 ) -> PreTrainedModel:
     """A sequence classifier on a pretrained encoder in fp32, on this machine's device, its new head drawn from `seed`.
 
-    A checkpoint that already classifies into as many labels keeps its head. `quantization="nf4"` stores the encoder's
+    A checkpoint that already classifies into as many labels keeps its head; with `labels=None` it must, and keeps its
+    labels. `quantization="nf4"` stores the encoder's
     linear layers in 4 bits, multiplied in `precision`. `model_dropout` replaces all of the encoder's dropouts. `fast`
     has BERT and DistilBERT compute their last layer at [CLS] alone. Raises as `checkpoints.from_hub` does, and
     ValueError for a checkpoint without weights for its encoder.
@@ -70,7 +71,8 @@ def load_classifier(
     if quantization not in (None, "nf4"):
         raise ValueError(f"quantization={quantization!r} is neither None nor 'nf4'.")
     config = from_hub(AutoConfig.from_pretrained, base_model, revision)
-    config.id2label, config.label2id = label_maps(labels)
+    if labels is not None:
+        config.id2label, config.label2id = label_maps(labels)
     config.problem_type = "single_label_classification"
     if model_dropout is not None:  # each architecture has its own names
         config.update({name: model_dropout for name in config.to_dict() if "dropout" in name})
@@ -93,6 +95,8 @@ def load_classifier(
         **(in_4_bits if quantization else {}),
     )
     _check_loaded(base_model, model, loaded["missing_keys"])
+    if labels is None and loaded["missing_keys"]:
+        raise ValueError(f"{base_model!r} is no trained classifier: it lacks {min(loaded['missing_keys'])}.")
     keep_4bit_layout(model)
     if fast:
         last_layer_at_cls(model)

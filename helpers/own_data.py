@@ -99,7 +99,7 @@ def split_rows(rows: pd.DataFrame, seed: int = 42, drop_incomplete: bool = False
     incomplete = list(rows.index[rows.isna().any(axis=1)])
     if incomplete and not drop_incomplete:
         found = f"{len(incomplete):,} of {len(rows):,} rows are incomplete: rows {listed(incomplete)}, counted from 1"
-        raise ValueError(f"{found}. Complete them, or leave them out with drop_incomplete.")
+        raise ValueError(f"{found}. Complete them, or leave them out with --drop-incomplete.")
     left, _, _ = _distinct(rows)
     names = _in_order(left["label"].unique())
     small = [f"{name!r} ({n})" for name, n in left["label"].value_counts().items() if n < ROWS_PER_CLASS]

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -109,6 +109,28 @@ def prepare_process() -> None:
     datasets.disable_progress_bars()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def exit_status(run: Callable[[], object], stopped: str = "Stopped; nothing was written.", says: bool = True) -> int:
+    """Runs a command and returns its exit status: 0, or after one line on stderr 2 for bad input, 1 where memory or a
+    disk ran out, 130 where it was stopped. Without `says` the line of an error is left out."""
+    try:
+        run()
+        return 0
+    except (ValueError, OSError, MemoryError, ImportError) as error:
+        if says:
+            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        return 1 if isinstance(error, MemoryError) or getattr(error, "errno", None) else 2
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130
+
+
+def one_line(error: Exception) -> str:
+    """An error's message in one line; of a setting that pydantic refuses, its name and why."""
+    if hasattr(error, "errors"):
+        return "; ".join(f"{one['loc'][0]}={one['input']!r}: {one['msg']}" for one in error.errors())
+    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

@@ -88,7 +88,8 @@ def fine_tune(
     result = FineTuned(model, tokenizer, record, probabilities)
     if save and isinstance(model, PeftModel):
         place = output or profile.checkpoints / record.name
-        result.adapter = save_adapter(model, tokenizer, place, recipe, record.base_model, record.max_length)
+        seen = [text for name in ("train", "validation") for text in splits.get(name, {"text": ()})["text"]]
+        result.adapter = save_adapter(model, tokenizer, place, recipe, record.base_model, record.max_length, seen)
         record.adapter_bytes = (result.adapter / WEIGHTS).stat().st_size
     if save and output is None:
         record.save(profile.results)

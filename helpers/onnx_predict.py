@@ -1,51 +1,40 @@
-"""What an exported model answers, with onnxruntime and tokenizers alone: `python predict.py "a text" ...`.
+"""Beside an exported model, as predict.py: its answers with onnxruntime and tokenizers alone, no torch, no helpers.
 
-helpers.export puts this file beside the model as predict.py; from there it needs nothing else of this package.
+`python predict.py "a text" ...`, or in Python `OnnxClassifier().probabilities(texts)`.
 """
 
 import json
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+from onnxruntime import InferenceSession
 from tokenizers import Tokenizer
 
 
 class OnnxClassifier:
-    """The model `file` in `folder`: `OnnxClassifier().predict(texts)`."""
+    """The model `file` in `folder`; `labels` are its labels."""
 
     def __init__(self, folder: Path = Path(__file__).parent, file: str = "model_int8.onnx"):
-        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        self.labels, self.max_length, self.head = settings["labels"], settings["max_length"], settings["head"]
-        self.task = settings["task"]
+        vars(self).update(json.loads((folder / "settings.json").read_text(encoding="utf-8")))
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.session = onnxruntime.InferenceSession(folder / file, providers=["CPUExecutionProvider"])
+        self.session = InferenceSession(folder / file, providers=["CPUExecutionProvider"])
 
-    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """Each label's probability, shape (len(texts), n_labels), in order; of a regression the number."""
-        logits = np.array([self._logits(text) for text in texts]).reshape(len(texts), -1)
-        if self.task == "regression":
-            return logits
-        if self.task == "multi":
-            return 1 / (1 + np.exp(-logits))
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
-
-    def _logits(self, text: str) -> np.ndarray:
-        """Of one text alone: in a batch, INT8 rounds it by what the others are."""
-        text = " ".join(re.sub(r"<br\s*/?>", " ", text, flags=re.IGNORECASE).split())
-        ids = self.tokenizer.encode(text).ids
-        if len(ids) > self.max_length:
-            ids = ids[: self.head] + ids[len(ids) - (self.max_length - self.head) :]
-        row = np.array([ids])
-        return self.session.run(None, {"input_ids": row, "attention_mask": np.ones_like(row)})[0][0]
+    def probabilities(self, texts: list[str]) -> np.ndarray:
+        """Each label's probability, shape (len(texts), n_labels), one text at a time: INT8 rounds a batch together."""
+        rows = []
+        for text in texts:
+            text = " ".join(re.sub(r"<br\s*/?>", " ", text, flags=re.IGNORECASE).split())
+            ids = self.tokenizer.encode(text).ids
+            if len(ids) > self.max_length:
+                ids = ids[: self.head] + ids[len(ids) - (self.max_length - self.head) :]
+            inputs = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), dtype=np.int64)}
+            rows.append(self.session.run(None, inputs)[0][0])
+        return np.array(rows, dtype=float)
 
 
 if __name__ == "__main__":
     classifier = OnnxClassifier()
-    for asked, row in zip(sys.argv[1:], classifier.probabilities(sys.argv[1:]), strict=True):
-        shown = dict(zip(classifier.labels, row.astype(float).round(4).tolist(), strict=True))
-        print(json.dumps({"text": asked, **shown}, ensure_ascii=False))
+    for row in classifier.probabilities(sys.argv[1:]):
+        print(json.dumps(dict(zip(classifier.labels, row.round(4), strict=True)), ensure_ascii=False))

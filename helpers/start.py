@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -111,7 +111,24 @@ def prepare_process() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def exit_status(run: Callable[[], object], stopped: str = "Stopped; nothing was written.", says: bool = True) -> int:
+def command(run: Callable) -> Callable[[Sequence[str] | None], int]:
+    """`run` as `python -m helpers...`: a function of its arguments that returns the exit status (see `exit_status`).
+
+    Parameters become arguments, or options where they have a default; the docstring is the help.
+    """
+    from typer import Typer
+
+    app = Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(run)
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        prepare_process()
+        return exit_status(lambda: app(arguments, prog_name=f"python -m helpers.{run.__name__}"))
+
+    return main
+
+
+def exit_status(run: Callable[[], object], stopped: str = "Stopped.", says: bool = True) -> int:
     """Runs a command and returns its exit status: 0, or after one line on stderr 2 for bad input, 1 where memory or a
     disk ran out, 130 where it was stopped. Without `says` the line of an error is left out."""
     try:
@@ -121,6 +138,8 @@ def exit_status(run: Callable[[], object], stopped: str = "Stopped; nothing was 
         if says:
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
         return 1 if isinstance(error, MemoryError) or getattr(error, "errno", None) else 2
+    except SystemExit as ended:
+        return ended.code
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return 130

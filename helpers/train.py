@@ -142,7 +142,8 @@ def train_on_file(options: argparse.Namespace) -> None:
             return
         if options.merge:
             merge_adapter(folder, folder / MERGED)
-        exported = export_onnx(folder, folder / ONNX, splits["test"]) if options.export else ""
+        rows = splits["test"].features["label"].int2str(splits["test"]["label"]), list(splits["test"]["text"])
+        exported = export_onnx(folder, folder / ONNX, *rows[::-1]) if options.export else ""
         baselines = compare_with_baselines(result, splits)
         write_report(result, splits, findings, baselines)
     shutil.rmtree(checkpoint_folder(recipe, splits, profile), ignore_errors=True)

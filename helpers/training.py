@@ -17,9 +17,9 @@ from peft import PeftModel
 from scipy.special import softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from helpers.data import tokenize
+from helpers.data import text_hashes, tokenize
 from helpers.evaluation import bag_of_words, predict_logits
-from helpers.inference import WEIGHTS, save_adapter
+from helpers.inference import TRAINING_TEXTS, WEIGHTS, save_adapter
 from helpers.models import check_tokenizer, load_tokenizer
 from helpers.profiles import Profile, device, setting
 from helpers.recipes import Recipe
@@ -88,8 +88,9 @@ def fine_tune(
     result = FineTuned(model, tokenizer, record, probabilities)
     if save and isinstance(model, PeftModel):
         place = output or profile.checkpoints / record.name
-        seen = [text for name in ("train", "validation") for text in splits.get(name, {"text": ()})["text"]]
-        result.adapter = save_adapter(model, tokenizer, place, recipe, record.base_model, record.max_length, seen)
+        result.adapter = save_adapter(model, tokenizer, place, recipe, record.base_model, record.max_length)
+        seen = [text for name, part in splits.items() if name != "test" for text in part["text"]]
+        np.save(result.adapter / TRAINING_TEXTS, text_hashes(seen))
         record.adapter_bytes = (result.adapter / WEIGHTS).stat().st_size
     if save and output is None:
         record.save(profile.results)

@@ -67,7 +67,7 @@ def trained(tiny_checkpoints, toy_reviews, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patched, open(folder / "printed.txt", "w", encoding="utf-8") as printed:
         in_folder(patched, folder)
         patched.setattr(sys, "stdout", printed)
-        assert train.main(command("verdicts.csv", tiny_checkpoints["bert"], "--merge")) == 0
+        assert train.main(command("verdicts.csv", tiny_checkpoints["bert"], "--merge", "--export", "onnx")) == 0
     return folder
 
 

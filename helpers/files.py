@@ -66,7 +66,7 @@ def clear_disk_errors(path: Path) -> Iterator[None]:
         in_rust = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors and tokenizers put it
         in_torch = re.search(r"inline_container\.cc|basic_ios::clear", str(error))  # which does not say why
         code = int(in_rust[1]) if in_rust else errno.ENOSPC if in_torch else getattr(error, "errno", None)
-        if code not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if code not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or isinstance(error, DiskFull):
             raise
         raise DiskFull(
             f"There is no room to write {shown(path)} ({os.strerror(code)}). What was there before is as it was. "

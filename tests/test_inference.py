@@ -247,7 +247,7 @@ def test_no_path_of_a_machine_and_no_row_is_uploaded(adapter, hub, tmp_path, pla
     for name in ("report", "merged"):
         (adapter / name).mkdir()
         (adapter / name / "rows.csv").write_text("a row of the user's")
-    assert (adapter / TRAINING_TEXTS).is_file()
+    (adapter / TRAINING_TEXTS).write_bytes(b"hashes")
     if place:
         _edit(adapter / CONFIG, base_model_name_or_path=place)
         _edit(adapter / SETTINGS, base_model=place)

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -43,6 +44,11 @@ def clean(text: str) -> str:
 def text_key(text: str) -> str:
     """`text` case-folded, its characters in one Unicode form, white space collapsed: of duplicates the keys are one."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", " ".join(text.split())).casefold())
+
+
+def text_hashes(texts: Sequence[str]) -> np.ndarray:
+    """8 bytes for each text, shape (len(texts),), uint64: the same for duplicates. No text can be read from them."""
+    return pd.util.hash_array(np.array([text_key(clean(text)) for text in texts], dtype=object), categorize=False)
 
 
 def drop_duplicates(reviews: Dataset, seen: set[str] | None = None) -> Dataset:
@@ -175,9 +181,14 @@ def truncate(ids: list[int], max_length: int, truncation: str = "head") -> list[
     """
     if len(ids) <= max_length:
         return ids
-    body, room = ids[1:-1], max_length - 2
-    head = {"head": room, "tail": 0, "head+tail": room // 4}[truncation]
-    return [ids[0], *body[:head], *body[len(body) - (room - head) :], ids[-1]]
+    head = head_tokens(max_length, truncation)
+    return ids[:head] + ids[len(ids) - (max_length - head) :]
+
+
+def head_tokens(max_length: int, truncation: str) -> int:
+    """How many tokens `truncate` takes from the beginning of a long text, [CLS] included; the others are its last."""
+    room = max_length - 2
+    return 1 + {"head": room, "tail": 0, "head+tail": room // 4}[truncation]
 
 
 def texts_of(rows: Dataset | pd.DataFrame) -> list[list[str]]:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ LONG, REPEATED = 20, 10  # where columns have other names: characters of an aver
 
 class DiskFull(OSError):
     """There was no room to write something; what was there before is as it was."""
+
+    errno = errno.ENOSPC
 
 
 @contextmanager
@@ -72,7 +75,7 @@ def clear_disk_errors(path: Path) -> Iterator[None]:
         in_rust = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors and tokenizers put it
         in_torch = re.search(r"inline_container\.cc|basic_ios::clear", str(error))  # which does not say why
         code = int(in_rust[1]) if in_rust else errno.ENOSPC if in_torch else getattr(error, "errno", None)
-        if code not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if code not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or isinstance(error, DiskFull):
             raise
         raise DiskFull(
             f"There is no room to write {shown(path)} ({os.strerror(code)}). What was there before is as it was. "
@@ -112,6 +115,20 @@ def read_rows(
     FileNotFoundError, and ValueError for what cannot be read, a missing, doubled or ambiguous column, and a value that
     is no text.
     """
+    frame, name = read_frame(path), Path(path).name
+    columns = choose_columns(frame, path, text=text_column, label=label_column)
+    columns |= choose_columns(frame, path, pair=pair_column) if pair_column else {}
+    if len(set(columns.values())) < len(columns):
+        raise ValueError(f"{name} has no rows of a text and a label.")
+    cells = {role: cells_of(frame[column], name, role == "label") for role, column in columns.items()}
+    cells["label"] = [
+        tuple(map(_nfc, label)) if isinstance(label, tuple) else label and _nfc(label) for label in cells["label"]
+    ]
+    return pd.DataFrame(cells, index=pd.RangeIndex(1, len(frame) + 1, name="row"), dtype=object)
+
+
+def read_frame(path: str | Path) -> pd.DataFrame:
+    """Every column of a file as it is there. Raises as `read_rows` does."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file {path}.")
@@ -127,28 +144,28 @@ def read_rows(
     except (ValueError, TypeError, LookupError, RecursionError, OSError) as error:  # pandas', json's and pyarrow's
         kind = "folder of a dataset" if path.is_dir() else f"{path.suffix} file"
         raise ValueError(f"{path.name} is no {kind} that can be read: {error}") from error
-    frame.columns = [_nfc(str(column)).strip() for column in frame]
-    columns = {"text": text_column and _nfc(text_column), "label": label_column and _nfc(label_column)}
-    columns = columns if all(columns.values()) else _guess(frame, columns, path.name)
-    columns |= {"pair": _nfc(pair_column)} if pair_column else {}
+    if frame.empty:
+        raise ValueError(f"{path.name} has no rows.")
+    return frame.set_axis([_nfc(str(column)).strip() for column in frame], axis=1)
+
+
+def choose_columns(frame: pd.DataFrame, path: str | Path, **wanted: str | None) -> dict[str, str]:
+    """The columns of a file's frame for the roles `wanted`, "text" and "label"; one that is None is guessed, and said on
+    stderr. Raises as `read_rows` does."""
+    columns = {role: column and _nfc(column) for role, column in wanted.items()}
+    columns = columns if all(columns.values()) else _guess(frame, columns, Path(path).name)
     for column in columns.values():
         if (count := list(frame).count(column)) != 1:
             there = ", ".join(map(repr, frame.columns[:20]))
-            raise ValueError(f"{path.name} has {count or 'no'} column {column!r}; it has {there}.")
-    if frame.empty or len(set(columns.values())) < len(columns):
-        raise ValueError(f"{path.name} has no rows of a text and a label.")
-    index = pd.RangeIndex(1, len(frame) + 1, name="row")
-    cells = {
-        name: [
-            _cell(f"{path.name}, row {row:,}, column {column!r}", value, name == "label")
-            for row, value in enumerate(frame[column], 1)
-        ]
-        for name, column in columns.items()
-    }
-    cells["label"] = [
-        tuple(map(_nfc, label)) if isinstance(label, tuple) else label and _nfc(label) for label in cells["label"]
+            raise ValueError(f"{Path(path).name} has {count or 'no'} column {column!r}; it has {there}.")
+    return columns
+
+
+def cells_of(values: pd.Series, where: str, several: bool = False) -> list:
+    """The values of a column as text, None where there is none; with `several` lists as tuples. Raises ValueError."""
+    return [
+        _cell(f"{where}, row {row:,}, column {values.name!r}", value, several) for row, value in enumerate(values, 1)
     ]
-    return pd.DataFrame(cells, index=index, dtype=object)
 
 
 def _guess(frame: pd.DataFrame, columns: dict[str, str | None], file: str) -> dict[str, str]:
@@ -165,7 +182,8 @@ def _guess(frame: pd.DataFrame, columns: dict[str, str | None], file: str) -> di
                 f"--{role}-column, one of {', '.join(map(repr, there[:20]))}."
             )
         found[role] = fitting[0]
-    print(f"{file}: the text is in column {found['text']!r}, the label in {found['label']!r}", flush=True)
+    said = ", ".join(f"the {role} is in column {column!r}" for role, column in found.items())
+    print(f"{file}: {said}", file=sys.stderr, flush=True)
     return found
 
 

@@ -1,8 +1,6 @@
-"""Adapters in folders: save, load, predict, merge into a plain model, upload."""
+"""Classifiers in folders: save an adapter, load it or a plain model, predict."""
 
 import json
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from huggingface_hub import HfApi, get_token
 from peft import PeftModel, prepare_model_for_kbit_training
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,7 +23,9 @@ from helpers.start import hide_torchao
 from helpers.tasks import TASKS
 
 INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS = "inference.json", "adapter_config.json", "adapter_model.safetensors"
-REPORT, MERGED = "report", "merged"  # folders in an adapter's that are not uploaded with it; the report quotes rows
+TRAINING_TEXTS = "training_texts.npy"  # their hashes, for helpers.evaluate
+MERGED_SETTINGS = ("truncation", "threshold", "pairs")  # of inference.json, in a merged model's config.json
+REPORT, MERGED, ONNX = "report", "merged", "onnx"  # folders in an adapter's
 
 
 class AdapterError(ValueError):
@@ -117,11 +116,30 @@ def load_adapter(
     return model, tokenizer, settings
 
 
+def load_plain(
+    folder: Path, precision: str, dequantize: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
+    """As `load_adapter`, of a plain model in `folder`. In a merged one's config stands what inference.json has."""
+    hide_torchao()
+    model = load_classifier(str(folder), precision=precision, labels=None, task=None)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    config = model.config
+    settings = {
+        "quantization": None,
+        "task": next(task for task in TASKS if TASKS[task].problem_type == config.problem_type),
+        "max_length": min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512)),
+        "truncation": "tail" if tokenizer.truncation_side == "left" else "head",
+    }
+    stored = {name: getattr(config, name) for name in MERGED_SETTINGS if hasattr(config, name)}
+    return model, tokenizer, settings | stored
+
+
 @dataclass
 class SentimentClassifier:
     """A fine-tuned classifier, of any labels: `SentimentClassifier.from_pretrained(folder).predict(texts)`.
 
-    `threshold` is what a probability must reach where a text has several labels; with `pairs` it reads two texts each.
+    `task` is "single" (one label a text), "multi" (all labels of at least `threshold`) or "regression" (a number); with
+    `pairs` it reads two texts each.
     """
 
     model: PreTrainedModel | PeftModel
@@ -134,14 +152,22 @@ class SentimentClassifier:
     pairs: bool = False
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, precision: str | None = None) -> "SentimentClassifier":
-        """The classifier in `folder`, as `save_adapter` wrote it, or of that name on the hub (`USER/NAME@REVISION`), in
-        `precision` (None: this machine's fastest). Raises as `load_adapter` does."""
-        precision = precision or current_precision()
-        model, tokenizer, settings = load_adapter(folder, precision)
+    def from_pretrained(
+        cls, folder: str | Path, precision: str | None = None, dequantize: bool = False
+    ) -> "SentimentClassifier":
+        """The classifier in `folder`, an adapter's or a plain model's, or of that name on the hub (`USER/NAME@REVISION`),
+        in `precision` (None: this machine's fastest; numbers are always predicted in fp32).
+
+        An adapter is merged into its base, into one in 4 bits only with `dequantize`, which unpacks it. Raises as
+        `load_adapter` does, and ValueError for a plain model without a trained head.
+        """
+        folder, precision = model_folder(folder), precision or current_precision()
+        plain = (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file()
+        model, tokenizer, settings = (load_plain if plain else load_adapter)(folder, precision, dequantize)
         precision = "fp32" if settings["task"] == "regression" else precision  # see `training.fine_tune`
-        if settings["quantization"] is None:  # merging into 4 bits would round them anew
-            model = model.merge_and_unload().to(DTYPES[precision])
+        if dequantize or settings["quantization"] is None:  # merging into 4 bits would round them anew
+            model = model.merge_and_unload() if isinstance(model, PeftModel) else model
+            model = model.to(DTYPES[precision])
             try:
                 predict_logits(model, tokenizer, tokenizer(["a short text"])["input_ids"], precision)
             except RuntimeError:  # FNet's transform is not there in bf16: autocast leaves it out
@@ -149,10 +175,15 @@ class SentimentClassifier:
         known = ("max_length", "truncation", "task", "threshold", "pairs")
         return cls(model, tokenizer, precision, **{name: settings[name] for name in known if name in settings})
 
+    @property
+    def labels(self) -> list[str]:
+        """The model's labels, in the order of its logits."""
+        return list(self.model.config.id2label.values())
+
     def predict(self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None) -> list:
         """A Prediction for each text, in order; a list of them, those over the threshold, where texts have several
         labels; or a number. One string is a list of one; `pairs` are the second texts of a model that reads two."""
-        names, probabilities = self.model.config.id2label, self.probabilities(texts, pairs)
+        names, probabilities = self.labels, self.probabilities(texts, pairs)
         if self.task == "regression":
             return probabilities[:, 0].tolist()
         if self.task == "single":
@@ -186,40 +217,3 @@ def _strings(texts: str | Sequence[str]) -> list[str]:
     if wrong := [index for index, text in enumerate(texts) if not isinstance(text, str)]:
         raise TypeError(f"texts must be strings, and text {wrong[0]} is a {type(texts[wrong[0]]).__name__}.")
     return [clean(text) for text in texts]
-
-
-def merge_adapter(adapter: str | Path, folder: str | Path) -> Path:
-    """Merges a saved adapter into its base: a plain model folder that transformers loads alone, without this package.
-
-    The weights are fp32, those of a 4-bit base unpacked, since the adapter was trained on top of them. Raises
-    FileExistsError when `folder` holds something, and as `load_adapter` does.
-    """
-    adapter, folder = Path(adapter), Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty; choose another folder or delete it.")
-    model, tokenizer, settings = load_adapter(adapter, "fp32", dequantize=True)
-    tokenizer.model_max_length = settings["max_length"]
-    tokenizer.truncation_side = "left" if settings["truncation"] == "tail" else "right"
-    with new_folder(folder) as temporary:
-        model.merge_and_unload().cpu().save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-    return folder
-
-
-def push_to_hub(folder: str | Path, repo_id: str | None = None) -> str:
-    """Uploads `folder`, less its report, to the private repository `repo_id`; returns one line that says where, or how
-    to do it where there is no `repo_id`, no token (`HF_TOKEN`, or `hf auth login`) or no success."""
-    command = f"hf upload {repo_id or 'USER/NAME'} {folder} . --private --exclude '{REPORT}/*' '{MERGED}/*'"
-    if repo_id is None or get_token() is None:
-        return f"To upload: HF_TOKEN=... {command}"
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            copy = Path(shutil.copytree(folder, Path(scratch) / "model", ignore=shutil.ignore_patterns(REPORT, MERGED)))
-            for name, key in ((ADAPTER_CONFIG, "base_model_name_or_path"), (INFERENCE_FILE, "base_model")):
-                settings = json.loads((copy / name).read_text(encoding="utf-8")) if (copy / name).is_file() else {}
-                if settings and Path(settings[key]).is_absolute():  # a folder of this machine: its name alone goes up
-                    write_json(copy / name, settings | {key: Path(settings[key]).name})
-            HfApi().create_repo(repo_id, private=True, exist_ok=True)
-            return f"Uploaded: {HfApi().upload_folder(repo_id=repo_id, folder_path=copy)}"
-    except Exception as error:  # the model is safe on disk, whatever the network or the hub says
-        return f"Not uploaded ({type(error).__name__}: {' '.join(str(error).split())[:200]}). To upload: {command}"

@@ -70,15 +70,16 @@ def load_classifier(
     quantization: str | None = None,
     precision: str = "fp32",
     model_dropout: float | None = None,
-    labels: tuple[str, ...] = LABELS,
-    task: str = "single",
+    labels: tuple[str, ...] | None = LABELS,
+    task: str | None = "single",
     seed: int = 42,
     fast: bool = True,
     revision: str | None = None,
 ) -> PreTrainedModel:
     """A sequence classifier on a pretrained encoder in fp32, on this machine's device, its new head drawn from `seed`.
 
-    A checkpoint that already classifies into as many labels keeps its head. `quantization="nf4"` stores the encoder's
+    A checkpoint that already classifies into as many labels keeps its head; with `labels=None` it must, and keeps its
+    labels. `quantization="nf4"` stores the encoder's
     linear layers in 4 bits, multiplied in `precision`. `model_dropout` replaces all of the encoder's dropouts. `fast`
     has BERT and DistilBERT compute their last layer at [CLS] alone. Raises as `checkpoints.skeleton` does, and
     ValueError for a checkpoint whose weights are not those of its encoder. What it has no weights for on top of the
@@ -88,8 +89,12 @@ def load_classifier(
         raise ValueError(f"quantization={quantization!r} is neither None nor 'nf4'.")
     planned = skeleton(base_model, revision)
     config = planned.config
-    config.id2label, config.label2id = label_maps(labels)
-    config.problem_type = TASKS[task].problem_type
+    if labels is not None:
+        config.id2label, config.label2id = label_maps(labels)
+    guessed = "single" if config.num_labels > 1 else "regression"
+    config.problem_type = (
+        TASKS[task or guessed].problem_type if task or not config.problem_type else config.problem_type
+    )
     config.output_hidden_states, config.output_attentions, config.return_dict = False, False, True
     if model_dropout is not None:  # each architecture has its own names
         values = {name: value for name, value in config.to_dict().items() if "dropout" in name}
@@ -113,6 +118,8 @@ def load_classifier(
         **(in_4_bits if quantization else {}),
     )
     _check_loaded(base_model, model, loaded)
+    if labels is None and loaded["missing_keys"]:
+        raise ValueError(f"{base_model!r} is no trained classifier: it lacks {min(loaded['missing_keys'])}.")
     keep_4bit_layout(model)
     if fast:
         last_layer_at_cls(model)

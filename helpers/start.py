@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from math import ceil
 from pathlib import Path
@@ -127,6 +127,47 @@ def say_what_quick_takes() -> None:
         "There is a GPU, so the profile is hub: the checkpoints and data of the sources, which may train for hours.\n"
         f"PROFILE=quick takes {minutes} minutes at most on two CPU cores: run %env PROFILE=quick before the next cell."
     )
+
+
+def command(run: Callable) -> Callable[[Sequence[str] | None], int]:
+    """`run` as `python -m helpers...`: a function of its arguments that returns the exit status (see `exit_status`).
+
+    Parameters become arguments, or options where they have a default; the docstring is the help.
+    """
+    from typer import Typer
+
+    app = Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(run)
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        prepare_process()
+        return exit_status(lambda: app(arguments, prog_name=f"python -m helpers.{run.__name__}"))
+
+    return main
+
+
+def exit_status(run: Callable[[], object], stopped: str = "Stopped.", says: bool = True) -> int:
+    """Runs a command and returns its exit status: 0, or after one line on stderr 2 for bad input, 1 where memory or a
+    disk ran out, 130 where it was stopped. Without `says` the line of an error is left out."""
+    try:
+        run()
+        return 0
+    except (ValueError, OSError, MemoryError, ImportError) as error:
+        if says:
+            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        return 1 if isinstance(error, MemoryError) or getattr(error, "errno", None) else 2
+    except SystemExit as ended:
+        return ended.code
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130
+
+
+def one_line(error: Exception) -> str:
+    """An error's message in one line; of a setting that pydantic refuses, its name and why."""
+    if hasattr(error, "errors"):
+        return "; ".join(f"{one['loc'][0]}={one['input']!r}: {one['msg']}" for one in error.errors())
+    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

@@ -16,18 +16,18 @@ from pathlib import Path
 
 from huggingface_hub.utils import validate_repo_id
 from peft import LoraConfig
-from pydantic import ValidationError
 
 from helpers.data import load_splits
-from helpers.files import ENDINGS, DiskFull, new_folder, read_rows, shown
-from helpers.inference import INFERENCE_FILE, MERGED, load_adapter, merge_adapter, push_to_hub
+from helpers.export import check_packages, export_onnx, merge_adapter, push_to_hub
+from helpers.files import ENDINGS, new_folder, read_rows, shown
+from helpers.inference import INFERENCE_FILE, MERGED, ONNX, load_adapter
 from helpers.models import adapted, build_model, load_tokenizer
 from helpers.own_data import OWN_DATA_RECIPE, SHOWN_CLASSES, examine, listed, own_recipe, split_rows, token_limit
 from helpers.profiles import current_profile
 from helpers.recipes import RECIPES, Recipe
 from helpers.report import advice, class_scores, compare_with_baselines, scores_table, write_report
 from helpers.results import summary
-from helpers.start import prepare_process
+from helpers.start import exit_status, prepare_process
 from helpers.tasks import TASKS, label_names, read_labels
 from helpers.trainer import process_state
 from helpers.training import checkpoint_folder, fine_tune, score_bag_of_words
@@ -43,24 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, state = parse(arguments), process_state()
     if not state.is_main_process:  # under torchrun the first process prints
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    try:
-        check_output(options)
-        (train_on_file if options.data else train_recipe)(options)
-        return 0
-    except (ValueError, OSError, MemoryError) as error:
-        if state.is_main_process:
-            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
-        return 1 if isinstance(error, MemoryError | DiskFull) or getattr(error, "errno", None) else 2
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
+    stopped = "Stopped. The same command goes on from the last checkpoint."
+    return exit_status(lambda: run(options), stopped, says=state.is_main_process)
 
 
-def one_line(error: Exception) -> str:
-    """An error's message in one line; of a setting that is refused, its name and why."""
-    if isinstance(error, ValidationError):
-        return "; ".join(f"{one['loc'][0]}={one['input']!r}: {one['msg']}" for one in error.errors())
-    return " ".join(str(error).replace("drop_incomplete", "--drop-incomplete").split())
+def run(options: argparse.Namespace) -> None:
+    """What the options ask for."""
+    check_output(options)
+    (train_on_file if options.data else train_recipe)(options)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -91,6 +81,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--class-weights", choices=("balanced",), help="each class counts the same, however few its rows")
     add("--drop-incomplete", action="store_true", help="leave out rows without text or label")
     add("--merge", action="store_true", help=f"also write a plain model, to FOLDER/{MERGED}")
+    add("--export", choices=("onnx",), help=f"also write fp32 and INT8 for onnxruntime, to FOLDER/{ONNX}")
     add("--push-to", metavar="USER/NAME", help="upload to this private repository if a token is set")
     options = parser.parse_args(arguments)
     if not 0 <= options.seed < 2**32:
@@ -160,6 +151,8 @@ def train_on_file(options: argparse.Namespace) -> None:
     """Trains on a file of the user's; the folder `--output` appears when all in it is written."""
     if options.push_to:
         validate_repo_id(options.push_to)
+    if options.export:
+        check_packages()
     rows = read_rows(options.data, options.text_column, options.label_column, options.text_pair_column)
     (rows, task, why), profile = read_labels(rows, options.task, options.label_separator), current_profile()
     base_model = options.base_model or profile.base_model(RECIPES[options.own_recipe].base_model)
@@ -195,6 +188,8 @@ def train_on_file(options: argparse.Namespace) -> None:
             return
         if options.merge:
             merge_adapter(folder, folder / MERGED)
+        rows = splits["test"].features["label"].int2str(splits["test"]["label"]), list(splits["test"]["text"])
+        exported = export_onnx(folder, folder / ONNX, *rows[::-1]) if options.export else ""
         baselines = compare_with_baselines(result, splits)
         write_report(result, splits, findings, baselines)
     shutil.rmtree(checkpoint_folder(recipe, splits, profile), ignore_errors=True)
@@ -202,7 +197,7 @@ def train_on_file(options: argparse.Namespace) -> None:
     title = result.record.task.title
     print(f"{title[0].upper()}{title[1:]} {result.record.score} on {result.record.n_test:,} test rows\n")
     print(scores_table(result, baselines, findings.skewed).to_string())
-    print(f"{advice(result, baselines, findings.skewed)}\n")
+    print(f"{advice(result, baselines, findings.skewed)}\n{exported}")
     print(f"Adapter and model card: {options.output}   Report: {options.output / 'report'}")
     print(push_to_hub(options.output / MERGED if options.merge else options.output, options.push_to))
 

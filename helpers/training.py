@@ -17,9 +17,9 @@ from datasets import DatasetDict
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from helpers.data import model_inputs, tokenize
+from helpers.data import model_inputs, text_hashes, tokenize
 from helpers.evaluation import bag_of_words, predict_logits
-from helpers.inference import WEIGHTS, save_adapter
+from helpers.inference import TRAINING_TEXTS, WEIGHTS, save_adapter
 from helpers.models import load_tokenizer, only_known_types
 from helpers.profiles import DTYPES, Profile, device, platform_secret, setting
 from helpers.recipes import Recipe
@@ -104,6 +104,8 @@ def fine_tune(
         place = output or profile.checkpoints / record.name
         more = {"threshold": threshold, "pairs": "pair" in splits["test"].column_names}
         result.adapter = save_adapter(model, tokenizer, place, recipe, record.base_model, record.max_length, **more)
+        seen = [text for name, part in splits.items() if name != "test" for text in part["text"]]
+        np.save(result.adapter / TRAINING_TEXTS, text_hashes(seen))
         record.adapter_bytes = (result.adapter / WEIGHTS).stat().st_size
     if save and output is None:
         record.save(profile.results)

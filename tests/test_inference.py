@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 from transformers import AutoTokenizer, pipeline
 
-from helpers import inference
+from helpers import export, inference
 from helpers.data import load_splits, truncate
 from helpers.evaluation import predict_logits
-from helpers.inference import AdapterError, SentimentClassifier, merge_adapter, push_to_hub, save_adapter
+from helpers.export import merge_adapter, push_to_hub
+from helpers.inference import TRAINING_TEXTS, AdapterError, SentimentClassifier, save_adapter
 from helpers.models import build_model, load_classifier, load_tokenizer
 from helpers.profiles import COMMITTED, DTYPES, EMBEDDED_BERT, PROFILES
 from helpers.recipes import RECIPES
@@ -86,6 +87,7 @@ def test_a_saved_adapter_answers_the_same_reloaded_merged_and_in_plain_transform
         expected = sorted(softmax(logits[0]), reverse=True)
         assert [row["score"] for row in scores] == pytest.approx(expected, abs=tolerance)
     assert {row["label"] for row in scores} == {"NEGATIVE", "POSITIVE"}
+    np.testing.assert_allclose(SentimentClassifier.from_pretrained(merged, "fp32").logits(TEXTS), logits, atol=1e-2)
     assert AutoTokenizer.from_pretrained(merged).model_max_length == 16
     with pytest.raises(FileExistsError, match="not empty"):
         merge_adapter(folder, merged)
@@ -225,16 +227,17 @@ def hub(monkeypatch):
     """Stands for the hub: `uploaded` holds the text of what an upload sent, by its path; `error` ends it."""
     state = SimpleNamespace(uploaded={}, error=None, create_repo=lambda repo_id, private, exist_ok: None)
 
-    def upload_folder(repo_id, folder_path):
+    def create_commit(repo_id, files, commit_message):
         if state.error:
             raise state.error
-        for path in filter(Path.is_file, Path(folder_path).rglob("*")):
-            state.uploaded[path.relative_to(folder_path).as_posix()] = path.read_bytes().decode("latin-1")
+        for file in files:
+            with file.as_file() as content:
+                state.uploaded[file.path_in_repo] = content.read().decode("latin-1")
         return f"https://hub.example/{repo_id}"
 
-    state.upload_folder = upload_folder
-    monkeypatch.setattr(inference, "HfApi", lambda: state)
-    monkeypatch.setattr(inference, "get_token", lambda: "a token")
+    state.create_commit = create_commit
+    monkeypatch.setattr(export, "HfApi", lambda: state)
+    monkeypatch.setattr(export, "get_token", lambda: "a token")
     return state
 
 
@@ -246,12 +249,13 @@ def test_no_path_of_a_machine_and_no_row_is_uploaded(adapter, hub, tmp_path, pla
     for name in ("report", "merged"):
         (adapter / name).mkdir()
         (adapter / name / "rows.csv").write_text("a row of the user's")
+    (adapter / TRAINING_TEXTS).write_bytes(b"hashes")
     if place:
         _edit(adapter / CONFIG, base_model_name_or_path=place)
         _edit(adapter / SETTINGS, base_model=place)
     before = {path: path.read_bytes() for path in adapter.rglob("*") if path.is_file()}
     assert push_to_hub(adapter, "me/mine") == "Uploaded: https://hub.example/me/mine"
-    assert {SETTINGS, CONFIG, WEIGHTS, "tokenizer.json"} <= hub.uploaded.keys()
+    assert {SETTINGS, CONFIG, WEIGHTS, "tokenizer.json"} <= hub.uploaded.keys() and TRAINING_TEXTS not in hub.uploaded
     for name, text in hub.uploaded.items():
         assert not re.search(rf"somebody|{tmp_path.parent.parent}|{Path.home()}/", f"{name} {text}") and "/" not in name
     base = json.loads(hub.uploaded[CONFIG])["base_model_name_or_path"]
@@ -280,7 +284,7 @@ def test_an_upload_that_cannot_be_is_one_line_that_says_how(adapter, hub, monkey
     hub.error = OSError("no route\nto the hub")
     said = push_to_hub(adapter, "me/mine")
     assert said.startswith("Not uploaded (OSError: no route to the hub)") and "hf upload me/mine" in said
-    monkeypatch.setattr(inference, "get_token", lambda: None)
+    monkeypatch.setattr(export, "get_token", lambda: None)
     for line in (push_to_hub(adapter), push_to_hub(adapter, "me/mine")):
         assert line.startswith("To upload: ") and "hf upload" in line and "\n" not in line
     assert not hub.uploaded

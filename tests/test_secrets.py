@@ -98,7 +98,7 @@ def test_a_run_shows_and_keeps_no_key(mode, place, wandb_folder, tiny_checkpoint
         for name, value in keys.items():
             monkeypatch.setenv(name, value)
     monkeypatch.setenv("DATA_DIR", str(wandb_folder / "Data"))
-    monkeypatch.setattr("helpers.inference.HfApi", partial(HfApi, endpoint=CLOSED))
+    monkeypatch.setattr("helpers.export.HfApi", partial(HfApi, endpoint=CLOSED))
     rows = {"text": toy_reviews["text"][:], "label": toy_reviews["label"][:]}
     pd.DataFrame(rows).to_csv(wandb_folder / "rows.csv", index=False)
     options = ["--text-column", "text", "--label-column", "label", "--base-model", tiny_checkpoints["bert"]]

@@ -19,8 +19,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, pipeline
 
-from helpers import inference, profiles, train
-from helpers.inference import SentimentClassifier, push_to_hub
+from helpers import export, profiles, train
+from helpers.export import push_to_hub
+from helpers.inference import SentimentClassifier
 from helpers.models import load_tokenizer
 from helpers.own_data import FEW_ROWS_RATE
 from helpers.profiles import PROFILES, ROOT
@@ -58,7 +59,7 @@ def in_folder(patched: pytest.MonkeyPatch, folder: Path) -> None:
     patched.setenv("DATA_DIR", str(folder / "Data"))
     patched.setenv("PRECISION", "fp32")
     patched.delenv("HF_TOKEN", raising=False)
-    patched.setattr(inference, "get_token", lambda: None)
+    patched.setattr(export, "get_token", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def trained(tiny_checkpoints, toy_reviews, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patched, open(folder / "printed.txt", "w", encoding="utf-8") as printed:
         in_folder(patched, folder)
         patched.setattr(sys, "stdout", printed)
-        assert train.main(command("verdicts.csv", tiny_checkpoints["bert"], "--merge")) == 0
+        assert train.main(command("verdicts.csv", tiny_checkpoints["bert"], "--merge", "--export", "onnx")) == 0
     return folder
 
 
@@ -120,17 +121,20 @@ def test_the_merged_model_answers_the_same_in_plain_transformers(trained):
 
 
 def test_what_is_uploaded_names_no_place_of_this_machine(trained, tiny_checkpoints, monkeypatch):
-    def upload_folder(folder_path, **_):
-        uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).rglob("*") if path.is_file()})
+    def create_commit(_, files, **__):
+        for file in files:
+            with file.as_file() as content:
+                uploaded[file.path_in_repo] = content.read()
 
     uploaded, hub = {}, MagicMock()
-    hub.return_value.upload_folder.side_effect = upload_folder
-    monkeypatch.setattr(inference, "HfApi", hub)
-    monkeypatch.setattr(inference, "get_token", lambda: "token")
+    hub.return_value.create_commit.side_effect = create_commit
+    monkeypatch.setattr(export, "HfApi", hub)
+    monkeypatch.setattr(export, "get_token", lambda: "token")
     for folder in (trained / "out" / "model", trained / "out" / "model" / "merged"):
         uploaded.clear()
         assert push_to_hub(folder, "me/model").startswith("Uploaded: ")
-        assert {"README.md", "tokenizer.json"} <= set(uploaded) and "record.json" not in uploaded
+        assert {"README.md", "tokenizer.json"} <= set(uploaded)
+        assert not {"record.json", "training_texts.npy"} & set(uploaded)
         places = (str(trained), str(Path(tiny_checkpoints["bert"]).parent), str(Path.home()))
         assert not [name for name, found in uploaded.items() for place in places if place.encode() in found]
         if "adapter_config.json" in uploaded:

@@ -1,0 +1,87 @@
+"""A model's scores on another labelled file."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import classification_report
+from sklearn.preprocessing import MultiLabelBinarizer
+
+from helpers.data import text_hashes
+from helpers.evaluation import correct_rows, resampled
+from helpers.files import read_rows
+from helpers.inference import TRAINING_TEXTS, SentimentClassifier
+from helpers.profiles import device_name
+from helpers.results import StudyRecord
+from helpers.start import command
+from helpers.tasks import TASKS, decide, read_labels
+
+
+def evaluate(
+    model: str,
+    file: Path,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_separator: str | None = None,
+    output: Path | None = None,
+) -> StudyRecord:
+    """Scores a model on a labelled file: accuracy (micro F1, R2) with its 95 % interval, and the scores of each class.
+
+    Where the model's folder knows which texts it was trained on (or its epoch chosen on), they are counted, and the
+    other rows scored alone. Rows without text or label are left out; a label that the model does not have is an error.
+    """
+    rows, name = read_rows(file, text_column, label_column, text_pair_column), Path(file).name
+    classifier = SentimentClassifier.from_pretrained(model)
+    labels, task = classifier.labels, TASKS[classifier.task]
+    complete = read_labels(rows, classifier.task, label_separator)[0].dropna()
+    references = _references(complete["label"], classifier, name)
+    texts = [list(complete[column]) for column in ("text", "pair") if column in complete]
+    predictions = decide(classifier.task, classifier.probabilities(*texts), classifier.threshold)
+
+    def score(rows=slice(None)) -> float:
+        return task.score(predictions[rows], references[rows])
+
+    low, high, _ = resampled(score, len(references))
+    table = pd.DataFrame(index=["number"])
+    if classifier.task != "regression":
+        options = {"labels": range(len(labels)), "target_names": labels, "output_dict": True, "zero_division": 0}
+        table = pd.DataFrame(classification_report(references, predictions, **options)).T.loc[labels]
+        print(f"{table.round(3).to_string()}\n")
+    found = {"model": str(model), "file": name, "task": classifier.task, "rows": len(rows), "scored": len(complete)}
+    found |= task.metrics(predictions, references) | {f"{task.headline}_ci95": [low, high]}
+    said = f"{task.form} [{task.form}, {task.form}]".format(score(), low, high)
+    print(f"{task.title[0].upper()}{task.title[1:]} {said} on {len(complete):,} of {len(rows):,} rows of {name}")
+    if (known := Path(model) / TRAINING_TEXTS).is_file():
+        seen = np.isin(text_hashes(complete["text"]), np.load(known))
+        found["seen_in_training"], unseen = int(seen.sum()), (~seen).sum()
+        alone = f"; {task.title} on the other {unseen:,}: {task.form.format(score(~seen))}" if unseen > 1 else ""
+        print(f"{seen.sum():,} of these texts were seen in training{alone}")
+    found |= {"precision": classifier.precision, "correct": correct_rows(predictions, references)}
+    rows = table.rename_axis("class").reset_index().to_dict("records")
+    path = Path(output or f"{Path(file).stem}-evaluation")
+    record = StudyRecord(path.stem, f"python -m helpers.evaluate {model} {name}", None, device_name(), found, rows)
+    if output:
+        record.save(path.parent)
+    return record
+
+
+def _references(labels: pd.Series, classifier: SentimentClassifier, name: str) -> np.ndarray:
+    """Labels as `tasks.decide` gives predictions. Raises ValueError for one that the model does not have."""
+    if classifier.task == "regression":
+        return labels.to_numpy(float)
+    counts = labels.explode().value_counts()
+    unknown = [f"{label!r} ({count:,})" for label, count in counts.items() if label not in classifier.labels]
+    if unknown or counts.empty:
+        lacks = f"labels that the model does not have: {', '.join(unknown[:5])}" if unknown else "no complete row"
+        raise ValueError(f"{name} has {lacks}; the model has {', '.join(map(repr, classifier.labels[:20]))}.")
+    if classifier.task == "multi":
+        return MultiLabelBinarizer(classes=classifier.labels).fit_transform(labels)
+    return labels.map(classifier.labels.index).to_numpy()
+
+
+main = command(evaluate)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""A model's answers to a file, to single texts or to lines."""
+
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+from typer import Argument
+
+from helpers.evaluation import TOKENS_PER_BATCH
+from helpers.files import cells_of, new_file, read_frame
+from helpers.inference import SentimentClassifier
+from helpers.profiles import device
+from helpers.start import command
+
+
+def predict(
+    model: str,
+    file: Annotated[str | None, Argument()] = None,
+    text: list[str] | None = None,
+    text_column: str = "text",
+    output: Path | None = None,
+    all: bool = False,
+) -> None:
+    """Predicts FILE (.csv, .tsv, .jsonl, .parquet; - is standard input, one text a line), or each --text.
+
+    Every row comes back in its place with all of its columns, `predicted` and `probability`, which are empty where it
+    has no text. An output that ends in .jsonl is JSON Lines, as is what goes to the terminal without one; any other is
+    CSV. It appears when all is predicted.
+    """
+    if bool(file) == bool(text):
+        raise ValueError("Name a FILE (- is standard input), or texts with --text.")
+    if file and file != "-":
+        frame, column, name = read_frame(file), text_column, file
+    else:
+        lines = text or [line.rstrip("\n") for line in sys.stdin]
+        frame, column, name = pd.DataFrame({"text": lines}, dtype=object), "text", "the input"
+    texts = cells_of(frame, column, name)
+    if taken := [one for one in frame.columns if re.fullmatch("predicted|probability( of .*)?", str(one))]:
+        raise ValueError(f"{name} has a column {taken[0]!r} already; rename it.")
+    classifier, size = SentimentClassifier.from_pretrained(model), TOKENS_PER_BATCH[device()] // 2
+    with (
+        new_file(output) if output else nullcontext() as path,
+        path.open("w", encoding="utf-8", newline="") if path else nullcontext(sys.stdout) as stream,
+        tqdm(total=len(frame), unit=" rows", disable=None) as bar,  # drawn on a terminal alone
+    ):
+        for start in range(0, len(frame), size):  # so many rows fill some batches even where they are short
+            rows = frame.iloc[start : start + size].reset_index(drop=True)
+            rows = rows.join(answers(classifier, texts[start : start + size], all))
+            if output and Path(output).suffix.lower() != ".jsonl":
+                rows.to_csv(stream, index=False, header=start == 0, lineterminator="\n")
+            else:
+                rows.to_json(stream, orient="records", lines=True, force_ascii=False)
+            bar.update(len(rows))
+    if missing := texts.count(None):
+        print(f"{missing:,} of {len(texts):,} rows have no text, and no prediction.", file=sys.stderr)
+
+
+def answers(classifier: SentimentClassifier, texts: Sequence[str | None], all: bool = False) -> pd.DataFrame:
+    """`predicted` and `probability` of each text, or None, and with `all` each label's, a row a text.
+
+    Several labels a text are joined by "; ", and the probability is the highest; a number that is predicted has none.
+    """
+    there = [index for index, text in enumerate(texts) if text is not None]
+    values, labels = classifier.probabilities([texts[index] for index in there]), classifier.labels
+    if classifier.task == "regression":
+        found = pd.DataFrame({"predicted": values[:, 0]})
+    else:
+        found = pd.DataFrame(values, columns=[f"probability of {label}" for label in labels]) if all else pd.DataFrame()
+        found.insert(0, "predicted", ["; ".join(np.array(labels)[row]) for row in chosen(values, classifier)])
+        found.insert(1, "probability", values.max(axis=1, initial=0))
+    return found.set_axis(there).reindex(range(len(texts)))
+
+
+def chosen(probabilities: np.ndarray, classifier: SentimentClassifier) -> np.ndarray:
+    """Which labels the task chooses, shape (n, n_labels): the most probable, or all from the threshold on."""
+    if classifier.task == "multi":
+        return probabilities >= classifier.threshold
+    return np.arange(probabilities.shape[1]) == probabilities.argmax(axis=1)[:, None]
+
+
+main = command(predict)
+
+if __name__ == "__main__":
+    sys.exit(main())

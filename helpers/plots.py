@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -38,7 +39,8 @@ def set_theme() -> None:
 
 def save_figure(figure: Figure, path: Path, provenance: str) -> Path:
     """Writes `figure` as PNG with `provenance` and today's date in small print below it; returns `path`."""
-    figure.text(0.01, -0.02, f"{provenance} · {date.today()}", fontsize=7.5, color="0.4", va="top")
+    small = fill(f"{provenance} · {date.today()}", int(16 * figure.get_figwidth()))  # as wide as the figure, no wider
+    figure.text(0.01, -0.02, small, fontsize=7.5, color="0.4", va="top")
     with new_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", facecolor="white")
     return Path(path)

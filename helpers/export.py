@@ -15,7 +15,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
 from helpers.data import head_tokens, load_reviews
 from helpers.files import new_folder, read_rows, write_json
-from helpers.inference import ADAPTER_CONFIG, INFERENCE_FILE, TRAINING_TEXTS, SentimentClassifier
+from helpers.inference import ADAPTER_CONFIG, INFERENCE_FILE, MERGED_SETTINGS, TRAINING_TEXTS, SentimentClassifier
 from helpers.predict import chosen
 from helpers.profiles import PROFILES
 from helpers.start import command
@@ -34,7 +34,8 @@ def merge_adapter(adapter: str | Path, folder: str | Path) -> Path:
     folder = check_empty(folder)
     classifier = SentimentClassifier.from_pretrained(adapter, "fp32", dequantize=True)
     model, tokenizer = classifier.model.cpu(), classifier.tokenizer
-    model.config.truncation = classifier.truncation  # which transformers does not read, and this package does
+    for name in MERGED_SETTINGS:  # which transformers does not read, and this package does
+        setattr(model.config, name, getattr(classifier, name))
     tokenizer.model_max_length = classifier.max_length
     tokenizer.truncation_side = "left" if classifier.truncation == "tail" else "right"
     with new_folder(folder) as temporary:
@@ -110,6 +111,8 @@ def export_onnx(model: str | Path, folder: str | Path, texts: Sequence[str], lab
 
     texts, labels, said = texts[:CHECKED], labels[:CHECKED], []
     classifier = SentimentClassifier.from_pretrained(model, "fp32", dequantize=True)
+    if classifier.pairs:
+        raise ValueError("A model that reads pairs cannot be exported; its merged folder loads in transformers.")
     ours = classifier.probabilities(texts)
     with new_folder(check_empty(folder)) as temporary:
         _write_onnx(classifier, temporary)

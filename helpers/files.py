@@ -150,8 +150,8 @@ def read_frame(path: str | Path) -> pd.DataFrame:
 
 
 def choose_columns(frame: pd.DataFrame, path: str | Path, **wanted: str | None) -> dict[str, str]:
-    """The columns of a file's frame for the roles `wanted`, "text" and "label"; one that is None is guessed, and said on
-    stderr. Raises as `read_rows` does."""
+    """The columns of a file's frame for the roles `wanted`, such as "text"; one that is None is guessed, and said
+    on stderr. Raises as `read_rows` does."""
     columns = {role: column and _nfc(column) for role, column in wanted.items()}
     columns = columns if all(columns.values()) else _guess(frame, columns, Path(path).name)
     for column in columns.values():
@@ -163,9 +163,8 @@ def choose_columns(frame: pd.DataFrame, path: str | Path, **wanted: str | None) 
 
 def cells_of(values: pd.Series, where: str, several: bool = False) -> list:
     """The values of a column as text, None where there is none; with `several` lists as tuples. Raises ValueError."""
-    return [
-        _cell(f"{where}, row {row:,}, column {values.name!r}", value, several) for row, value in enumerate(values, 1)
-    ]
+    where = f"{where}, column {values.name!r}"
+    return [_cell(f"{where}, row {row:,}", value, several) for row, value in enumerate(values, 1)]
 
 
 def _guess(frame: pd.DataFrame, columns: dict[str, str | None], file: str) -> dict[str, str]:

@@ -155,8 +155,8 @@ class SentimentClassifier:
     def from_pretrained(
         cls, folder: str | Path, precision: str | None = None, dequantize: bool = False
     ) -> "SentimentClassifier":
-        """The classifier in `folder`, an adapter's or a plain model's, or of that name on the hub (`USER/NAME@REVISION`),
-        in `precision` (None: this machine's fastest; numbers are always predicted in fp32).
+        """The classifier in `folder`, an adapter's or a plain model's, or of that name on the hub (`NAME@REVISION`), in
+        `precision` (None: this machine's fastest; numbers are always predicted in fp32).
 
         An adapter is merged into its base, into one in 4 bits only with `dequantize`, which unpacks it. Raises as
         `load_adapter` does, and ValueError for a plain model without a trained head.

@@ -91,10 +91,8 @@ def load_classifier(
     config = planned.config
     if labels is not None:
         config.id2label, config.label2id = label_maps(labels)
-    guessed = "single" if config.num_labels > 1 else "regression"
-    config.problem_type = (
-        TASKS[task or guessed].problem_type if task or not config.problem_type else config.problem_type
-    )
+    if task or not config.problem_type:
+        config.problem_type = TASKS[task or ("single" if config.num_labels > 1 else "regression")].problem_type
     config.output_hidden_states, config.output_attentions, config.return_dict = False, False, True
     if model_dropout is not None:  # each architecture has its own names
         values = {name: value for name, value in config.to_dict().items() if "dropout" in name}

@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from typer import Argument
 
 from helpers.evaluation import TOKENS_PER_BATCH
-from helpers.files import cells_of, new_file, read_frame
+from helpers.files import cells_of, choose_columns, new_file, read_frame
 from helpers.inference import SentimentClassifier
 from helpers.profiles import device
 from helpers.start import command
@@ -23,7 +22,8 @@ def predict(
     model: str,
     file: Annotated[str | None, Argument()] = None,
     text: list[str] | None = None,
-    text_column: str = "text",
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
     output: Path | None = None,
     all: bool = False,
 ) -> None:
@@ -36,11 +36,13 @@ def predict(
     if bool(file) == bool(text):
         raise ValueError("Name a FILE (- is standard input), or texts with --text.")
     if file and file != "-":
-        frame, column, name = read_frame(file), text_column, file
+        frame, name = read_frame(file), Path(file).name
     else:
         lines = text or [line.rstrip("\n") for line in sys.stdin]
-        frame, column, name = pd.DataFrame({"text": lines}, dtype=object), "text", "the input"
-    texts = cells_of(frame, column, name)
+        frame, name = pd.DataFrame({"text": lines}, dtype=object), "the input"
+    columns = choose_columns(frame, name, text=text_column)
+    columns |= choose_columns(frame, name, pair=text_pair_column) if text_pair_column else {}
+    cells = pd.DataFrame({role: cells_of(frame[column], name) for role, column in columns.items()}, dtype=object)
     if taken := [one for one in frame.columns if re.fullmatch("predicted|probability( of .*)?", str(one))]:
         raise ValueError(f"{name} has a column {taken[0]!r} already; rename it.")
     classifier, size = SentimentClassifier.from_pretrained(model), TOKENS_PER_BATCH[device()] // 2
@@ -51,30 +53,31 @@ def predict(
     ):
         for start in range(0, len(frame), size):  # so many rows fill some batches even where they are short
             rows = frame.iloc[start : start + size].reset_index(drop=True)
-            rows = rows.join(answers(classifier, texts[start : start + size], all))
+            rows = rows.join(answers(classifier, cells[start : start + size], all))
             if output and Path(output).suffix.lower() != ".jsonl":
                 rows.to_csv(stream, index=False, header=start == 0, lineterminator="\n")
             else:
                 rows.to_json(stream, orient="records", lines=True, force_ascii=False)
             bar.update(len(rows))
-    if missing := texts.count(None):
-        print(f"{missing:,} of {len(texts):,} rows have no text, and no prediction.", file=sys.stderr)
+    if missing := cells.isna().any(axis=1).sum():
+        print(f"{missing:,} of {len(cells):,} rows have no text, and no prediction.", file=sys.stderr)
 
 
-def answers(classifier: SentimentClassifier, texts: Sequence[str | None], all: bool = False) -> pd.DataFrame:
-    """`predicted` and `probability` of each text, or None, and with `all` each label's, a row a text.
+def answers(classifier: SentimentClassifier, cells: pd.DataFrame, all: bool = False) -> pd.DataFrame:
+    """`predicted` and `probability` of each row of `text` (and `pair`), or None; with `all` each label's, too.
 
     Several labels a text are joined by "; ", and the probability is the highest; a number that is predicted has none.
     """
-    there = [index for index, text in enumerate(texts) if text is not None]
-    values, labels = classifier.probabilities([texts[index] for index in there]), classifier.labels
+    cells = cells.reset_index(drop=True)
+    there = cells.dropna()
+    values, labels = classifier.probabilities(*(list(there[role]) for role in there)), classifier.labels
     if classifier.task == "regression":
         found = pd.DataFrame({"predicted": values[:, 0]})
     else:
         found = pd.DataFrame(values, columns=[f"probability of {label}" for label in labels]) if all else pd.DataFrame()
         found.insert(0, "predicted", ["; ".join(np.array(labels)[row]) for row in chosen(values, classifier)])
         found.insert(1, "probability", values.max(axis=1, initial=0))
-    return found.set_axis(there).reindex(range(len(texts)))
+    return found.set_axis(there.index).reindex(cells.index)
 
 
 def chosen(probabilities: np.ndarray, classifier: SentimentClassifier) -> np.ndarray:

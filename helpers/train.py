@@ -147,8 +147,8 @@ def check_continued(settings: dict, task: str, labels: Sequence[str], pairs: boo
         raise ValueError(f"The adapter is for --task {settings['task']}, and reads pairs or single texts as before.")
 
 
-def train_on_file(options: argparse.Namespace) -> None:
-    """Trains on a file of the user's; the folder `--output` appears when all in it is written."""
+def prepare_file(options: argparse.Namespace):
+    """What there is to train on a file of the user's: model, recipe, splits, profile and findings."""
     if options.push_to:
         validate_repo_id(options.push_to)
     if options.export:
@@ -182,14 +182,19 @@ def train_on_file(options: argparse.Namespace) -> None:
     else:
         check_continued(settings, task, labels, "pair" in rows)
     print(f"{recipe.name} on {recipe.base_model}: {len(splits['train']):,} rows to train\n{adapted(model)}", flush=True)
+    return model, recipe, splits, profile, findings
+
+
+def train_on_file(options: argparse.Namespace) -> None:
+    """Trains on a file of the user's; the folder `--output` appears when all in it is written."""
+    model, recipe, splits, profile, findings = prepare_file(options)
     with new_folder(options.output.resolve()) if process_state().is_main_process else nullcontext() as folder:
         result = fine_tune(model, recipe, splits, profile, output=folder, restart=options.restart, track=options.track)
         if result is None:
             return
         if options.merge:
             merge_adapter(folder, folder / MERGED)
-        rows = splits["test"].features["label"].int2str(splits["test"]["label"]), list(splits["test"]["text"])
-        exported = export_onnx(folder, folder / ONNX, *rows[::-1]) if options.export else ""
+        exported = export_onnx(folder, folder / ONNX, splits["test"]["text"][:]) if options.export else ""
         baselines = compare_with_baselines(result, splits)
         write_report(result, splits, findings, baselines)
     shutil.rmtree(checkpoint_folder(recipe, splits, profile), ignore_errors=True)

@@ -12,7 +12,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
@@ -40,12 +39,13 @@ PARTS = {
     "optimizer": ("optimizer state", "#009E73"),
     "activations": ("activations and workspace", "#E69F00"),
 }
-VERDICT_COLORS = dict(zip(KINDS, ("#009E73", "#E69F00", "#D55E00", "#999999"), strict=True))
+VERDICT_COLORS = dict(zip(KINDS, ("#009E73", "#E69F00", "#D55E00", "#666666"), strict=True))
+# What a claim's number is, as the figure names and writes it.
 AXES = {
-    "accuracy": "accuracy",
-    "difference": "difference of accuracies (points)",
-    "times": "times as fast as full fine-tuning",
-    "share": "share of parameters, or of bytes",
+    "share": ("memory saved, or share of parameters and bytes", lambda share: f"{100 * share:.2g}%"),
+    "times": ("times as fast as full fine-tuning", "{:.2f}".format),
+    "accuracy": ("accuracy", "{:.1%}".format),
+    "difference": ("difference of two accuracies, in points", lambda points: f"{100 * points:+.1f}"),
 }
 
 
@@ -148,31 +148,38 @@ def plot_speed_ladder(record: StudyRecord, titles: Mapping[str, str]) -> Figure:
 
 
 def plot_claims(verdicts: Mapping[str, Verdict], title: str) -> Figure:
-    """What was stated against what was measured, a panel for each kind of number.
+    """What was stated against what was measured, a panel for each kind of number, and the claims that have none.
 
     A grey band is what a claim states (towards an edge: "more", or "less"), a coloured bar what was measured: with a
-    dot an interval, without one a range.
+    dot an interval, without one a range. Names and numbers stand above their bars, so that a phone shows them.
     """
     bars = {axis: [(c, bar) for c in CLAIMS for bar in verdicts[c.id].bars if bar.axis == axis] for axis in AXES}
     bars = {axis: found for axis, found in bars.items() if found}
-    heights = [len(found) + 2.2 for found in bars.values()]
-    figure, panels = plt.subplots(
-        len(bars), figsize=(WIDTH + 3, 0.28 * sum(heights) + 1), height_ratios=heights, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    for panel, (axis, found) in zip(panels[:, 0], bars.items(), strict=True):
+    others = [claim for claim in CLAIMS if not verdicts[claim.id].bars]
+    heights = [*(len(found) + 0.3 for found in bars.values()), 0.6 * len(others)]
+    size = 5.4, 0.26 * (sum(heights) + 2 * len(heights)) + 1.2
+    figure, panels = plt.subplots(len(heights), figsize=size, height_ratios=heights, layout="constrained")
+    for panel, (axis, found) in zip(panels, bars.items(), strict=False):
         _draw_bars(panel, found, verdicts)
-        panel.set_xlabel(AXES[axis])
+        panel.set_title(AXES[axis][0], fontsize=10.5, loc="left")
+        panel.tick_params(labelsize=9)
         if axis != "times":
             symbol = "" if axis == "difference" else "%"
             panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=symbol))
-    figure.suptitle(title, fontsize=13)
-    names = [Patch(color="0.85", label="stated")]
-    names += [Patch(color=color, label=kind.removesuffix(" when")) for kind, color in VERDICT_COLORS.items()]
+    panels[-1].set_title("claims without such a number", fontsize=10.5, loc="left")
+    panels[-1].set(ylim=(len(others) - 0.4, -0.6), xlim=(0, 1))
+    panels[-1].axis("off")
+    for row, claim in enumerate(others):
+        kind = verdicts[claim.id].kind
+        panels[-1].plot(0.03, row, "s", color=VERDICT_COLORS[kind], ms=8)
+        panels[-1].text(0.07, row, claim.label, fontsize=9, va="center")
+    names = [Patch(color="0.85", label="what is stated")]
     names += [
-        Line2D([], [], color="0.4", lw=5, marker=dot, label=of) for of, dot in (("95 % interval", "o"), ("range", ""))
+        Patch(color=color, label=kind.replace("only when", "under a condition"))
+        for kind, color in VERDICT_COLORS.items()
     ]
-    figure.legend(handles=names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    place = {"loc": "outside upper center", "ncols": 2, "frameon": False, "fontsize": 9}
+    figure.legend(handles=names, title=fill(title, 56), title_fontsize=11, **place)
     return figure
 
 
@@ -183,11 +190,18 @@ def _draw_bars(axes: Axes, bars: Sequence[tuple[Claim, Bar]], verdicts: Mapping[
     for row, (claim, bar) in enumerate(bars):
         low, high = max(bar.stated[0], left), min(bar.stated[1], right)
         width = max(high - low, room / 5)  # or a single number would be no bar
-        axes.barh(row, width, left=(low + high - width) / 2, height=0.8, color="0.85", zorder=0)
+        axes.barh(row, width, left=(low + high - width) / 2, height=0.42, color="0.85", zorder=0)
         color = VERDICT_COLORS[verdicts[claim.id].kind]
         axes.plot([bar.low, bar.high], [row, row], color=color, lw=5, solid_capstyle="butt")
         if bar.value is not None:
             axes.plot(bar.value, row, "o", color=color, ms=6)
-    names = [": ".join(filter(None, (claim.label, bar.label))) for claim, bar in bars]
-    axes.set(yticks=range(len(bars)), yticklabels=names, ylim=(len(bars) - 0.4, -0.6), xlim=(left, right))
-    axes.grid(axis="y", visible=False)
+        above = {"y": row - 0.45, "transform": axes.get_yaxis_transform(), "fontsize": 8.5, "va": "center"}
+        axes.text(x=0.01, s=": ".join(filter(None, (claim.label, bar.label))), **above)
+        axes.text(x=0.99, s=_measured(bar), ha="right", color=color, weight="bold", **above)
+    axes.set(yticks=[], ylim=(len(bars) - 0.6, -0.8), xlim=(left, right))
+
+
+def _measured(bar: Bar) -> str:
+    """The value that was measured, or the range."""
+    ends = [bar.value] if bar.value is not None else [bar.low, bar.high]
+    return " to ".join(AXES[bar.axis][1](end) for end in ends)

@@ -84,13 +84,39 @@ def _kind(id):
     return DECIDED_BY[id](Evidence()).kind
 
 
-def test_a_stated_accuracy_needs_its_own_checkpoint_and_the_lower_end_of_the_interval(evidence):
+@pytest.mark.parametrize(
+    ("interval", "kind"), [([0.901, 0.93], CONFIRMED), ([0.864, 0.904], UNDECIDED), ([0.86, 0.899], REFUTED)]
+)
+def test_over_90_needs_the_lower_end_at_90(evidence, interval, kind):
+    """An interval that only reaches the number is imprecision, not a confirmation."""
+    for variant in ("as_written", "improved"):
+        evidence("lora_distilbert_qv", variant, sum(interval) / 2, interval)
+    assert _kind("D3") == kind
+
+
+def test_a_claim_on_accuracy_needs_its_own_checkpoint(evidence, studies):
     for variant in ("as_written", "improved"):
         evidence("qlora_bert", variant, 0.95, [0.94, 0.96], profile="full")
     assert _kind("B4") == UNDECIDED and "PROFILE=hub" in DECIDED_BY["B4"](Evidence()).needs
-    for low, high, kind in ((0.94, 0.96, CONFIRMED), (0.92, 0.94, UNDECIDED), (0.9, 0.92, REFUTED)):
-        evidence("qlora_bert", "as_written", (low + high) / 2, [low, high])
-        assert _kind("B4") == kind, "a hub record comes before the embedded encoder's"
+    studies("batches", [r for size in (4, 16, 64) for held in ("reviews", "updates")
+                        for r in _rows("1" * 180 + "0" * 20, held=held, batch_size=size)], profile="full")  # fmt: skip
+    assert _kind("A4") == UNDECIDED and "its own checkpoint" in DECIDED_BY["A4"](Evidence()).needs
+    for seed in (42, 43, 44):
+        evidence("lora_distilbert_qv", "untrained", 0.5, [0.46, 0.54], profile="quick", seed=seed)
+    assert _kind("D2") == UNDECIDED
+    evidence("qlora_bert", "as_written", 0.95, [0.94, 0.96])
+    assert _kind("B4") == CONFIRMED, "a hub record comes before the embedded encoder's"
+
+
+def test_a_coin_toss_needs_three_seeds(evidence):
+    evidence("lora_distilbert_qv", "untrained", 0.5, [0.46, 0.54])
+    assert _kind("D2") == UNDECIDED
+    for seed in (43, 44):
+        evidence("lora_distilbert_qv", "untrained", 0.5, [0.46, 0.54], seed=seed)
+    assert _kind("D2") == CONFIRMED
+    for seed in (42, 43, 44):
+        evidence("lora_distilbert_qv", "untrained", 0.8, [0.77, 0.83], seed=seed)
+    assert _kind("D2") == REFUTED
 
 
 @pytest.mark.parametrize(("last", "kind"), [(0.79, CONFIRMED), (0.82, REFUTED)])
@@ -99,6 +125,26 @@ def test_the_third_epoch_is_within_four_points(evidence, last, kind):
     for variant in ("as_written", "improved"):
         evidence("lora_bert_sst2", variant, 0.8, [0.7, 0.9], history=history)
     assert _kind("E1") == kind
+
+
+def _rows(correct, seeds=3, **labels):
+    """A row a seed; those of other seeds are shifted, so that the same rows are not right in all of them."""
+    return [
+        {"seed": seed, "n_train": 500, "trainable_params": 1, "accuracy": correct.count("1") / len(correct),
+         "correct": correct[seed:] + correct[:seed], **labels}
+        for seed in range(seeds)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def studies(monkeypatch):
+    """A function that puts a study's rows in place of its record."""
+
+    def put(name, rows, profile="hub"):
+        made = StudyRecord(name, "x", profile, "cpu", {"n_test": 200}, rows)
+        monkeypatch.setattr(verdict, "read_study", lambda asked: made)
+
+    return put
 
 
 @pytest.mark.parametrize(
@@ -214,8 +260,9 @@ def test_the_command_prints_every_verdict_with_its_numbers_and_records(verdicts,
 
 def test_the_figure_has_every_bar_in_its_panel_and_every_word_in_its_frame(verdicts):
     figure = plot_claims(verdicts, "what was found")
-    names = [label.get_text() for axes in figure.get_axes() for label in axes.get_yticklabels()]
-    assert len(names) == sum(len(found.bars) for found in verdicts.values()) > 10
+    names = [text.get_text() for axes in figure.get_axes() for text in axes.texts]
+    assert {claim.label for claim in CLAIMS} <= {name.split(": ")[0] for name in names}
+    assert "0.47 to 1.03" in names and "0.54%" in names, "what was measured stands in numbers too"
     figure.canvas.draw()
     drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     assert drawn.x1 < width + 0.02 and drawn.y1 < height + 0.02 and min(drawn.x0, drawn.y0) > -0.02

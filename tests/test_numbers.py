@@ -6,10 +6,10 @@ import re
 import pandas as pd
 import pytest
 
-from helpers.own_data import FEW_ROWS, FEW_ROWS_RATE
+from helpers.own_data import FEW_ROWS, FEW_ROWS_RATE, TEST_SHARE, VALIDATION_SHARE
 from helpers.profiles import ROOT
 from helpers.recipes import RECIPES
-from lab.at_scale import rows_at_scale
+from lab.at_scale import BAG, gains_at_scale, rows_at_scale
 from lab.budget import memory_budget
 from lab.claims import CLAIMS
 from lab.studies import read_study
@@ -66,16 +66,19 @@ def test_a_number_is_backed_at_its_own_digits_or_quoted(text, missing):
     assert unbacked_numbers(text, values, said="~93–94%") == missing
 
 
-def cell_of_08(id: str) -> str:
-    cells = json.loads((ROOT / "notebooks" / "08_claims.ipynb").read_text(encoding="utf-8"))["cells"]
-    (text,) = ("".join(cell["source"]) for cell in cells if cell["id"] == id)
+def cells_of(notebook: str) -> list[dict]:
+    return json.loads((ROOT / "notebooks" / notebook).read_text(encoding="utf-8"))["cells"]
+
+
+def text_of(notebook: str, id: str) -> str:
+    (text,) = ("".join(cell["source"]) for cell in cells_of(notebook) if cell["id"] == id)
     return text
 
 
 @pytest.fixture(scope="module")
 def table() -> list[list[str]]:
-    """The rows of the claims table that stands in notebook 08, by its cells."""
-    rows = [line.strip().strip("|").split(" | ") for line in cell_of_08("08-table").splitlines() if line[:1] == "|"]
+    """The rows of the claims table that stands in notebook 09, by its cells."""
+    rows = [line.split(" | ") for line in text_of("09_claims.ipynb", "09-table").splitlines()]
     return [[part.strip() for part in row] for row in rows[2:]]
 
 
@@ -92,10 +95,24 @@ def test_every_number_in_the_claims_table_is_a_record_s(table, verdicts):
         assert unbacked_numbers(" ".join(row[2:]), [*verdicts[claim.id].numbers.values()], said) == [], claim.label
 
 
-def test_the_counts_in_08_are_those_of_the_verdicts(verdicts):
+def test_the_counts_in_09_are_those_of_the_verdicts(verdicts):
     kinds = [found.kind for found in verdicts.values()]
     for kind in KINDS:
-        assert f"{WORDS[kinds.count(kind)]} {kind}" in cell_of_08("08-05").replace("\n", " "), kind
+        assert f"{WORDS[kinds.count(kind)]} {kind}" in text_of("09_claims.ipynb", "09-00").lower(), kind
+
+
+def test_every_number_in_08_stands_in_its_outputs_or_is_a_setting():
+    """Its stored outputs are computed from the records, and nbval compares them."""
+    cells = cells_of("08_how_many_rows.ipynb")
+    shown = [output.get("text") or output["data"]["text/plain"] for cell in cells for output in cell.get("outputs", [])]
+    values = [float(_plain(found)) for text in shown for found in NUMBER.findall("".join(text))]
+    rows, reviews = read_study("few_rows"), read_study("few_reviews")
+    settings = [rows.settings["n_test"], min(row["updates"] for row in rows.rows if "updates" in row), 0.05, 300]
+    settings += [48, TEST_SHARE, VALIDATION_SHARE, reviews.settings["max_length"], 512, 5_000]
+    lead = gains_at_scale(rows_at_scale())["LoRA", BAG].difference
+    prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    prose = re.sub(r"(?m)^(# 08 ·|\d\. )|\[(Notebook )?\d\d\b", "", prose)
+    assert unbacked_numbers(prose, [*values, *settings, lead, 19_922]) == []
 
 
 def test_the_results_in_the_readme_are_the_records():

@@ -111,6 +111,9 @@ def load_classifier(
         **(in_4_bits if quantization else {}),
     )
     _check_loaded(base_model, model, loaded)
+    if quantization and not any(isinstance(module, Linear4bit) for module in model.modules()):
+        kind = f"{base_model!r} is a {config.model_type!r} checkpoint"
+        raise ValueError(f"{kind}, which has no linear layers to store in 4 bits; take a recipe without them.")
     keep_4bit_layout(model)
     if fast:
         last_layer_at_cls(model)

@@ -163,8 +163,8 @@ def choose_columns(frame: pd.DataFrame, path: str | Path, **wanted: str | None) 
 
 def cells_of(values: pd.Series, where: str, several: bool = False) -> list:
     """The values of a column as text, None where there is none; with `several` lists as tuples. Raises ValueError."""
-    where = f"{where}, column {values.name!r}"
-    return [_cell(f"{where}, row {row:,}", value, several) for row, value in enumerate(values, 1)]
+    row = f"{where}, row {{:,}}, column {values.name!r}"
+    return [_cell(row.format(number), value, several) for number, value in enumerate(values, 1)]
 
 
 def _guess(frame: pd.DataFrame, columns: dict[str, str | None], file: str) -> dict[str, str]:
@@ -181,8 +181,8 @@ def _guess(frame: pd.DataFrame, columns: dict[str, str | None], file: str) -> di
                 f"--{role}-column, one of {', '.join(map(repr, there[:20]))}."
             )
         found[role] = fitting[0]
-    said = ", ".join(f"the {role} is in column {column!r}" for role, column in found.items())
-    print(f"{file}: {said}", file=sys.stderr, flush=True)
+    if said := [f"the {role} is in column {column!r}" for role, column in found.items() if role != column]:
+        print(f"{file}: {', '.join(said)}", file=sys.stderr, flush=True)
     return found
 
 

@@ -118,6 +118,9 @@ def load_classifier(
     _check_loaded(base_model, model, loaded)
     if labels is None and loaded["missing_keys"]:
         raise ValueError(f"{base_model!r} is no trained classifier: it lacks {min(loaded['missing_keys'])}.")
+    if quantization and not any(isinstance(module, Linear4bit) for module in model.modules()):
+        kind = f"{base_model!r} is a {config.model_type!r} checkpoint"
+        raise ValueError(f"{kind}, which has no linear layers to store in 4 bits; take a recipe without them.")
     keep_4bit_layout(model)
     if fast:
         last_layer_at_cls(model)

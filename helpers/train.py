@@ -166,7 +166,6 @@ def prepare_file(options: argparse.Namespace):
     caps = {"max_length": token_limit(recipe.base_model)}
     fixed = {"n_train", "n_validation", "dataset", "base_model", *(["truncation"] if "pair" in rows else ()), *held}
     if held:
-        caps["max_length"] = min(caps["max_length"], settings["max_length"])
         cut = min(recipe.max_length, settings["max_length"])
         recipe = replace(recipe, **held, max_length=cut, name=f"{recipe.name},from {held['source']}")
     recipe = as_asked(recipe, options, caps, fixed)

@@ -68,7 +68,8 @@ def test_texts_and_lines_are_answered_with_every_probability(model, monkeypatch,
 def test_several_labels_and_numbers_are_answers(values, task, predicted):
     labels = list("abc")[: len(values[0])]
     classifier = SimpleNamespace(task=task, threshold=0.5, labels=labels, probabilities=lambda _: np.array(values))
-    assert predict.answers(classifier, ["x", None, "y"])["predicted"].dropna().tolist() == predicted
+    cells = pd.DataFrame({"text": ["x", None, "y"]}, dtype=object)
+    assert predict.answers(classifier, cells)["predicted"].dropna().tolist() == predicted
 
 
 def test_a_prediction_that_stops_leaves_the_earlier_output(model, monkeypatch):

@@ -72,10 +72,12 @@ def evidence(record, tmp_path, monkeypatch):
     monkeypatch.setattr(verdict, "COMMITTED_RUNS", {"hub": tmp_path / "hub", "quick": tmp_path / "quick"})
     monkeypatch.setattr(verdict, "RECORDS", tmp_path / "full")
 
-    def add(recipe, variant, accuracy, interval, profile="hub", **changes):
+    def add(recipe, variant, accuracy, interval, profile="hub", seed=42, **changes):
+        right = round(200 * accuracy)
+        correct = ("1" * right + "0" * (200 - right))[seed:] + ("1" * right)[:seed]
         scores = {"accuracy": accuracy, "weighted_f1": accuracy}
-        run = replace(record, recipe=recipe, variant=variant, profile=profile, metrics=scores)
-        replace(run, accuracy_ci95=interval, **changes).save(tmp_path / profile)
+        run = replace(record, recipe=recipe, variant=variant, profile=profile, seed=seed, base_model="the encoder")
+        replace(run, metrics=scores, accuracy_ci95=interval, correct=correct[:200], **changes).save(tmp_path / profile)
 
     return add
 
@@ -151,14 +153,12 @@ def studies(monkeypatch):
     ("qlora", "kind"),
     [((190, 195, 199), CONFIRMED), ((80, 85, 90), REFUTED), ((150, 148, 152), UNDECIDED), ((195, 120, 150), ONLY_WHEN)],
 )
-def test_competitive_is_no_more_than_two_points_worse(monkeypatch, qlora, kind):
+def test_competitive_is_no_more_than_two_points_worse(studies, qlora, kind):
     rows = []
-    for size, right in zip((500, 2_000, "all"), qlora, strict=True):
-        for method, correct in (("full_finetune", "1" * 150 + "0" * 50), ("qlora", "0" * (200 - right) + "1" * right)):
-            row = {"rows": size, "n_train": 5_530 if size == "all" else size, "method": method}
-            rows += [{**row, "seed": seed, "correct": correct[seed:] + correct[:seed]} for seed in range(3)]
-    record = StudyRecord("few_rows", "x", "full", "cpu", {"n_test": 200}, rows)
-    monkeypatch.setattr(verdict, "read_study", lambda name: record)
+    for size, n_train, right in zip((500, 2_000, "all"), (500, 2_000, 5_530), qlora, strict=True):
+        rows += _rows("1" * 150 + "0" * 50, rows=size, n_train=n_train, method="full_finetune")
+        rows += _rows("0" * (200 - right) + "1" * right, rows=size, n_train=n_train, method="qlora")
+    studies("few_rows", rows)
     assert _kind("B5") == kind
 
 

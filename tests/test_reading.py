@@ -162,8 +162,8 @@ def test_columns_without_a_name_are_guessed_and_said(tmp_path, capsys, columns, 
             read_rows(tmp_path / "a.csv")
         return
     assert read_rows(tmp_path / "a.csv").values.tolist() == list(map(list, zip(TEXT, HALVES, strict=True)))
-    said = f"a.csv: the text is in column {found[0]!r}, the label in {found[1]!r}\n"
-    assert capsys.readouterr().out == said
+    said = f"a.csv: the text is in column {found[0]!r}, the label is in column {found[1]!r}\n"
+    assert capsys.readouterr().err == said
     assert len(read_rows(tmp_path / "a.csv", label_column=found[1])) == 40
 
 

@@ -106,7 +106,7 @@ def test_a_half_written_checkpoint_is_not_taken(job, whole, monkeypatch, capsys,
 def test_a_run_of_which_only_the_result_is_missing_is_not_trained_again(job, whole, monkeypatch, capsys, changes):
     """With nothing learned it stops after two of its four epochs, and must not take up the other two."""
     with monkeypatch.context() as patched, pytest.raises(KeyError):
-        patched.setattr(training, "save_adapter", lambda *_: {}["the result"])
+        patched.setattr(training, "save_adapter", lambda *_, **__: {}["the result"])
         job.run(**changes)
     for step in range(1, STEPS + 1):
         at_step(step, lambda: pytest.fail("trained on"), monkeypatch)

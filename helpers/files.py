@@ -181,7 +181,8 @@ def _guess(frame: pd.DataFrame, columns: dict[str, str | None], file: str) -> di
                 f"--{role}-column, one of {', '.join(map(repr, there[:20]))}."
             )
         found[role] = fitting[0]
-    if said := [f"the {role} is in column {column!r}" for role, column in found.items() if role != column]:
+    guessed = {role: column for role, column in found.items() if columns[role] is None and role != column}
+    if said := [f"the {role} is in column {column!r}" for role, column in guessed.items()]:
         print(f"{file}: {', '.join(said)}", file=sys.stderr, flush=True)
     return found
 

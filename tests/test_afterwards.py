@@ -133,7 +133,7 @@ def test_an_exported_model_answers_without_torch(model, trained):  # noqa: F811
         (predict.main, ["MODEL", "no.csv"], "There is no file no.csv"),
         (predict.main, ["MODEL", "x.csv", "--text-column", "words"], "no column 'words'; it has 'text', 'predicted'"),
         (predict.main, ["MODEL", "x.csv"], "column 'predicted' already"),
-        (predict.main, ["no-such", "--text", "a"], "no-such is no saved adapter"),
+        (predict.main, ["no-such", "--text", "a"], "There is no folder 'no-such'"),
         (predict.main, ["BASE", "--text", "a"], "is no trained classifier: it lacks classifier.bias"),
         (evaluate.main, ["MODEL", "x.csv", "--label-column", "predicted"], "does not have: 'y' (1)"),
         (export.main, ["MODEL", "MODEL"], "not empty"),

@@ -174,7 +174,7 @@ REFUSED = {
     "qwen3": "'qwen3' checkpoint, a decoder",
     "layoutlmv3": "'layoutlmv3' checkpoint, which is not made for text alone",
     "ibert": "'ibert' checkpoint, cannot be adapted",
-    "wav2vec2": "'wav2vec2' checkpoint, which transformers has no sequence classifier for",
+    "wav2vec2": "'wav2vec2' checkpoint, which makes no sequence classifier",
 }
 
 

@@ -10,11 +10,11 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from helpers.data import text_hashes
 from helpers.evaluation import correct_rows, resampled
-from helpers.files import read_rows
 from helpers.inference import TRAINING_TEXTS, SentimentClassifier
 from helpers.profiles import device_name
 from helpers.results import StudyRecord
 from helpers.start import command
+from helpers.tables import read_rows
 from helpers.tasks import TASKS, decide, read_labels
 
 

@@ -14,11 +14,12 @@ import torch
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
 from helpers.data import head_tokens, load_reviews
-from helpers.files import new_folder, read_rows, write_json
+from helpers.files import new_folder, write_json
 from helpers.inference import ADAPTER_CONFIG, INFERENCE_FILE, MERGED_SETTINGS, TRAINING_TEXTS, SentimentClassifier
 from helpers.predict import chosen
 from helpers.profiles import PROFILES
 from helpers.start import command
+from helpers.tables import read_rows
 
 FP32, INT8 = "model.onnx", "model_int8.onnx"
 CHECKED, TOLERANCE = 500, 1e-3

@@ -1,17 +1,15 @@
-"""Classifiers: load a checkpoint in full precision or 4 bits, attach LoRA, count; and the last layer at [CLS] alone."""
+"""Classifiers: load a checkpoint in full precision or 4 bits, attach LoRA, count."""
 
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from types import MethodType
 
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
-from torch.nn import functional
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -20,13 +18,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
-from transformers.models.bert.modeling_bert import BertLayer
-from transformers.models.distilbert.modeling_distilbert import TransformerBlock as DistilBertLayer
 
 from helpers.checkpoints import from_hub, head_modules, label_maps, skeleton
 from helpers.data import LABELS
 from helpers.profiles import DTYPES, device
 from helpers.recipes import Recipe
+from helpers.speed import last_layer_at_cls
 from helpers.start import hide_torchao
 from helpers.tasks import TASKS
 
@@ -231,29 +228,3 @@ def keep_4bit_layout(model: torch.nn.Module) -> None:
     for layer in (module for module in model.modules() if isinstance(module, Linear4bit)):
         layer.support_avx512bf16_for_cpu = False
         layer.state_dict()  # unpacks as a side effect
-
-
-def last_layer_at_cls(model: PreTrainedModel) -> None:
-    """Makes a BERT or DistilBERT classifier compute its last layer at the first position alone, (batch, 1, width). The
-    head reads nothing else: logits, loss and gradients stay what they are."""
-    layers = [module for module in model.modules() if type(module) in (BertLayer, DistilBertLayer)]
-    if layers:
-        layers[-1].forward = MethodType(_layer_at_cls, layers[-1])
-
-
-def _layer_at_cls(layer: BertLayer | DistilBertLayer, hidden_states, attention_mask=None, *_, **__) -> torch.Tensor:
-    bert, first = isinstance(layer, BertLayer), hidden_states[:, :1]
-    attention = layer.attention.self if bert else layer.attention
-    names = ("query", "key", "value") if bert else ("q_lin", "k_lin", "v_lin")
-    query, key, value = (
-        getattr(attention, name)(source).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
-        for name, source in zip(names, (first, hidden_states, hidden_states), strict=True)
-    )
-    mask = None if attention_mask is None else attention_mask[:, :, :1]
-    dropout = attention.dropout.p if attention.training else 0.0
-    context = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-    context = context.transpose(1, 2).flatten(2)
-    if bert:
-        return layer.feed_forward_chunk(layer.attention.output(context, first))
-    attended = layer.sa_layer_norm(attention.out_lin(context) + first)
-    return layer.output_layer_norm(layer.ffn(attended) + attended)

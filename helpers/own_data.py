@@ -79,7 +79,7 @@ def listed(items: list) -> str:
 
 
 def examine(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> Findings:
-    """What is in `rows` (see `files.read_rows` and `tasks.read_labels`)."""
+    """What is in `rows` (see `tables.read_rows` and `tasks.read_labels`)."""
     left, duplicates, conflicts = _distinct(rows)
     task, counts = _task(left["label"]), left["label"].explode().value_counts()
     measured = left.sample(min(10_000, len(left)), random_state=0)

@@ -12,10 +12,11 @@ from tqdm import tqdm
 from typer import Argument
 
 from helpers.evaluation import TOKENS_PER_BATCH
-from helpers.files import cells_of, choose_columns, new_file, read_frame
+from helpers.files import new_file
 from helpers.inference import SentimentClassifier
 from helpers.profiles import device
 from helpers.start import command
+from helpers.tables import cells_of, choose_columns, read_frame
 
 
 def predict(

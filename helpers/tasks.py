@@ -141,7 +141,7 @@ def rescale_head(model: torch.nn.Module, mean: float, scale: float) -> None:
 def read_labels(
     rows: pd.DataFrame, task: str | None = None, separator: str | None = None
 ) -> tuple[pd.DataFrame, str, str]:
-    """`rows` (see `files.read_rows`) with a str, a tuple of str or a float as label; the task, by what the labels look
+    """`rows` (see `tables.read_rows`) with a str, a tuple of str or a float as label; the task, by what the labels look
     like where it is None; and why. Raises ValueError for a label that the task cannot have."""
     labels = rows["label"].dropna()
     words, several = labels.map(str), labels.map(lambda label: isinstance(label, tuple) and len(label) != 1)

@@ -19,7 +19,7 @@ from peft import LoraConfig
 
 from helpers.data import load_splits
 from helpers.export import check_packages, export_onnx, merge_adapter, push_to_hub
-from helpers.files import ENDINGS, new_folder, read_rows, shown
+from helpers.files import new_folder, shown
 from helpers.inference import INFERENCE_FILE, MERGED, ONNX, load_adapter
 from helpers.models import adapted, build_model, load_tokenizer
 from helpers.own_data import OWN_DATA_RECIPE, SHOWN_CLASSES, examine, listed, own_recipe, split_rows, token_limit
@@ -28,6 +28,7 @@ from helpers.recipes import RECIPES, Recipe
 from helpers.report import advice, class_scores, compare_with_baselines, scores_table, write_report
 from helpers.results import summary
 from helpers.start import exit_status, prepare_process
+from helpers.tables import ENDINGS, read_rows
 from helpers.tasks import TASKS, label_names, read_labels
 from helpers.trainer import process_state
 from helpers.training import checkpoint_folder, fine_tune, score_bag_of_words

@@ -12,10 +12,11 @@ from test_reading import written
 from transformers import AutoTokenizer, CLIPTextConfig, DebertaV2Config
 
 from helpers import train
-from helpers.files import ENDINGS, DiskFull
+from helpers.files import DiskFull
 from helpers.inference import INFERENCE_FILE, save_adapter
 from helpers.models import build_model, load_tokenizer
 from helpers.recipes import RECIPES
+from helpers.tables import ENDINGS
 
 GOOD = [(f"the {word} plot {index}", word) for index in range(40) for word in ("bad", "good")]
 

@@ -1,4 +1,4 @@
-"""`files.read_rows`: every row of a file comes back as it is, or one error names the file and what is wrong."""
+"""`tables.read_rows`: every row of a file comes back as it is, or one error names the file and what is wrong."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from helpers.files import ENDINGS, read_rows
+from helpers.tables import ENDINGS, read_rows
 
 few = settings(
     max_examples=50,

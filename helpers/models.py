@@ -111,9 +111,6 @@ def load_classifier(
         **(in_4_bits if quantization else {}),
     )
     _check_loaded(base_model, model, loaded)
-    if quantization and not any(isinstance(module, Linear4bit) for module in model.modules()):
-        kind = f"{base_model!r} is a {config.model_type!r} checkpoint"
-        raise ValueError(f"{kind}, which has no linear layers to store in 4 bits; take a recipe without them.")
     keep_4bit_layout(model)
     if fast:
         last_layer_at_cls(model)
@@ -141,7 +138,7 @@ def _check_loaded(base_model: str, model: PreTrainedModel, loaded: Mapping[str, 
 
 def attach_lora(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     """`model` with the recipe's LoRA adapter, and what is on top of the encoder to be trained and saved whole; a
-    quantized model is prepared for k-bit training first. Raises ValueError where peft adapts no such layers."""
+    quantized model is prepared for k-bit training first."""
     hide_torchao()
     if getattr(model, "is_loaded_in_4bit", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing)
@@ -149,11 +146,7 @@ def attach_lora(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     heads = {name for name in head_modules(model) if name in new or "." not in name}  # a pretrained pooler stays
     if whole := {*(config.modules_to_save or ()), *heads} - {"classifier", "score"}:  # which peft adds itself
         config.modules_to_save = sorted(whole)
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        kind = f"{model.name_or_path!r}, a {model.config.model_type!r} checkpoint"
-        raise ValueError(f"{kind}, cannot be adapted: {str(error)[:300]}") from error
+    return get_peft_model(model, config)
 
 
 def trained_whole(model: PeftModel) -> list[str]:

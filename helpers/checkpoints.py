@@ -18,6 +18,7 @@ from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_fro
 from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.nn import Linear
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -94,7 +95,10 @@ def skeleton(base_model: str, revision: str | None = None) -> PreTrainedModel:
         raise ValueError(f"{kind}, which makes no sequence classifier: {str(error)[:150]}") from error
     if config.model_type in DECODERS or isinstance(model, GenericForSequenceClassification):
         raise ValueError(f"{kind}, a decoder; name an encoder, such as BERT.")
-    if not head_modules(model) or {"pixel_values", "image"} & signature(model.forward).parameters.keys():
+    heads = tuple(head_modules(model))
+    if not any(isinstance(module, Linear) and not name.startswith(heads) for name, module in model.named_modules()):
+        raise ValueError(f"{kind}, without linear layers for LoRA; name another encoder, such as BERT.")
+    if not heads or {"pixel_values", "image"} & signature(model.forward).parameters.keys():
         raise ValueError(f"{kind}, which is not made for text alone; name an encoder of texts, such as BERT.")
     return model
 

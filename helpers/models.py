@@ -115,9 +115,6 @@ def load_classifier(
     _check_loaded(base_model, model, loaded)
     if labels is None and loaded["missing_keys"]:
         raise ValueError(f"{base_model!r} is no trained classifier: it lacks {min(loaded['missing_keys'])}.")
-    if quantization and not any(isinstance(module, Linear4bit) for module in model.modules()):
-        kind = f"{base_model!r} is a {config.model_type!r} checkpoint"
-        raise ValueError(f"{kind}, which has no linear layers to store in 4 bits; take a recipe without them.")
     keep_4bit_layout(model)
     if fast:
         last_layer_at_cls(model)
@@ -152,8 +149,8 @@ def only_known_types(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTo
 
 def attach_lora(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     """`model` with the recipe's LoRA adapter, and what is on top of the encoder to be trained and saved whole; a
-    quantized model is prepared for k-bit training first. Raises ValueError for modules that the model does not have
-    (peft takes what there is, and is silent on the rest), and where peft adapts no such layers."""
+    quantized model is prepared for k-bit training first. Raises ValueError for modules that the model does not have:
+    peft takes what there is, and is silent on the rest."""
     hide_torchao()
     there = "".join(f".{name}\n" for name, _ in model.named_modules())
     named = {*recipe.target_modules, *recipe.modules_to_save} - {"all-linear"}
@@ -165,11 +162,7 @@ def attach_lora(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     heads = {name for name in head_modules(model) if name in new or "." not in name}  # a pretrained pooler stays
     if whole := {*(config.modules_to_save or ()), *heads} - {"classifier", "score"}:  # which peft adds itself
         config.modules_to_save = sorted(whole)
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        kind = f"{model.name_or_path!r}, a {model.config.model_type!r} checkpoint"
-        raise ValueError(f"{kind}, cannot be adapted: {str(error)[:300]}") from error
+    return get_peft_model(model, config)
 
 
 def trained_whole(model: PeftModel) -> list[str]:

@@ -11,6 +11,7 @@ from helpers.data import text_hashes
 from helpers.evaluation import accuracy_interval, classification_metrics, correct_rows
 from helpers.files import read_rows
 from helpers.inference import TRAINING_TEXTS, SentimentClassifier
+from helpers.own_data import listed
 from helpers.profiles import device_name
 from helpers.results import StudyRecord
 from helpers.start import command
@@ -26,15 +27,14 @@ def evaluate(
     """
     rows, classifier = read_rows(file, text_column, label_column), SentimentClassifier.from_pretrained(model)
     complete, labels, name = rows.dropna(), classifier.labels, Path(file).name
-    counts = complete["label"].value_counts()
-    unknown = [f"{label!r} ({count:,})" for label, count in counts.items() if label not in labels]
-    if unknown or counts.empty:
-        lacks = f"labels that the model does not have: {', '.join(unknown[:5])}" if unknown else "no complete row"
-        raise ValueError(f"{name} has {lacks}; the model has {', '.join(map(repr, labels[:20]))}.")
+    unknown = [label for label in complete["label"].unique() if label not in labels]
+    if unknown or complete.empty:
+        lacks = f"labels that the model does not have: {listed(unknown)}" if unknown else "no row with text and label"
+        raise ValueError(f"{name} has {lacks}; the model has {listed(labels)}.")
     references = complete["label"].map(labels.index).to_numpy()
     predictions = classifier.probabilities(complete["text"].tolist()).argmax(axis=1)
-    options = {"labels": range(len(labels)), "target_names": labels, "output_dict": True, "zero_division": 0}
-    table = pd.DataFrame(classification_report(references, predictions, **options)).T.loc[labels]
+    options = {"labels": range(len(labels)), "output_dict": True, "zero_division": 0}
+    table = pd.DataFrame(classification_report(references, predictions, **options)).T[: len(labels)].set_axis(labels)
     found = {"model": str(model), "file": name, "rows": len(rows), "scored": len(complete)}
     found |= classification_metrics(predictions, references)
     found["accuracy_ci95"] = accuracy_interval(predictions, references)
@@ -45,14 +45,11 @@ def evaluate(
         found["seen_in_training"], unseen = int(seen.sum()), (predictions == references)[~seen]
         alone = f"; accuracy on the other {len(unseen):,}: {unseen.mean():.1%}" if len(unseen) else ""
         print(f"{seen.sum():,} of these texts were seen in training{alone}")
-    settings = found | {"precision": classifier.precision, "correct": correct_rows(predictions, references)}
+    found |= {"precision": classifier.precision, "correct": correct_rows(predictions, references)}
     classes = table.rename_axis("class").reset_index().to_dict("records")
-    record = StudyRecord(
-        "evaluation", f"python -m helpers.evaluate {model} {name}", None, device_name(), settings, classes
-    )
+    said = f"python -m helpers.evaluate {model} {name}"
+    record = StudyRecord(output.stem if output else "evaluation", said, None, device_name(), found, classes)
     if output:
-        output = Path(output)
-        record.name = output.stem
         record.save(output.parent)
     return record
 

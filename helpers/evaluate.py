@@ -11,6 +11,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from helpers.data import text_hashes
 from helpers.evaluation import correct_rows, resampled
 from helpers.inference import TRAINING_TEXTS, SentimentClassifier
+from helpers.own_data import listed
 from helpers.profiles import device_name
 from helpers.results import StudyRecord
 from helpers.start import command
@@ -46,8 +47,10 @@ def evaluate(
     low, high, _ = resampled(score, len(references))
     table = pd.DataFrame(index=["number"])
     if classifier.task != "regression":
-        options = {"labels": range(len(labels)), "target_names": labels, "output_dict": True, "zero_division": 0}
-        table = pd.DataFrame(classification_report(references, predictions, **options)).T.loc[labels]
+        options = {"labels": range(len(labels)), "output_dict": True, "zero_division": 0}
+        table = (
+            pd.DataFrame(classification_report(references, predictions, **options)).T[: len(labels)].set_axis(labels)
+        )
         print(f"{table.round(3).to_string()}\n")
     found = {"model": str(model), "file": name, "task": classifier.task, "rows": len(rows), "scored": len(complete)}
     found |= task.metrics(predictions, references) | {f"{task.headline}_ci95": [low, high]}
@@ -71,11 +74,10 @@ def _references(labels: pd.Series, classifier: SentimentClassifier, name: str) -
     """Labels as `tasks.decide` gives predictions. Raises ValueError for one that the model does not have."""
     if classifier.task == "regression":
         return labels.to_numpy(float)
-    counts = labels.explode().value_counts()
-    unknown = [f"{label!r} ({count:,})" for label, count in counts.items() if label not in classifier.labels]
-    if unknown or counts.empty:
-        lacks = f"labels that the model does not have: {', '.join(unknown[:5])}" if unknown else "no complete row"
-        raise ValueError(f"{name} has {lacks}; the model has {', '.join(map(repr, classifier.labels[:20]))}.")
+    unknown = [label for label in labels.explode().unique() if label not in classifier.labels]
+    if unknown or labels.empty:
+        lacks = f"labels that the model does not have: {listed(unknown)}" if unknown else "no row with text and label"
+        raise ValueError(f"{name} has {lacks}; the model has {listed(classifier.labels)}.")
     if classifier.task == "multi":
         return MultiLabelBinarizer(classes=classifier.labels).fit_transform(labels)
     return labels.map(classifier.labels.index).to_numpy()

@@ -95,7 +95,7 @@ def export(
     Both are compared with MODEL on the labelled rows of --data, or on reviews that pip installs. FOLDER must be empty.
     """
     if data:
-        rows = read_rows(data, text_column, label_column).dropna().to_dict("list")
+        rows = read_rows(data, text_column, label_column).dropna().sample(frac=1, random_state=0).to_dict("list")
     else:
         rows = load_reviews("rotten_tomatoes", PROFILES["quick"])["train"].shuffle(seed=0)[:CHECKED] | {"label": []}
     print(export_onnx(model, folder, rows["text"], rows["label"]))

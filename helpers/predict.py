@@ -46,13 +46,13 @@ def predict(
     cells = pd.DataFrame({role: cells_of(frame[column], name) for role, column in columns.items()}, dtype=object)
     if taken := [one for one in frame.columns if re.fullmatch("predicted|probability( of .*)?", str(one))]:
         raise ValueError(f"{name} has a column {taken[0]!r} already; rename it.")
-    classifier, size = SentimentClassifier.from_pretrained(model), TOKENS_PER_BATCH[device()] // 2
+    classifier, size = SentimentClassifier.from_pretrained(model), TOKENS_PER_BATCH[device()]
     with (
         new_file(output) if output else nullcontext() as path,
         path.open("w", encoding="utf-8", newline="") if path else nullcontext(sys.stdout) as stream,
         tqdm(total=len(frame), unit=" rows", disable=None) as bar,  # drawn on a terminal alone
     ):
-        for start in range(0, len(frame), size):  # so many rows fill some batches even where they are short
+        for start in range(0, len(frame), size):  # so many fill batches even of short texts
             rows = frame.iloc[start : start + size].reset_index(drop=True)
             rows = rows.join(answers(classifier, cells[start : start + size], all))
             if output and Path(output).suffix.lower() != ".jsonl":

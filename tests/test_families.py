@@ -190,6 +190,7 @@ def test_every_family_is_named_here():
     """But those for images, tables and pages, and two whose weights are no small thing to draw."""
     apart = {"layoutlmv2", "markuplm", "mistral4", "modernvbert", "perceiver", "reformer", "tapas", "ultravbert"}
     known = {*FAST, *OTHERS, *REFUSED, *DECODERS, *apart, "t5gemma", "t5gemma2"}
+    assert f"the {len({*FAST, *OTHERS})} families" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert FAMILIES.keys() - known == set()
 
 

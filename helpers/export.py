@@ -99,6 +99,7 @@ def export(
     else:
         rows = load_reviews("rotten_tomatoes", PROFILES["quick"])["train"].shuffle(seed=0)[:CHECKED] | {"label": []}
     print(export_onnx(model, folder, rows["text"], rows["label"]))
+    print(f"Without torch: python {folder / 'predict.py'} 'a text'")
 
 
 def export_onnx(model: str | Path, folder: str | Path, texts: Sequence[str], labels: Sequence[str] = ()) -> str:
@@ -130,7 +131,7 @@ def export_onnx(model: str | Path, folder: str | Path, texts: Sequence[str], lab
                 scores = [np.mean(np.array(classifier.labels)[one.argmax(axis=1)] == labels) for one in (found, ours)]
                 line += "; accuracy {:.1%}, the model's {:.1%}".format(*scores)
             said.append(line)
-    return "\n".join([*said, f"Without torch: python {Path(folder) / 'predict.py'} 'a text'"])
+    return "\n".join(said)
 
 
 class _Probabilities(torch.nn.Module):

@@ -161,7 +161,9 @@ def _baseline(run: StudyRun, splits: DatasetDict, profile: Profile) -> tuple[Run
         texts = {name: rows["text"][:] for name, rows in splits.items()}
         if run.cut_text:
             texts = {name: tokenizer.batch_decode(rows, skip_special_tokens=True) for name, rows in ids.items()}
-        train, validation = ({"text": texts[name], "label": splits[name]["label"]} for name in ("train", "validation"))
+        train, validation = (
+            splits[name].remove_columns("text").add_column("text", texts[name]) for name in ("train", "validation")
+        )
         model, scored = bag_of_words(train, validation), texts[run.scored_on]
     else:
         checkpoint, precision = run.checkpoint(profile), profile.precision

@@ -13,7 +13,7 @@ from helpers.results import RunRecord, StudyRecord, load_records
 from lab import figures_studies, studies
 from lab.at_scale import BAG, FULL, RECORDS, gains_at_scale, points_at_scale, rows_at_scale
 from lab.compare import compare_runs
-from lab.studies import FULL, NAMES, do_run, read_runs, read_study
+from lab.studies import NAMES, do_run, read_runs, read_study
 
 BEFORE = ("query_value", "thirty_epochs")  # variants whose records had another name when they were made
 SEARCHES = {"settings", "many_rows", "all_reviews", "quick", "epochs"}
@@ -217,7 +217,7 @@ def test_the_readme_s_first_table_is_that_of_the_records(method):
 def test_a_bag_of_words_scores_again_what_its_row_says():
     run = next(run for run in read_runs("few_rows") if run.recipe.method == "bag_of_words")
     (row,) = [row for row in read_study("few_rows").rows if run.is_done([row])]
-    assert do_run(run, FULL)["correct"] == row["correct"]
+    assert do_run(run, studies.FULL)["correct"] == row["correct"]
 
 
 def test_our_versions_are_compared_on_the_same_rows():

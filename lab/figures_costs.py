@@ -133,7 +133,7 @@ def plot_speed_ladder(record: StudyRecord, titles: Mapping[str, str]) -> Figure:
     ladders = {name: [row for row in record.rows if row["ladder"] == name] for name in titles}
     heights = [len(rows) + 2 for rows in ladders.values()]
     figure, axes = plt.subplots(
-        len(ladders), figsize=(NARROW, 0.37 * sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
+        len(ladders), figsize=(NARROW, 4.2 * len(ladders)), height_ratios=heights, squeeze=False, layout="constrained"
     )
     for panel, (name, rows) in zip(axes[:, 0], ladders.items(), strict=True):
         changes = [row["change"].replace("improved()", "our version's") for row in rows]

@@ -44,6 +44,8 @@ def predict_logits(
     (Trainer.predict would answer in another order where rows are grouped by length.)
     """
     model.eval()
+    # A model that is stored in `precision` as a whole needs no autocast and its casts.
+    casts = {weight.dtype for weight in model.parameters()} != {DTYPES[precision]}
     columns = ids if isinstance(ids, Mapping) else {"input_ids": ids}
     ids = columns["input_ids"]
     lengths = np.array([len(row) for row in ids])
@@ -53,8 +55,7 @@ def predict_logits(
     for rows in batches if len(ids) else []:
         batch = {name: [column[row] for row in rows] for name, column in columns.items()}
         batch = tokenizer.pad(batch, return_tensors="pt").to(device())
-        # A model that is stored in `precision` needs no autocast and its casts.
-        with torch.autocast(device(), DTYPES[precision], enabled=model.dtype != DTYPES[precision]):
+        with torch.autocast(device(), DTYPES[precision], enabled=casts and precision != "fp32"):
             output = model(**batch)
             found.append((read(output, batch) if read else output.logits).float().cpu().numpy())
     return np.concatenate(found)[np.argsort(order)] if found else np.empty((0, model.config.num_labels))

@@ -9,6 +9,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from transformers import (
     AutoModelForSequenceClassification,
@@ -183,16 +184,37 @@ def adapted(model: PeftModel) -> str:
     return f"LoRA on {len(layers)} layers: {', '.join(kinds)}{'' if attention else unreached}. Trained whole: {shown}"
 
 
-def build_model(recipe: Recipe, base_model: str, precision: str = "fp32", **options) -> PreTrainedModel | PeftModel:
+def build_model(
+    recipe: Recipe, base_model: str, precision: str = "fp32", frozen: str | None = None, **options
+) -> PreTrainedModel | PeftModel:
     """The model a recipe trains, on this machine's device: with an adapter, or as its `method` says with every weight
-    or the head alone to be trained. `options` are `seed`, `labels`, `fast` of `load_classifier`."""
+    or the head alone to be trained. `frozen` is the number format of an adapter's frozen base, where that is not
+    `precision`; `options` are `seed`, `labels`, `fast` of `load_classifier`."""
     changed = {name: getattr(recipe, name) for name in ("quantization", "model_dropout", "task")}
     model = load_classifier(base_model, precision=precision, **changed, **options)
     if recipe.method == "head_only":
         heads = tuple(f"{name}." for name in head_modules(model))
         for name, parameter in model.named_parameters():
             parameter.requires_grad = name.startswith(heads)
-    return model if recipe.method in ("full_finetune", "head_only") else attach_lora(model, recipe)
+    if recipe.method in ("full_finetune", "head_only"):
+        return model
+    exact = recipe.task == "regression"  # 16 bits round 2,001 and 2,005 to one number
+    return store_frozen(attach_lora(model, recipe), frozen or ("fp32" if exact else precision))
+
+
+def store_frozen(model: PeftModel, precision: str) -> PeftModel:
+    """`model` with its frozen weights in the format in which they are multiplied; what trains stays in fp32.
+
+    Autocast caches the cast of a weight that trains and casts a frozen one anew at every call. Without peft's cast of
+    inputs to fp32 each layer reads what the one before it wrote.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and not parameter.requires_grad:
+            parameter.data = parameter.data.to(DTYPES[precision])
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.cast_input_dtype_enabled = precision == "fp32"
+    return model
 
 
 def count_parameters(model: PreTrainedModel | PeftModel) -> tuple[int, int]:

@@ -131,27 +131,23 @@ def check_tokenizer(
             raise ValueError(f"The tokenizer has {len(tokenizer):,} tokens, the model embeddings for {rows:,}.")
     if getattr(base.config, "pad_token_id", None) is None:
         base.config.pad_token_id = tokenizer.pad_token_id
-    ids, apart, before = (
-        tokenizer(["a short text", "a text that is longer than the other"])["input_ids"],
-        {},
-        tokenizer.padding_side,
-    )
+    ids = tokenizer(["a short text", "a text that is longer than the other"])["input_ids"]
+    apart, before = {}, tokenizer.padding_side
     try:
-        for kind in (precision, "fp32"):
-            with torch.autocast(device(), DTYPES[kind], enabled=kind != "fp32"):
-                logits = model.train()(**tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(device())).logits
-            logits.sum().backward()  # some fail here alone
-            model.zero_grad()
-            alone = predict_logits(model, tokenizer, ids[:1], kind)
-            if not isfinite(logits.detach().sum() + alone.sum()):
-                raise ValueError("its logits are no numbers")
+        with torch.autocast(device(), DTYPES[precision], enabled=precision != "fp32"):
+            logits = model.train()(**tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(device())).logits
+        logits.sum().backward()  # some fail here alone
+        model.zero_grad()
+        alone = predict_logits(model, tokenizer, ids[:1], precision)
+        if not isfinite(logits.detach().sum() + alone.sum()):
+            raise ValueError("its logits are no numbers")
         for tokenizer.padding_side in ("right", "left"):
-            apart[tokenizer.padding_side] = abs(predict_logits(model, tokenizer, ids, "fp32")[:1] - alone).max()
+            apart[tokenizer.padding_side] = abs(predict_logits(model, tokenizer, ids, precision)[:1] - alone).max()
     except Exception as error:  # each architecture has its own for what it misses
-        why = f"a {base.config.model_type!r} checkpoint, cannot be trained here in {kind}: {str(error)[:300]}"
-        raise ValueError(f"{of_model!r}, {why}{'' if kind == 'fp32' else '. Try PRECISION=fp32.'}") from error
+        why = f"a {base.config.model_type!r} checkpoint, cannot be trained here in {precision}: {str(error)[:300]}"
+        raise ValueError(f"{of_model!r}, {why}{'' if precision == 'fp32' else '. Try PRECISION=fp32.'}") from error
     rounding = 0.05 * abs(alone).max()  # XLNet reads the last token, other families the first, or all
-    tokenizer.padding_side = "left" if apart["left"] < rounding < apart["right"] else "right"
+    tokenizer.padding_side = "left" if max(rounding, 4 * apart["left"]) < apart["right"] else "right"
     if tokenizer.padding_side != before:
         tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side  # or it would not be saved
         print(f"The tokenizer pads on the {tokenizer.padding_side}, not on the {before}, which {of_model} reads")

@@ -45,7 +45,7 @@ class StudyRun:
     `seed` fixes which of the other rows are the `recipe.n_train` training rows, and head, adapter and order. The last
     step counts. A run `at_scale` has a record and an adapter of its own, and its best epoch counts. `base_model` is
     another checkpoint than the profile's for the recipe. With `cut_text` a bag of words reads what is left of a text
-    when it is cut to the encoder's tokens.
+    when it is cut to the encoder's tokens. `frozen` is that of `models.build_model`.
     """
 
     study: str
@@ -58,6 +58,7 @@ class StudyRun:
     base_model: str | None = None
     at_scale: bool = False
     cut_text: bool = False
+    frozen: str | None = None
 
     def __str__(self) -> str:
         """As a line of progress names it."""
@@ -93,7 +94,7 @@ def _runs_of(name: str, shared: dict[str, Any], group: dict[str, Any]) -> Iterat
     recipe = recipe.improved() if entry.get("improved") else recipe
     labelled = {key: labels[key] for key in SETTING_LABELS if key in labels}
     recipe = replace(recipe, **shared.get("changes", {}) | labelled | group.get("changes", {}))
-    own = {key: entry[key] for key in ("base_model", "scored_on", "at_scale", "cut_text") if key in entry}
+    own = {key: entry[key] for key in ("base_model", "scored_on", "at_scale", "cut_text", "frozen") if key in entry}
     for seed in group["seeds"]:
         yield StudyRun(name, recipe, seed, entry["n_validation"], entry["n_test"], labels=labels, **own)
 
@@ -138,7 +139,7 @@ def do_run(run: StudyRun, profile: Profile) -> dict[str, Any]:
 
 def _trained(run: StudyRun, splits: DatasetDict, profile: Profile) -> tuple[RunRecord, dict[str, Any]]:
     recipe = run.recipe
-    model = build_model(recipe, run.checkpoint(profile), profile.precision, seed=run.seed)
+    model = build_model(recipe, run.checkpoint(profile), profile.precision, run.frozen, seed=run.seed)
     if not run.at_scale:
         splits = DatasetDict(train=splits["train"], test=splits[run.scored_on])
     record = fine_tune(model, recipe, splits, replace(profile, seed=run.seed), save=run.at_scale).record

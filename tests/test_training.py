@@ -13,7 +13,7 @@ from datasets import DatasetDict
 
 from helpers.data import split_reviews, tokenize
 from helpers.evaluation import predict_logits
-from helpers.inference import SentimentClassifier
+from helpers.inference import load_adapter
 from helpers.models import build_model
 from helpers.profiles import ROOT
 from helpers.recipes import RECIPES
@@ -77,16 +77,35 @@ def test_without_validation_rows_the_last_update_counts_and_without_save_nothing
 
 def test_a_trained_model_leaves_the_precision_it_was_trained_in_and_is_freed(splits, recipe, tiny_profile, tmp_path):
     """accelerate wraps the forward pass in autocast; left there, an fp32 prediction would silently run in bf16."""
-    result = run(recipe, splits, replace(tiny_profile, precision="bf16"), output=tmp_path / "mine" / "model")
-    assert result.adapter == tmp_path / "mine" / "model" and not tiny_profile.results.exists()
-    reloaded = SentimentClassifier.from_pretrained(result.adapter, "fp32")
-    ids = reloaded.tokenizer(["the movie was great", "awful plot"])["input_ids"]
-    in_memory = predict_logits(result.model, result.tokenizer, ids, "fp32")
-    np.testing.assert_allclose(in_memory, predict_logits(reloaded.model, reloaded.tokenizer, ids, "fp32"), atol=1e-5)
+    profile, whole = replace(tiny_profile, precision="bf16"), recipe.with_method("full_finetune")
+    result = fine_tune(build_model(whole, recipe.base_model, "bf16"), whole, splits, profile, save=False)
+    same = build_model(whole, recipe.base_model)
+    same.load_state_dict(result.model.state_dict())
+    ids = result.tokenizer(["the movie was great", "awful plot"])["input_ids"]
+    in_memory, expected = (predict_logits(model, result.tokenizer, ids, "fp32") for model in (result.model, same))
+    np.testing.assert_allclose(in_memory, expected, atol=1e-6)
     model = weakref.ref(result.model)
     del result
     gc.collect()
     assert model() is None
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_a_frozen_base_is_stored_as_it_is_multiplied_and_answers_the_same_when_loaded(
+    quantization, splits, recipe, tiny_profile, tmp_path
+):
+    profile, recipe = replace(tiny_profile, precision="bf16"), replace(recipe, quantization=quantization)
+    result = run(recipe, splits, profile, output=tmp_path / "mine" / "model")
+    assert result.adapter == tmp_path / "mine" / "model" and not tiny_profile.results.exists()
+    stored = {parameter.dtype for parameter in result.model.parameters() if not parameter.requires_grad}
+    assert stored == ({torch.bfloat16, torch.uint8} if quantization else {torch.bfloat16})
+    assert {parameter.dtype for parameter in result.model.parameters() if parameter.requires_grad} == {torch.float32}
+    ids = result.tokenizer(["the movie was great", "awful plot"])["input_ids"]
+    exact, _, _ = load_adapter(result.adapter, "fp32")
+    logits = predict_logits(exact, result.tokenizer, ids, "fp32")
+    np.testing.assert_allclose(predict_logits(result.model, result.tokenizer, ids, "bf16"), logits, atol=0.02)
+    whole = build_model(recipe, recipe.base_model, "fp32")
+    assert {parameter.dtype for parameter in whole.parameters()} - {torch.uint8} == {torch.float32}
 
 
 @pytest.mark.parametrize("method", ["full_finetune", "head_only"])

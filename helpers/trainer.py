@@ -70,11 +70,19 @@ def training_arguments(recipe: Recipe, profile: Profile, folder: Path, **changes
 
 
 def train(
-    model, tokenizer, recipe: Recipe, tokens: DatasetDict, profile: Profile, folder: Path | None, report_to="none"
+    model,
+    tokenizer,
+    recipe: Recipe,
+    tokens: DatasetDict,
+    profile: Profile,
+    folder: Path | None,
+    report_to="none",
+    prepare=None,
 ) -> Trainer:
     """Trains `model` in place on tokenized rows, its checkpoints in `folder` (None: it cannot be resumed).
 
-    Where memory runs out it starts again from the same weights. Returns the Trainer; raises as `training.fine_tune`.
+    Where memory runs out it starts again from the same weights. `prepare` gets each Trainer before it trains. Returns
+    the Trainer; raises as `training.fine_tune`.
     """
     size, processes = recipe.per_device_train_batch_size, process_state().num_processes
 
@@ -97,6 +105,8 @@ def train(
         fitting = replace(recipe, **update)
         checkpoints = folder / f"batches-of-{batch_size}" if folder else Path(scratch)
         trainer = make_trainer(model, tokenizer, fitting, tokens, profile, checkpoints, report_to)
+        if prepare:
+            prepare(trainer)
         reset_peak_memory(device())
         trainer.train_or_resume()
         return trainer

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -55,12 +56,14 @@ def fine_tune(
     save: bool = True,
     restart: bool = False,
     track: bool = False,
+    prepare: Callable[[Trainer], None] | None = None,
 ) -> FineTuned | None:
     """Trains `model` in place by the recipe (at most the profile's epochs), and scores it once on the test rows.
 
     `splits` holds texts as "train", "test" and maybe "validation", on which the epoch is chosen. With `save` the record
     goes to the profile's results and the adapter to its checkpoints, or the adapter to `output` and no record. A run
     that was killed goes on from its last checkpoint, unless with `restart`. `track` logs to W&B where that is set up.
+    `prepare` gets each Trainer before it trains, to add a callback, say.
     Where memory runs out, training starts again with smaller batches, as many more of them to an update.
 
     Among several processes (torchrun), each with the recipe's batch, the first alone scores and writes, and all others
@@ -79,7 +82,7 @@ def fine_tune(
         shutil.rmtree(folder, ignore_errors=True)
     state.wait_for_everyone()
     report_to = start_wandb(recipe) if track and state.is_main_process else "none"
-    trainer = train(model, tokenizer, recipe, tokens, profile, folder, report_to)
+    trainer = train(model, tokenizer, recipe, tokens, profile, folder, report_to, prepare)
     if not state.is_main_process:
         return None
     precision, threshold = profile.precision, 0.5

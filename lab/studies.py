@@ -28,12 +28,14 @@ from helpers.recipes import RECIPES, Recipe
 from helpers.results import RunRecord, StudyRecord, make_record, now
 from helpers.start import prepare_process
 from helpers.training import fine_tune
+from lab.methods import METHODS, build_method
 
 LISTS = Path(__file__).parent / "runs"
 NAMES = sorted(path.stem for path in LISTS.glob("*.json"))
 FULL = replace(PROFILES["full"], max_length=None)  # the recipes' own token limits count
 SPLIT_SEED = 42  # of the test and validation rows, the same for all runs
 BASELINES = ("bag_of_words", "frozen_encoder")
+OWN_FIELDS = ("base_model", "scored_on", "at_scale", "cut_text", "frozen", "peft")  # of a run, not of its recipe
 SETTING_LABELS = ("r", "learning_rate", "n_train")  # labels that also set the recipe's field of that name
 
 
@@ -45,7 +47,8 @@ class StudyRun:
     `seed` fixes which of the other rows are the `recipe.n_train` training rows, and head, adapter and order. The last
     step counts. A run `at_scale` has a record and an adapter of its own, and its best epoch counts. `base_model` is
     another checkpoint than the profile's for the recipe. With `cut_text` a bag of words reads what is left of a text
-    when it is cut to the encoder's tokens. `frozen` is that of `models.build_model`.
+    when it is cut to the encoder's tokens. `frozen` is that of `models.build_model`, `peft` one of
+    `methods.METHODS` in place of the recipe's.
     """
 
     study: str
@@ -59,6 +62,7 @@ class StudyRun:
     at_scale: bool = False
     cut_text: bool = False
     frozen: str | None = None
+    peft: str | None = None
 
     def __str__(self) -> str:
         """As a line of progress names it."""
@@ -94,7 +98,7 @@ def _runs_of(name: str, shared: dict[str, Any], group: dict[str, Any]) -> Iterat
     recipe = recipe.improved() if entry.get("improved") else recipe
     labelled = {key: labels[key] for key in SETTING_LABELS if key in labels}
     recipe = replace(recipe, **shared.get("changes", {}) | labelled | group.get("changes", {}))
-    own = {key: entry[key] for key in ("base_model", "scored_on", "at_scale", "cut_text", "frozen") if key in entry}
+    own = {key: entry[key] for key in OWN_FIELDS if key in entry}
     for seed in group["seeds"]:
         yield StudyRun(name, recipe, seed, entry["n_validation"], entry["n_test"], labels=labels, **own)
 
@@ -138,11 +142,15 @@ def do_run(run: StudyRun, profile: Profile) -> dict[str, Any]:
 
 
 def _trained(run: StudyRun, splits: DatasetDict, profile: Profile) -> tuple[RunRecord, dict[str, Any]]:
-    recipe = run.recipe
-    model = build_model(recipe, run.checkpoint(profile), profile.precision, run.frozen, seed=run.seed)
+    recipe, checkpoint = run.recipe, run.checkpoint(profile)
+    if run.peft:
+        model = build_method(run.peft, checkpoint, profile.precision, run.seed)
+    else:
+        model = build_model(recipe, checkpoint, profile.precision, run.frozen, seed=run.seed)
     if not run.at_scale:
         splits = DatasetDict(train=splits["train"], test=splits[run.scored_on])
-    record = fine_tune(model, recipe, splits, replace(profile, seed=run.seed), save=run.at_scale).record
+    how = {"save": run.at_scale, "prepare": METHODS[run.peft].prepare if run.peft else None}
+    record = fine_tune(model, recipe, splits, replace(profile, seed=run.seed), **how).record
     epochs = recipe.epochs(record.n_train)
     a_batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
     return record, {

@@ -1,0 +1,85 @@
+"""The PEFT methods that are compared, each by peft's own class. To add one, add its entry to `METHODS`."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LilyConfig,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PromptTuningConfig,
+    TaskType,
+    VeraConfig,
+    get_peft_model,
+)
+from peft.optimizers import create_loraplus_optimizer
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+from helpers.models import load_classifier, store_frozen
+
+QUERY_VALUE = ["query", "value"]  # peft's default for BERT
+EVERY_LINEAR = [*QUERY_VALUE, "key", "attention.output.dense", "intermediate.dense", "output.dense"]
+LoRA = partial(LoraConfig, r=16, lora_alpha=32, target_modules=QUERY_VALUE)
+UPDATES = 375  # of the study's trainings, which AdaLoRA has to know
+
+
+class Method(NamedTuple):
+    """`config`: peft's; or by name which weights of the model train. `prepare` changes the Trainer."""
+
+    config: PeftConfig | Callable[[str], bool]
+    prepare: Callable[[Trainer], None] | None = None
+
+
+def loraplus(trainer: Trainer) -> None:
+    """B learns 16 times as fast as A (Hayou et al. 2024, arXiv 2402.12354)."""
+    rate, optimizer = trainer.args.learning_rate, torch.optim.AdamW
+    trainer.optimizer = create_loraplus_optimizer(trainer.model, optimizer, lr=rate, loraplus_lr_ratio=16)
+
+
+class Allocate(TrainerCallback):
+    """Has AdaLoRA move its ranks after each update, as peft asks for."""
+
+    def on_optimizer_step(self, args, state, control, model, **_) -> None:
+        model.base_model.update_and_allocate(state.global_step + 1)
+
+
+METHODS = {
+    "full fine-tuning": Method(lambda name: True),
+    "head alone": Method(lambda name: name.startswith(("bert.pooler.", "classifier."))),
+    "BitFit": Method(lambda name: name.endswith(".bias") or name.startswith("classifier.")),  # peft has no class for it
+    "IA3": Method(IA3Config()),
+    "prompt tuning": Method(PromptTuningConfig(num_virtual_tokens=20)),
+    "LoRA": Method(LoRA()),
+    "LoRA, every linear layer": Method(LoRA(target_modules=EVERY_LINEAR)),
+    "rsLoRA": Method(LoRA(use_rslora=True)),
+    "DoRA": Method(LoRA(use_dora=True)),
+    "PiSSA": Method(LoRA(lora_alpha=16, init_lora_weights="pissa")),
+    "LoRA+": Method(LoRA(), loraplus),
+    "AdaLoRA": Method(
+        AdaLoraConfig(
+            init_r=24, target_r=16, lora_alpha=32, tinit=50, tfinal=100, deltaT=5, total_step=UPDATES,
+            target_modules=QUERY_VALUE,
+        ),
+        lambda trainer: trainer.add_callback(Allocate()),
+    ),
+    "VeRA": Method(VeraConfig(r=256, target_modules=QUERY_VALUE)),
+    "Lily": Method(LilyConfig(r=32, stride_A=2, num_B=3, target_modules=QUERY_VALUE)),  # first in peft's comparison
+}  # fmt: skip
+
+
+def build_method(name: str, base_model: str, precision: str, seed: int) -> PreTrainedModel | PeftModel:
+    """A BERT with what `METHODS[name]` trains of it, an adapter's frozen base stored as it is multiplied."""
+    config = METHODS[name].config
+    # A prompt comes before [CLS], at whose place alone the fast last layer answers.
+    model = load_classifier(base_model, precision=precision, model_dropout=0.0, seed=seed, fast=name != "prompt tuning")
+    if isinstance(config, PeftConfig):
+        config.task_type = TaskType.SEQ_CLS
+        return store_frozen(get_peft_model(model, config), precision)
+    for weight, parameter in model.named_parameters():
+        parameter.requires_grad = config(weight)
+    return model

@@ -7,6 +7,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from datasets import Dataset
+from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 from scipy.stats import bootstrap
 from sklearn import metrics
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -59,6 +61,28 @@ def predict_logits(
             output = model(**batch)
             found.append((read(output, batch) if read else output.logits).float().cpu().numpy())
     return np.concatenate(found)[np.argsort(order)] if found else np.empty((0, model.config.num_labels))
+
+
+def calibration(
+    logits: np.ndarray, references: np.ndarray, temperature: float = 1.0, bins: int = 15
+) -> dict[str, float]:
+    """Negative log-likelihood and expected calibration error of logits, (n, n_labels), over `temperature`.
+
+    The error is how far accuracy is from the mean probability of the answers, in `bins` of equal width, weighted by
+    their rows (Guo et al. 2017, arXiv 1706.04599).
+    """
+    probabilities = softmax(logits / temperature, axis=1)
+    sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == references
+    of_bin = np.minimum((sure * bins).astype(int), bins - 1)
+    gaps = np.bincount(of_bin, right - sure, bins)
+    nll = metrics.log_loss(references, probabilities, labels=range(logits.shape[1]))
+    return {"nll": float(nll), "ece": float(np.abs(gaps).sum() / len(references))}
+
+
+def fitted_temperature(logits: np.ndarray, references: np.ndarray) -> float:
+    """The temperature that gives these rows' labels the highest likelihood (as `calibration`), from 0.1 to 10."""
+    loss = lambda log: calibration(logits, references, np.exp(log))["nll"]  # noqa: E731
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.1), np.log(10)), method="bounded").x))
 
 
 def bag_of_words(train: Dataset, validation: Dataset, class_weights: str | None = None) -> Pipeline:

@@ -24,7 +24,7 @@ from helpers.checkpoints import from_hub, head_modules, label_maps, skeleton
 from helpers.data import LABELS
 from helpers.profiles import DTYPES, device
 from helpers.recipes import Recipe
-from helpers.speed import last_layer_at_cls
+from helpers.speed import last_layer_at_cls, lean_lora
 from helpers.start import hide_torchao
 from helpers.tasks import TASKS
 
@@ -198,8 +198,11 @@ def build_model(
             parameter.requires_grad = name.startswith(heads)
     if recipe.method in ("full_finetune", "head_only"):
         return model
+    model = attach_lora(model, recipe)
+    if options.get("fast", True):
+        lean_lora(model)
     exact = recipe.task == "regression"  # 16 bits round 2,001 and 2,005 to one number
-    return store_frozen(attach_lora(model, recipe), frozen or ("fp32" if exact else precision))
+    return store_frozen(model, frozen or ("fp32" if exact else precision))
 
 
 def store_frozen(model: PeftModel, precision: str) -> PeftModel:

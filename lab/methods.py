@@ -21,6 +21,7 @@ from peft.optimizers import create_loraplus_optimizer
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from helpers.models import load_classifier, store_frozen
+from helpers.speed import lean_lora
 
 QUERY_VALUE = ["query", "value"]  # peft's default for BERT
 EVERY_LINEAR = [*QUERY_VALUE, "key", "attention.output.dense", "intermediate.dense", "output.dense"]
@@ -33,6 +34,7 @@ class Method(NamedTuple):
 
     config: PeftConfig | Callable[[str], bool]
     prepare: Callable[[Trainer], None] | None = None
+    quantization: str | None = None
 
 
 def loraplus(trainer: Trainer) -> None:
@@ -56,6 +58,7 @@ METHODS = {
     "prompt tuning": Method(PromptTuningConfig(num_virtual_tokens=20)),
     "LoRA": Method(LoRA()),
     "LoRA, every linear layer": Method(LoRA(target_modules=EVERY_LINEAR)),
+    "QLoRA": Method(LoRA(), quantization="nf4"),
     "rsLoRA": Method(LoRA(use_rslora=True)),
     "DoRA": Method(LoRA(use_dora=True)),
     "PiSSA": Method(LoRA(lora_alpha=16, init_lora_weights="pissa")),
@@ -76,10 +79,13 @@ def build_method(name: str, base_model: str, precision: str, seed: int) -> PreTr
     """A BERT with what `METHODS[name]` trains of it, an adapter's frozen base stored as it is multiplied."""
     config = METHODS[name].config
     # A prompt comes before [CLS], at whose place alone the fast last layer answers.
-    model = load_classifier(base_model, precision=precision, model_dropout=0.0, seed=seed, fast=name != "prompt tuning")
+    how = {"model_dropout": 0.0, "quantization": METHODS[name].quantization, "fast": name != "prompt tuning"}
+    model = load_classifier(base_model, precision=precision, seed=seed, **how)
     if isinstance(config, PeftConfig):
         config.task_type = TaskType.SEQ_CLS
-        return store_frozen(get_peft_model(model, config), precision)
+        model = get_peft_model(model, config)
+        lean_lora(model)
+        return store_frozen(model, precision)
     for weight, parameter in model.named_parameters():
         parameter.requires_grad = config(weight)
     return model

@@ -18,16 +18,23 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from helpers.data import load_splits, tokenize
-from helpers.evaluation import bag_of_words, frozen_encoder, mean_embeddings
+from helpers.evaluation import (
+    bag_of_words,
+    calibration,
+    fitted_temperature,
+    frozen_encoder,
+    mean_embeddings,
+    predict_logits,
+)
 from helpers.models import build_model, load_tokenizer
 from helpers.profiles import COMMITTED, PROFILES, Profile, current_precision, device_name
 from helpers.recipes import RECIPES, Recipe
 from helpers.results import RunRecord, StudyRecord, make_record, now
 from helpers.start import prepare_process
-from helpers.training import fine_tune
+from helpers.training import FineTuned, fine_tune
 from lab.methods import METHODS, build_method
 
 LISTS = Path(__file__).parent / "runs"
@@ -147,10 +154,12 @@ def _trained(run: StudyRun, splits: DatasetDict, profile: Profile) -> tuple[RunR
         model = build_method(run.peft, checkpoint, profile.precision, run.seed)
     else:
         model = build_model(recipe, checkpoint, profile.precision, run.frozen, seed=run.seed)
+    validation = splits["validation"]
     if not run.at_scale:
         splits = DatasetDict(train=splits["train"], test=splits[run.scored_on])
     how = {"save": run.at_scale, "prepare": METHODS[run.peft].prepare if run.peft else None}
-    record = fine_tune(model, recipe, splits, replace(profile, seed=run.seed), **how).record
+    result = fine_tune(model, recipe, splits, replace(profile, seed=run.seed), **how)
+    record = result.record
     epochs = recipe.epochs(record.n_train)
     a_batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
     return record, {
@@ -158,7 +167,21 @@ def _trained(run: StudyRun, splits: DatasetDict, profile: Profile) -> tuple[RunR
         "epochs": epochs,
         "updates": ceil(record.n_train / a_batch) * epochs,
         "last_loss": record.history["train"][-1]["loss"],
+        **(_calibrated(result, validation, splits["test"], profile) if run.scored_on == "test" else {}),
     }
+
+
+def _calibrated(result: FineTuned, validation: Dataset, test: Dataset, profile: Profile) -> dict[str, float]:
+    """`evaluation.calibration` of the test rows, before and after one temperature that is fitted on validation rows."""
+    length, truncation = result.record.max_length, result.record.settings["truncation"]
+    tokens = list(tokenize(validation, result.tokenizer, length, truncation)["input_ids"])
+    temperature = fitted_temperature(
+        predict_logits(result.model, result.tokenizer, tokens, profile.precision), np.array(validation["label"])
+    )
+    logits, right = np.log(result.probabilities), np.array(test["label"])
+    scaled = calibration(logits, right, temperature)
+    found = calibration(logits, right) | {f"{name}_scaled": value for name, value in scaled.items()}
+    return {"temperature": temperature, **found}
 
 
 def _baseline(run: StudyRun, splits: DatasetDict, profile: Profile) -> tuple[RunRecord, dict[str, Any]]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig
 
@@ -95,6 +96,30 @@ def test_the_last_layer_at_cls_alone_gives_the_same(tiny_checkpoints, name, trai
         gradients = {key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None}
         found.append({"logits": output.logits.float(), "loss": output.loss.float(), **gradients})
     assert found[0].keys() == found[1].keys() and len(found[0]) > 20
+    for key, value in found[0].items():
+        tolerance = {"fp32": 1e-6, "bf16": 1e-2}[precision]
+        torch.testing.assert_close(value, found[1][key], atol=tolerance, rtol=0, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_lora_in_fewer_operations_gives_the_same(tiny_checkpoints, quantization, precision):
+    recipe, found = replace(SST2, quantization=quantization, model_dropout=0.0, lora_dropout=0.0), []
+    for fast in (True, False):
+        model = build_model(recipe, tiny_checkpoints["bert"], precision, fast=fast).train()
+        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        assert all(("forward" in vars(layer)) == fast for layer in layers) and layers
+        for layer in layers:
+            torch.manual_seed(0)
+            layer.lora_B["default"].weight.data.normal_(std=0.1)
+        with _autocast(precision):
+            output = model(**_batch(tiny_checkpoints["bert"]))
+        output.loss.backward()
+        gradients = {key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None}
+        with _autocast(precision), model.disable_adapter(), torch.no_grad():
+            without = model(**_batch(tiny_checkpoints["bert"])).logits
+        found.append({"logits": output.logits.float(), "without": without.float(), **gradients})
+    assert found[0].keys() == found[1].keys() and not torch.equal(found[0]["logits"], found[0]["without"])
     for key, value in found[0].items():
         tolerance = {"fp32": 1e-6, "bf16": 1e-2}[precision]
         torch.testing.assert_close(value, found[1][key], atol=tolerance, rtol=0, msg=lambda m, k=key: f"{k}: {m}")

@@ -16,7 +16,7 @@ from helpers.checkpoints import loaded_revision, model_folder
 from helpers.data import clean, encode
 from helpers.evaluation import predict_logits
 from helpers.files import new_folder, write_json
-from helpers.models import load_classifier, trained_whole
+from helpers.models import load_classifier, store_frozen, trained_whole
 from helpers.profiles import DTYPES, current_precision
 from helpers.recipes import Recipe
 from helpers.start import hide_torchao
@@ -105,6 +105,7 @@ def load_adapter(
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
             model = PeftModel.from_pretrained(base, str(folder), is_trainable=train)
+        model = store_frozen(model, precision) if train else model
         if lost := set(base.new_parts) - set(trained_whole(model)):
             raise ValueError(f"{', '.join(sorted(lost))} of its model is neither here nor in its base")
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

@@ -198,19 +198,19 @@ def build_model(
             parameter.requires_grad = name.startswith(heads)
     if recipe.method in ("full_finetune", "head_only"):
         return model
-    model = attach_lora(model, recipe)
-    if options.get("fast", True):
-        lean_lora(model)
     exact = recipe.task == "regression"  # 16 bits round 2,001 and 2,005 to one number
-    return store_frozen(model, frozen or ("fp32" if exact else precision))
+    lean = options.get("fast", True)
+    return store_frozen(attach_lora(model, recipe), frozen or ("fp32" if exact else precision), lean)
 
 
-def store_frozen(model: PeftModel, precision: str) -> PeftModel:
+def store_frozen(model: PeftModel, precision: str, lean: bool = True) -> PeftModel:
     """`model` with its frozen weights in the format in which they are multiplied; what trains stays in fp32.
 
     Autocast caches the cast of a weight that trains and casts a frozen one anew at every call. Without peft's cast of
-    inputs to fp32 each layer reads what the one before it wrote.
+    inputs to fp32 each layer reads what the one before it wrote. `lean`: see `speed.lean_lora`.
     """
+    if lean:
+        lean_lora(model)
     for parameter in model.parameters():
         if parameter.is_floating_point() and not parameter.requires_grad:
             parameter.data = parameter.data.to(DTYPES[precision])

@@ -131,8 +131,9 @@ def task_of(labels: np.ndarray) -> str:
 
 
 def rescale_head(model: torch.nn.Module, mean: float, scale: float) -> None:
-    """Has `model`, which was trained on (number - mean) / scale, answer the number, in its last layer."""
-    *_, last = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer.out_features == 1)
+    """Multiplies what `model` answers by `scale` and adds `mean`, in its last layer, so that whatever loads it does."""
+    width = model.config.num_labels
+    *_, last = (one for one in model.modules() if isinstance(one, torch.nn.Linear) and one.out_features == width)
     with torch.no_grad():
         last.weight.mul_(scale)
         last.bias.mul_(scale).add_(mean)

@@ -80,6 +80,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--base-model", metavar="NAME", help="an encoder's hub name or folder; default: the profile's")
     add("--continue-from", metavar="ADAPTER", help="go on training this folder or hub name; its LoRA settings hold")
     add("--class-weights", choices=("balanced",), help="each class counts the same, however few its rows")
+    add(
+        "--calibrate",
+        action="store_true",
+        help="probabilities as likely as they say: one temperature, on validation rows",
+    )
     add("--drop-incomplete", action="store_true", help="leave out rows without text or label")
     add("--merge", action="store_true", help=f"also write a plain model, to FOLDER/{MERGED}")
     add("--export", choices=("onnx",), help=f"also write fp32 and INT8 for onnxruntime, to FOLDER/{ONNX}")
@@ -171,8 +176,9 @@ def prepare_file(options: argparse.Namespace):
         recipe = replace(recipe, **held, max_length=cut, name=f"{recipe.name},from {held['source']}")
     recipe = as_asked(recipe, options, caps, fixed)
     recipe = replace(recipe, class_weights=options.class_weights or recipe.class_weights)
-    if recipe.class_weights and task != "single":
-        raise ValueError(f"Class weights are for one class a text, and this is --task {task} ({why}).")
+    if (recipe.class_weights or options.calibrate) and task != "single":
+        asked = "Class weights are" if recipe.class_weights else "--calibrate is"
+        raise ValueError(f"{asked} for one class a text, and this is --task {task} ({why}).")
     table = findings.table(recipe.max_length).to_string(header=False, index_names=False)
     print(f"{options.data.name}: {why}\n{table}\n", flush=True)
     splits = split_rows(rows, profile.seed, options.drop_incomplete)
@@ -189,7 +195,8 @@ def train_on_file(options: argparse.Namespace) -> None:
     """Trains on a file of the user's; the folder `--output` appears when all in it is written."""
     model, recipe, splits, profile, findings = prepare_file(options)
     with new_folder(options.output.resolve()) if process_state().is_main_process else nullcontext() as folder:
-        result = fine_tune(model, recipe, splits, profile, output=folder, restart=options.restart, track=options.track)
+        how = {name: getattr(options, name) for name in ("restart", "track", "calibrate")}
+        result = fine_tune(model, recipe, splits, profile, output=folder, **how)
         if result is None:
             return
         if options.merge:

@@ -19,7 +19,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from helpers.data import model_inputs, text_hashes, tokenize
-from helpers.evaluation import bag_of_words, predict_logits
+from helpers.evaluation import bag_of_words, fitted_temperature, predict_logits
 from helpers.inference import TRAINING_TEXTS, WEIGHTS, save_adapter
 from helpers.models import load_tokenizer, only_known_types
 from helpers.profiles import DTYPES, Profile, device, platform_secret, setting
@@ -56,6 +56,7 @@ def fine_tune(
     save: bool = True,
     restart: bool = False,
     track: bool = False,
+    calibrate: bool = False,
     prepare: Callable[[Trainer], None] | None = None,
 ) -> FineTuned | None:
     """Trains `model` in place by the recipe (at most the profile's epochs), and scores it once on the test rows.
@@ -63,7 +64,8 @@ def fine_tune(
     `splits` holds texts as "train", "test" and maybe "validation", on which the epoch is chosen. With `save` the record
     goes to the profile's results and the adapter to its checkpoints, or the adapter to `output` and no record. A run
     that was killed goes on from its last checkpoint, unless with `restart`. `track` logs to W&B where that is set up.
-    `prepare` gets each Trainer before it trains, to add a callback, say.
+    `calibrate` divides the head by the temperature that fits the validation rows best (Guo et al. 2017). `prepare` gets
+    each Trainer before it trains, to add a callback, say.
     Where memory runs out, training starts again with smaller batches, as many more of them to an update.
 
     Among several processes (torchrun), each with the recipe's batch, the first alone scores and writes, and all others
@@ -85,24 +87,29 @@ def fine_tune(
     trainer = train(model, tokenizer, recipe, tokens, profile, folder, report_to, prepare)
     if not state.is_main_process:
         return None
-    precision, threshold = profile.precision, 0.5
+    precision = profile.precision
     if recipe.task == "regression":
         rescale_head(model, mean, scale)
         precision = "fp32"  # 16 bits round 2,001 and 2,005 to one number
 
-    def probabilities_of(part: str) -> np.ndarray:
-        return TASKS[recipe.task].probabilities(predict_logits(model, tokenizer, model_inputs(tokens[part]), precision))
+    def logits_of(part: str) -> np.ndarray:
+        return predict_logits(model, tokenizer, model_inputs(tokens[part]), precision)
 
+    chosen, probabilities = {}, TASKS[recipe.task].probabilities
     if recipe.task == "multi" and "validation" in splits:
-        threshold = best_threshold(probabilities_of("validation"), targets(splits["validation"]))
-    probabilities = probabilities_of("test")
-    record = make_record(recipe, splits, profile, decide(recipe.task, probabilities, threshold), model)
-    record.settings |= {"threshold": threshold} if recipe.task == "multi" else {}
+        chosen["threshold"] = best_threshold(probabilities(logits_of("validation")), targets(splits["validation"]))
+    if calibrate:
+        chosen["temperature"] = fitted_temperature(logits_of("validation"), targets(splits["validation"]))
+        rescale_head(model, 0.0, 1 / chosen["temperature"])
+    found = probabilities(logits_of("test"))
+    threshold = chosen.get("threshold", 0.5)
+    record = make_record(recipe, splits, profile, decide(recipe.task, found, threshold), model)
+    record.settings |= chosen
     _add_training(record, trainer)
     if report_to == "wandb":
         wandb.log({f"test/{name}": value for name, value in record.metrics.items()})
         wandb.finish()
-    result = FineTuned(model, tokenizer, record, probabilities)
+    result = FineTuned(model, tokenizer, record, found)
     if save and isinstance(model, PeftModel):
         place = output or profile.checkpoints / record.name
         more = {"threshold": threshold, "pairs": "pair" in splits["test"].column_names}

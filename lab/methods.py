@@ -21,7 +21,6 @@ from peft.optimizers import create_loraplus_optimizer
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from helpers.models import load_classifier, store_frozen
-from helpers.speed import lean_lora
 
 QUERY_VALUE = ["query", "value"]  # peft's default for BERT
 EVERY_LINEAR = [*QUERY_VALUE, "key", "attention.output.dense", "intermediate.dense", "output.dense"]
@@ -83,9 +82,7 @@ def build_method(name: str, base_model: str, precision: str, seed: int) -> PreTr
     model = load_classifier(base_model, precision=precision, seed=seed, **how)
     if isinstance(config, PeftConfig):
         config.task_type = TaskType.SEQ_CLS
-        model = get_peft_model(model, config)
-        lean_lora(model)
-        return store_frozen(model, precision)
+        return store_frozen(get_peft_model(model, config), precision)
     for weight, parameter in model.named_parameters():
         parameter.requires_grad = config(weight)
     return model

@@ -25,6 +25,21 @@ def test_scores_worked_out_by_hand():
     assert scores["recall"] == scores["balanced_accuracy"] == pytest.approx((1 + 0.5 + 1) / 3)
 
 
+def test_a_temperature_calibrates_overconfident_logits():
+    """Labels are drawn from the probabilities of `logits`; three times as large, they are three times too sure."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20_000, 3))
+    labels = (
+        np.exp(logits).cumsum(axis=1) / np.exp(logits).sum(axis=1, keepdims=True) > rng.random((20_000, 1))
+    ).argmax(axis=1)
+    assert evaluation.fitted_temperature(3 * logits, labels) == pytest.approx(3, rel=0.05)
+    sure, calibrated = evaluation.calibration(3 * logits, labels), evaluation.calibration(3 * logits, labels, 3.0)
+    assert calibrated["ece"] < 0.02 < 0.2 < sure["ece"] and calibrated["nll"] < sure["nll"]
+    by_hand = evaluation.calibration(np.log([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7]]), np.array([0, 1, 1]))
+    assert by_hand["ece"] == pytest.approx((2 * abs(0.5 - 0.9) + abs(1 - 0.7)) / 3)
+    assert by_hand["nll"] == pytest.approx(-np.log([0.9, 0.1, 0.7]).mean())
+
+
 # -- predictions -----------------------------------------------------------------------------------------------------
 
 

@@ -285,7 +285,7 @@ def test_training_goes_on_from_an_adapter(tiny_checkpoints, toy_reviews, here, m
 @pytest.mark.slow
 def test_a_skewed_file_is_read_by_balanced_accuracy_and_can_be_weighted(tiny_checkpoints, toy_reviews, here, capsys):
     write_verdicts(toy_reviews, here / "skewed.csv", neutral=30, down=20)
-    options = ["--class-weights", "balanced", "--set", "min_updates=150"]
+    options = ["--class-weights", "balanced", "--calibrate", "--set", "min_updates=150"]
     assert train.main(command("skewed.csv", tiny_checkpoints["bert"], *options)) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "skewed; --class-weights balanced" in out and "balanced accuracy gain" in out
@@ -293,6 +293,7 @@ def test_a_skewed_file_is_read_by_balanced_accuracy_and_can_be_weighted(tiny_che
     assert record.settings["class_weights"] == "balanced"
     card = (here / "out" / "model" / "README.md").read_text(encoding="utf-8")
     assert f"{record.metrics['balanced_accuracy']:.1%} (the classes are skewed" in card
+    assert f"a temperature of {record.settings['temperature']:.2f} fits best" in card
     matrix = np.array(record.confusion_matrix)
     assert (matrix.diagonal() / matrix.sum(axis=1)).min() >= 0.5, "a rare class is not found"
 

@@ -65,6 +65,13 @@ def test_training_learns_keeps_the_best_epoch_and_writes_its_record(splits, reci
     assert accuracy == pytest.approx(max(row["accuracy"] for row in validation))
 
 
+def test_calibrating_divides_the_head_by_one_temperature(splits, recipe, tiny_profile):
+    plain, calibrated = (run(recipe, splits, tiny_profile, save=False, calibrate=asked) for asked in (False, True))
+    odds = [np.log(one.probabilities[:, 1] / one.probabilities[:, 0]) for one in (plain, calibrated)]
+    np.testing.assert_allclose(odds[0] / odds[1], calibrated.record.settings["temperature"], rtol=1e-3)
+    assert calibrated.record.metrics == plain.record.metrics and "temperature" not in plain.record.settings
+
+
 def test_without_validation_rows_the_last_update_counts_and_without_save_nothing_is_written(
     splits, recipe, tiny_profile, tmp_path
 ):

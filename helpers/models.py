@@ -204,14 +204,16 @@ def build_model(
 
 
 def store_frozen(model: PeftModel, precision: str, lean: bool = True) -> PeftModel:
-    """`model` with its frozen weights in the format in which they are multiplied; what trains stays in fp32.
+    """`model` with its frozen layers and embeddings in the format in which they are multiplied; what trains and norms
+    stay in fp32.
 
     Autocast caches the cast of a weight that trains and casts a frozen one anew at every call. Without peft's cast of
     inputs to fp32 each layer reads what the one before it wrote. `lean`: see `speed.lean_lora`.
     """
     if lean:
         lean_lora(model)
-    for parameter in model.parameters():
+    products = [module for module in model.modules() if isinstance(module, (torch.nn.Linear, torch.nn.Embedding))]
+    for parameter in (one for module in products for one in module.parameters(recurse=False)):
         if parameter.is_floating_point() and not parameter.requires_grad:
             parameter.data = parameter.data.to(DTYPES[precision])
     for layer in model.modules():

@@ -71,8 +71,12 @@ OTHERS = (  # beside these, each that another test refuses
     *("roformer", "ultrabert", "umt5", "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso"),
 )
 UNTRAINED = {  # what a family's own code cannot do, which is said before training
-    *("deberta/lora_bert_sst2 bf16", "deberta/qlora_bert bf16", "deberta-v2/qlora_bert bf16", "yoso/qlora_bert bf16"),
-    *("xmod/lora_bert_sst2 bf16", "longformer/qlora_bert fp32"),
+    *(
+        "deberta/lora_bert_sst2 bf16",
+        "deberta/qlora_bert bf16",
+        "longformer/qlora_bert fp32",
+        "longformer/qlora_bert bf16",
+    ),
 }
 TEXTS = ["the movie was great", "bad", "the plot was very very awful and the actor not good", "great great end"]
 

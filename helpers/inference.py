@@ -105,7 +105,8 @@ def load_adapter(
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
             model = PeftModel.from_pretrained(base, str(folder), is_trainable=train)
-        model = store_frozen(model, precision) if train else model
+        if train or (settings["quantization"] and not dequantize):  # others are merged
+            model = store_frozen(model, "fp32" if settings["task"] == "regression" else precision)
         if lost := set(base.new_parts) - set(trained_whole(model)):
             raise ValueError(f"{', '.join(sorted(lost))} of its model is neither here nor in its base")
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

@@ -97,7 +97,7 @@ def prepare_process() -> None:
     # On two GPUs Trainer's DataParallel doubles the batch and breaks 4 bits; under torchrun each process has its own.
     if "LOCAL_RANK" not in os.environ:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # unset, it warns at each process that is started
     hide_torchao()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # hints at the optional `kernels` package
     warnings.filterwarnings("ignore", message="IProgress not found")

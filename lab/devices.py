@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 from helpers.profiles import COMMITTED, current_precision, data_dir, device, device_name
@@ -67,5 +67,9 @@ def device_record(name: str, settings: dict[str, object], rows: list[dict]) -> S
 
 def in_fresh_process(function: Callable, **arguments) -> object:
     """`function(**arguments)` in a new Python process. Raises what it raises, RuntimeError where the process dies."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=prepare_process) as pool:
+    kind = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"  # a process that has imported all
+    context = get_context(kind)
+    if kind == "forkserver":
+        context.set_forkserver_preload([function.__module__])
+    with ProcessPoolExecutor(1, mp_context=context, initializer=prepare_process) as pool:
         return pool.submit(function, **arguments).result()

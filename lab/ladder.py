@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
-from transformers import BatchEncoding
+from peft import PeftModel
+from transformers import BatchEncoding, PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from helpers.data import load_splits, truncate
-from helpers.models import attach_lora, load_classifier, load_tokenizer
+from helpers.models import attach_lora, build_model, load_classifier, load_tokenizer
 from helpers.profiles import PROFILES, current_precision, device
 from helpers.recipes import RECIPES, Recipe
 from helpers.results import StudyRecord
@@ -81,6 +82,15 @@ def method_recipe(method: str) -> Recipe:
         "qlora_as_written": replace(RECIPES["qlora_bert"], gradient_checkpointing=True),
     }
     return recipes[method]
+
+
+def method_model(method: str, base_model: str, precision: str) -> PreTrainedModel | PeftModel:
+    """The model that stands for a method: see `method_recipe`. "..._fp32_base" is LoRA as peft alone attaches it."""
+    recipe = method_recipe(method.removesuffix("_fp32_base"))
+    if not method.endswith("_fp32_base"):
+        return build_model(recipe, base_model, precision)
+    how = {"quantization": recipe.quantization, "model_dropout": recipe.model_dropout}
+    return attach_lora(load_classifier(base_model, precision=precision, **how), recipe)
 
 
 class _Runner:

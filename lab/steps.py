@@ -11,27 +11,24 @@ import psutil
 import torch
 from transformers import AutoModelForSequenceClassification, set_seed
 
-from helpers.models import build_model, count_parameters, weight_bytes
+from helpers.models import count_parameters, weight_bytes
 from helpers.profiles import EMBEDDED_BERT, current_precision, device, number_formats
 from helpers.results import StudyRecord, peak_memory, reset_peak_memory
 from lab.budget import REAL_CONFIGS
 from lab.devices import device_record, in_fresh_process
-from lab.ladder import method_recipe
+from lab.ladder import method_model, method_recipe
 from lab.timing import OPTIMIZERS, TrainingStep, timed_window
 
-METHODS = ("full_finetune", "lora", "qlora", "qlora_checkpointing", "lora_query_value")
+METHODS = ("full_finetune", "lora", "qlora", "qlora_checkpointing", "lora_query_value", "lora_fp32_base")
 SIZES = {"bert-base": None, "embedded": EMBEDDED_BERT}  # None: random weights of bert-base-uncased's shape
-WINDOWS = 3  # a measurement, one in each of as many rounds: what slows a machine for a minute is then no one method's
+WINDOWS = 5  # a measurement, one in each of as many rounds: what slows a machine for a minute is then no one method's
 MIN_SECONDS = {"cpu": 1.0, "cuda": 0.3}  # that each lasts at least, and at least one batch
 STEP = "forward, backward, gradients clipped at 1.0, fused AdamW"
 
 
 @dataclass(frozen=True)
 class StepSpec:
-    """One training step to measure, on random tokens, every row `tokens` long. `method`: see `ladder.method_recipe`.
-
-    Frozen weights are stored as training stores them: fp32, and in 4 bits by QLoRA.
-    """
+    """One training step to measure, on random tokens, every row `tokens` long. `method`: see `ladder.method_model`."""
 
     size: str
     method: str
@@ -66,8 +63,8 @@ def measure_step(spec: StepSpec, base_model: str, min_seconds: float | None = No
         gc.collect()
         torch.cuda.empty_cache()
     libraries = torch.cuda.memory_allocated() if gpu else psutil.Process().memory_info().rss
-    recipe = method_recipe(spec.method)
-    model = build_model(recipe, base_model, spec.precision)
+    recipe = method_recipe(spec.method.removesuffix("_fp32_base"))
+    model = method_model(spec.method, base_model, spec.precision)
     step = TrainingStep(model, spec.precision, recipe.optim, gradient_checkpointing=recipe.gradient_checkpointing)
     held = sum(weight_bytes(model).values())
     reset_peak_memory(device())

@@ -30,7 +30,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from helpers.evaluation import compute_metrics
 from helpers.files import clear_disk_errors, shown
-from helpers.profiles import Profile, device
+from helpers.profiles import Profile, device, setting
 from helpers.recipes import Recipe
 from helpers.results import reset_peak_memory
 from helpers.tasks import TASKS
@@ -64,6 +64,7 @@ def training_arguments(recipe: Recipe, profile: Profile, folder: Path, **changes
         "logging_nan_inf_filter": False,  # a loss that is not finite must be seen
         "seed": profile.seed,
         "use_cpu": device() == "cpu",
+        "torch_compile": bool(setting("COMPILE")),
         "ddp_find_unused_parameters": False,  # every weight that trains is used in every step
     }
     return TrainingArguments(**arguments | changes)
@@ -121,8 +122,9 @@ def make_trainer(model, tokenizer, recipe, tokens: DatasetDict, profile, folder:
     """The Trainer of `train`; without validation rows there is no best epoch, and nothing is saved."""
     validate = "validation" in tokens
     changes = {} if validate else {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-    # Batches of every length fragment a CPU's memory; long texts are padded to few lengths.
-    multiple = 32 if max(tokens["train"]["length"]) > 256 and profile.tokens(recipe.max_length) % 32 == 0 else None
+    # Batches of every length fragment a CPU's memory, and each is compiled: long texts are padded to few lengths.
+    multiple = 64 if setting("COMPILE") else 32 if max(tokens["train"]["length"]) > 256 else 1
+    fits = profile.tokens(recipe.max_length) % multiple == 0
     callbacks = [Watcher()]
     if validate and recipe.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
@@ -131,7 +133,7 @@ def make_trainer(model, tokenizer, recipe, tokens: DatasetDict, profile, folder:
         args=training_arguments(recipe, profile, folder, report_to=report_to, disable_tqdm=not validate, **changes),
         train_dataset=tokens["train"],
         eval_dataset=tokens.get("validation"),
-        data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple),
+        data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple if fits else None),
         processing_class=tokenizer,
         compute_loss_func=weighted_loss(tokens["train"]["label"][:]) if recipe.class_weights else None,
         compute_metrics=partial(compute_metrics, task=recipe.task),

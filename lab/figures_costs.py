@@ -27,6 +27,7 @@ METHOD_NAMES = {
     "full_finetune": "full fine-tuning",
     "lora": "LoRA",
     "lora_query_value": "LoRA, query and value",
+    "lora_fp32_base": "LoRA as peft attaches it",
     "qlora": "QLoRA",
     "qlora_checkpointing": "QLoRA, checkpointing",
     "qlora_as_written": "bert-qlora as written",

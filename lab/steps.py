@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from statistics import median
 
 import psutil
@@ -23,6 +24,7 @@ METHODS = ("full_finetune", "lora", "qlora", "qlora_checkpointing", "lora_query_
 SIZES = {"bert-base": None, "embedded": EMBEDDED_BERT}  # None: random weights of bert-base-uncased's shape
 WINDOWS = 5  # a measurement, one in each of as many rounds: what slows a machine for a minute is then no one method's
 MIN_SECONDS = {"cpu": 1.0, "cuda": 0.3}  # that each lasts at least, and at least one batch
+ROWS = 16  # of a batch that `benchmark_compile` times
 STEP = "forward, backward, gradients clipped at 1.0, fused AdamW"
 
 
@@ -125,3 +127,26 @@ def _over_rounds(rows: list[dict]) -> dict:
     windows = [row["samples_per_second"] for row in rows]
     peak = median(row["peak_memory_bytes"] for row in rows)
     return {**rows[0], "windows": windows, "samples_per_second": median(windows), "peak_memory_bytes": peak}
+
+
+def benchmark_compile() -> StudyRecord:
+    """torch.compile against eager steps, in turns: what each length of batch takes to compile, and after how many
+    updates that is paid (None: never). On a GPU in the mode that launches whole graphs."""
+    rows, precision = [], current_precision()
+    for method, tokens in product(("full_finetune", "lora"), (32, 128, 256)):
+        steps = {}
+        for form in ("eager", "compiled"):
+            model = method_model(method, EMBEDDED_BERT, precision)
+            if form == "compiled":
+                model.compile(dynamic=False, mode="reduce-overhead" if device() == "cuda" else None)
+            steps[form] = TrainingStep(model, precision)
+        first = steps["compiled"].timed(*steps["compiled"].random_batch(ROWS, tokens))
+        windows: dict[str, list[float]] = {form: [] for form in steps}
+        for form, step in [*steps.items()] * WINDOWS:
+            windows[form].append(timed_window(step, ROWS, tokens, MIN_SECONDS[device()]))
+        eager, compiled = (ROWS / median(windows[form]) for form in steps)
+        paid = (first - compiled) / (eager - compiled) if eager > compiled else None
+        row = {"method": method, "batch_size": ROWS, "tokens": tokens, "compile_seconds": first - compiled}
+        rows.append({**row, **windows, "ratio": eager / compiled, "updates_to_pay": paid})
+        print(*row.values(), f"{eager / compiled:.2f} x, paid after {paid} updates", flush=True)
+    return device_record("compile", {"base_model": "embedded", "step": STEP}, rows)

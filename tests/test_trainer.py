@@ -82,6 +82,18 @@ def test_gradient_checkpointing_recomputes_and_learns_the_same(recipe, tokens, t
     _alike(*weights)
 
 
+@pytest.mark.slow
+def test_a_compiled_training_learns_the_same(recipe, tokens, tiny_profile, monkeypatch):
+    weights, compiled = [], []
+    for on in ("", "1"):
+        monkeypatch.setenv("COMPILE", on)
+        trainer, found = _trained(replace(recipe, num_train_epochs=1), tokens, tiny_profile)
+        weights.append(found)
+        compiled.append(trainer.args.torch_compile)
+    assert compiled == [False, True]
+    _alike(*weights)
+
+
 def test_balanced_classes_weigh_the_same_however_the_rows_are_batched():
     labels, logits = torch.tensor([0, 0, 0, 1]), torch.randn(4, 2)
     weight = torch.from_numpy(compute_class_weight("balanced", classes=np.arange(2), y=labels.tolist())).float()

@@ -1,7 +1,7 @@
 """`python -m lab.benchmarks [NAME ...]`: measures this device, for notebook 04 and the claims on memory and speed.
 
-`budget` counts and writes nothing; `steps`, `ladder`, `compile` and, on a GPU, `accuracy` write a record each, to
-`cpu/<device>` or `gpu/<device>` below the data folder. Without a name: `steps` and `ladder`.
+`budget` counts and writes nothing; `steps`, `ladder`, `compile`, `methods` and, on a GPU, `accuracy` write a record
+each, to `cpu/<device>` or `gpu/<device>` below the data folder. Without a name: `steps` and `ladder`.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from helpers.training import fine_tune
 from lab.budget import print_budgets
 from lab.devices import COMMAND, device_folder, device_label, device_record
 from lab.ladder import benchmark_ladder
-from lab.steps import benchmark_compile, benchmark_steps
+from lab.steps import benchmark_compile, benchmark_methods, benchmark_steps
 
 SEEDS = (0, 1, 2)
 
@@ -45,6 +45,7 @@ BENCHMARKS = {
     "steps": benchmark_steps,
     "ladder": benchmark_ladder,
     "compile": benchmark_compile,
+    "methods": benchmark_methods,
     "accuracy": benchmark_accuracy,
 }
 

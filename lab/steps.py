@@ -3,9 +3,10 @@
 import gc
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
+from pathlib import Path
 from statistics import median
 
 import psutil
@@ -16,8 +17,10 @@ from helpers.models import count_parameters, weight_bytes
 from helpers.profiles import EMBEDDED_BERT, current_precision, device, number_formats
 from helpers.results import StudyRecord, peak_memory, reset_peak_memory
 from lab.budget import REAL_CONFIGS
-from lab.devices import device_record, in_fresh_process
+from lab.devices import COMMAND, device_record, in_fresh_process
 from lab.ladder import method_model, method_recipe
+from lab.methods import METHODS as PEFT_METHODS
+from lab.methods import build_method
 from lab.timing import OPTIMIZERS, TrainingStep, timed_window
 
 METHODS = ("full_finetune", "lora", "qlora", "qlora_checkpointing", "lora_query_value", "lora_fp32_base")
@@ -58,16 +61,21 @@ def step_specs() -> list[StepSpec]:
 def measure_step(spec: StepSpec, base_model: str, min_seconds: float | None = None) -> dict[str, object]:
     """Speed and peak memory of `spec` in this process; for a CPU's memory, call it in a fresh one (`in_fresh_process`).
 
-    `libraries_bytes` were held before the model came.
+    `libraries_bytes` were held before the model came. `method` may also be one of `methods.METHODS`; then the bytes
+    of what it saves are there, too.
     """
     gpu = device() == "cuda"
     if gpu:  # frees what an earlier measurement left
         gc.collect()
         torch.cuda.empty_cache()
     libraries = torch.cuda.memory_allocated() if gpu else psutil.Process().memory_info().rss
-    recipe = method_recipe(spec.method.removesuffix("_fp32_base"))
-    model = method_model(spec.method, base_model, spec.precision)
-    step = TrainingStep(model, spec.precision, recipe.optim, gradient_checkpointing=recipe.gradient_checkpointing)
+    if spec.method in PEFT_METHODS:
+        model, how = build_method(spec.method, base_model, spec.precision, seed=0), {}
+    else:
+        recipe = method_recipe(spec.method.removesuffix("_fp32_base"))
+        model = method_model(spec.method, base_model, spec.precision)
+        how = {"optimizer": recipe.optim, "gradient_checkpointing": recipe.gradient_checkpointing}
+    step = TrainingStep(model, spec.precision, **how)
     held = sum(weight_bytes(model).values())
     reset_peak_memory(device())
     for _ in range(2):  # the optimizer's state is there in the second
@@ -78,7 +86,7 @@ def measure_step(spec: StepSpec, base_model: str, min_seconds: float | None = No
     trainable, total = count_parameters(model)
     return {
         **asdict(spec),
-        "optimizer": OPTIMIZERS[recipe.optim][0],
+        "optimizer": OPTIMIZERS[how.get("optimizer", "adamw_torch")][0],
         "samples_per_second": speed,
         "peak_memory_bytes": peak,
         "peak_memory_method": peak_method,
@@ -88,7 +96,22 @@ def measure_step(spec: StepSpec, base_model: str, min_seconds: float | None = No
         "optimizer_bytes": step.optimizer_bytes(),
         "trainable_params": trainable,
         "total_params": total,
+        **({"saved_bytes": saved_bytes(model)} if spec.method in PEFT_METHODS else {}),
     }
+
+
+def saved_bytes(model: torch.nn.Module) -> int:
+    """Bytes of the weights that `save_pretrained` writes: of an adapter, its own and the head's."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+
+
+def benchmark_methods() -> StudyRecord:
+    """What a step of each of `methods.METHODS` costs: sentences of 32 tokens and reviews of 256, batches of 16."""
+    shapes = product(PEFT_METHODS, (32, 256))
+    specs = [StepSpec("embedded", method, ROWS, tokens, current_precision()) for method, tokens in shapes]
+    return replace(benchmark_steps(specs), name="methods", command=f"{COMMAND} methods")
 
 
 def benchmark_steps(specs: Iterable[StepSpec] | None = None, rounds: int = WINDOWS) -> StudyRecord:

@@ -11,7 +11,9 @@ from peft import LoraConfig, TaskType
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-Method = Literal["adapter", "full_finetune", "head_only", "bag_of_words", "frozen_encoder"]
+Method = Literal[
+    "adapter", "full_finetune", "head_only", "bag_of_words", "frozen_encoder", "nearest_centroid", "contrastive_encoder"
+]
 Names = tuple[Annotated[str, Field(min_length=1)], ...]
 Share = Annotated[float, Field(ge=0, lt=1)]
 

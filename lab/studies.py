@@ -7,6 +7,7 @@ whenever you like: the same command goes on with what is left.
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -36,12 +37,13 @@ from helpers.results import RunRecord, StudyRecord, make_record, now
 from helpers.start import prepare_process
 from helpers.training import FineTuned, fine_tune
 from lab.methods import METHODS, build_method
+from lab.rivals import contrastive_encoder, nearest_centroid
 
 LISTS = Path(__file__).parent / "runs"
 NAMES = sorted(path.stem for path in LISTS.glob("*.json"))
 FULL = replace(PROFILES["full"], max_length=None)  # the recipes' own token limits count
 SPLIT_SEED = 42  # of the test and validation rows, the same for all runs
-BASELINES = ("bag_of_words", "frozen_encoder")
+BASELINES = ("bag_of_words", "frozen_encoder", "nearest_centroid", "contrastive_encoder")
 OWN_FIELDS = ("base_model", "scored_on", "at_scale", "cut_text", "frozen", "peft")  # of a run, not of its recipe
 SETTING_LABELS = ("r", "learning_rate", "n_train")  # labels that also set the recipe's field of that name
 
@@ -185,8 +187,8 @@ def _calibrated(result: FineTuned, validation: Dataset, test: Dataset, profile: 
 
 
 def _baseline(run: StudyRun, splits: DatasetDict, profile: Profile) -> tuple[RunRecord, dict[str, Any]]:
-    """A bag of words or the frozen encoder, its C chosen on the validation rows."""
-    recipe, tokenizer = run.recipe, load_tokenizer(run.checkpoint(profile))
+    """A bag of words, or a classifier on mean embeddings; its C is chosen on validation rows."""
+    recipe, tokenizer, tuned = run.recipe, load_tokenizer(run.checkpoint(profile)), 0
     tokens = tokenize(splits, tokenizer, recipe.max_length, recipe.truncation)
     ids = {name: list(rows["input_ids"]) for name, rows in tokens.items()}
     if recipe.method == "bag_of_words":
@@ -198,12 +200,19 @@ def _baseline(run: StudyRun, splits: DatasetDict, profile: Profile) -> tuple[Run
         )
         model, scored = bag_of_words(train, validation), texts[run.scored_on]
     else:
-        checkpoint, precision = run.checkpoint(profile), profile.precision
-        vectors = {name: mean_embeddings(checkpoint, tokenizer, rows, precision) for name, rows in ids.items()}
-        train, validation = ((vectors[name], splits[name]["label"]) for name in ("train", "validation"))
-        model, scored = frozen_encoder(train, validation), vectors[run.scored_on]
+        checkpoint, precision, own = run.checkpoint(profile), profile.precision, recipe.method
+        with tempfile.TemporaryDirectory() as folder:
+            if own == "contrastive_encoder":
+                tuned = contrastive_encoder(splits["train"], checkpoint, run.seed, precision, Path(folder))
+                checkpoint = folder
+            vectors = {name: mean_embeddings(checkpoint, tokenizer, rows, precision) for name, rows in ids.items()}
+        train, validation = ((vectors[name], splits[name]["label"][:]) for name in ("train", "validation"))
+        model = nearest_centroid(train) if own == "nearest_centroid" else frozen_encoder(train, validation)
+        scored = vectors[run.scored_on]
     splits = DatasetDict(train=splits["train"], test=splits[run.scored_on])
-    found = {"trainable_params": model[-1].coef_.size, "C": model[-1].C}
+    last = model[-1]
+    found = {"trainable_params": tuned + getattr(last, "coef_", getattr(last, "centroids_", None)).size}
+    found |= {"C": last.C} if hasattr(last, "C") else {}
     return make_record(recipe, splits, profile, model.predict(scored)), found
 
 

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import silhouette_score
+
+from helpers.data import tokenize
+from helpers.evaluation import mean_embeddings
+from helpers.models import load_tokenizer
+from helpers.recipes import RECIPES
+from helpers.trainer import make_trainer
+from lab import rivals
+from lab.methods import METHODS, build_method
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_trains_what_it_says_and_the_classifier(name, tiny_checkpoints):
+    base = tiny_checkpoints["bert"]
+    model, batch = build_method(name, base, "bf16", seed=0).train(), load_tokenizer(base)(["great", "bad plot"])
+    batch = {**load_tokenizer(base).pad(batch, return_tensors="pt"), "labels": torch.tensor([1, 0])}
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**batch).loss.backward()
+    trained = {key for key, weight in model.named_parameters() if weight.requires_grad}
+    assert any("classifier" in key for key in trained)
+    assert all(model.get_parameter(key).dtype == torch.float32 for key in trained)
+    got = {key for key, weight in model.named_parameters() if weight.grad is not None}
+    assert got <= trained and len(got) >= len(trained) - 6, trained - got
+    assert (len(trained) == len(list(model.parameters()))) == (name == "full fine-tuning")
+    if name == "BitFit":
+        assert all(key.endswith(".bias") or "classifier" in key for key in trained)
+
+
+def test_lora_plus_has_two_rates_and_adalora_moves_its_ranks(tiny_checkpoints, toy_reviews, tiny_profile, tmp_path):
+    recipe, base = RECIPES["lora_bert_sst2"].improved(), tiny_checkpoints["bert"]
+    tokenizer = load_tokenizer(base)
+    tokens = tokenize(toy_reviews.select(range(32)), tokenizer, 16)
+    for name in ("LoRA+", "AdaLoRA"):
+        model = build_method(name, base, "fp32", seed=0)
+        trainer = make_trainer(model, tokenizer, recipe, {"train": tokens}, tiny_profile, tmp_path, "none")
+        METHODS[name].prepare(trainer)
+        if name == "LoRA+":
+            rates = {
+                round(group["lr"] / trainer.args.learning_rate)
+                for group in trainer.optimizer.param_groups
+                if group["params"]
+            }
+            assert rates == {1, 16}
+        else:
+            steps = []
+            model.base_model.update_and_allocate = steps.append
+            trainer.args.max_steps = 3
+            trainer.train()
+            assert steps == [1, 2, 3]
+
+
+def test_the_nearest_centroid_is_by_angle_and_contrastive_tuning_parts_the_classes(
+    tiny_checkpoints, toy_reviews, tmp_path, monkeypatch
+):
+    far_along_one_axis = np.array([[9.0, 1.0], [0.2, 0.0], [0.1, 1.0], [0.0, 8.0]])
+    model = rivals.nearest_centroid((far_along_one_axis, [0, 0, 1, 1]))
+    assert model.predict([[0.01, 0.0], [2.0, 30.0]]).tolist() == [0, 1]
+
+    monkeypatch.setattr(rivals, "RATE", 1e-2)
+    base, rows = tiny_checkpoints["bert"], toy_reviews.select(range(48))
+    trained = rivals.contrastive_encoder(rows, base, 0, "fp32", tmp_path / "tuned")
+    tokenizer, parted = load_tokenizer(base), []
+    ids = tokenizer(toy_reviews["text"][48:96])["input_ids"]
+    for encoder in (base, str(tmp_path / "tuned")):
+        parted.append(silhouette_score(mean_embeddings(encoder, tokenizer, ids, "fp32"), toy_reviews["label"][48:96]))
+    assert parted[1] > parted[0] + 0.2 and trained > 1_000

@@ -63,7 +63,7 @@ def _compared(
             ratios = _ratios(record, method, second, what, sizes)
             if not ratios:
                 continue
-            name = f"{record.device}, {words}"
+            name = f"{record.device}, {words}{_form(record)}"
             found = {f"{name}, {shape}": in_range(*ends, *limits) for shape, ends in ratios.items()}
             ends, stated = [end for both in ratios.values() for end in both], limits
             if what == MEMORY:
@@ -72,7 +72,7 @@ def _compared(
             cases |= found
             numbers |= {f"{name}: least": min(ends), f"{name}: most": max(ends)}
             numbers |= {f"{name}: shapes": len(found), **counts}
-            label = f"{'GPU' if _on_gpu(record) else 'CPU'}, {words}"
+            label = f"{'GPU' if _on_gpu(record) else 'CPU'}, {words}{_form(record)}"
             bars.append(Bar("share" if what == MEMORY else "times", stated, min(ends), max(ends), label))
     if not cases:
         raise FileNotFoundError(f"{COMMAND} steps")
@@ -81,6 +81,11 @@ def _compared(
 
 def _on_gpu(record: StudyRecord) -> bool:
     return record.settings["execution"]["device"] == "cuda"
+
+
+def _form(record: StudyRecord) -> str:
+    """Records from before the frozen base was stored as it is multiplied say so."""
+    return "" if any(row["method"] == "lora_fp32_base" for row in record.rows) else ", fp32 base"
 
 
 def lora_over_full(evidence: Evidence, what: str, at_least: float, at_most: float = inf) -> Verdict:

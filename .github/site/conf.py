@@ -16,7 +16,8 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 html_copy_source = False
 html_theme = "sphinx_book_theme"
-html_theme_options = {"use_download_button": False, "navbar_persistent": []}  # it has a search field already
+# It has a search field already; the footer would say "Author name not set".
+html_theme_options = {"use_download_button": False, "navbar_persistent": [], "footer_content_items": []}
 if address := os.environ.get("ADDRESS"):  # https://github.com/OWNER/NAME
     html_theme_options |= {"repository_url": address, "repository_branch": "main", "use_repository_button": True}
     html_theme_options["launch_buttons"] = {"colab_url": "https://colab.research.google.com"}
@@ -27,7 +28,7 @@ CONTENTS = """
 :hidden:
 :glob:
 notebooks/settings
-notebooks/0*
+notebooks/[0-9]*
 lab/README
 ```
 """

@@ -9,7 +9,7 @@ from transformers import BatchEncoding, PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from helpers.data import load_splits, truncate
-from helpers.models import attach_lora, build_model, load_classifier, load_tokenizer
+from helpers.models import attach_lora, build_model, load_classifier, load_tokenizer, store_frozen
 from helpers.profiles import PROFILES, current_precision, device
 from helpers.recipes import RECIPES, Recipe
 from helpers.results import StudyRecord
@@ -37,6 +37,7 @@ class Rung:
     pad_to_longest: bool = True
     group_by_length: bool = True
     nf4_compute: str | None = None
+    stored: bool = False
 
 
 def ladder(name: str, precision: str) -> list[Rung]:
@@ -62,6 +63,7 @@ def ladder(name: str, precision: str) -> list[Rung]:
     no_dropout = replace(rungs[-1].recipe, model_dropout=0.0, lora_dropout=0.0)
     add("no dropout in the frozen encoder", recipe=no_dropout)
     add("the last layer at [CLS] alone", fast=True)
+    add("the frozen base in the format that multiplies it", stored=True)
     add("improved() settings", recipe=RECIPES[name].improved())
     return rungs
 
@@ -81,12 +83,12 @@ def method_recipe(method: str) -> Recipe:
         "qlora_checkpointing": replace(ours, gradient_checkpointing=True),
         "qlora_as_written": replace(RECIPES["qlora_bert"], gradient_checkpointing=True),
     }
-    return recipes[method]
+    return recipes[method.removesuffix("_fp32_base")]
 
 
 def method_model(method: str, base_model: str, precision: str) -> PreTrainedModel | PeftModel:
     """The model that stands for a method: see `method_recipe`. "..._fp32_base" is LoRA as peft alone attaches it."""
-    recipe = method_recipe(method.removesuffix("_fp32_base"))
+    recipe = method_recipe(method)
     if not method.endswith("_fp32_base"):
         return build_model(recipe, base_model, precision)
     how = {"quantization": recipe.quantization, "model_dropout": recipe.model_dropout}
@@ -102,6 +104,7 @@ class _Runner:
         model = load_classifier(base_model, precision=rung.nf4_compute or rung.precision, seed=0, **how)
         if recipe.method != "full_finetune":
             model = attach_lora(model, recipe)
+            model = store_frozen(model, rung.precision) if rung.stored else model
         checkpointing = recipe.gradient_checkpointing
         self.step = TrainingStep(model, rung.precision, recipe.optim, gradient_checkpointing=checkpointing)
         self.batches = _window(_batches(rung, encoded, base_model, max_length))

@@ -72,7 +72,7 @@ def measure_step(spec: StepSpec, base_model: str, min_seconds: float | None = No
     if spec.method in PEFT_METHODS:
         model, how = build_method(spec.method, base_model, spec.precision, seed=0), {}
     else:
-        recipe = method_recipe(spec.method.removesuffix("_fp32_base"))
+        recipe = method_recipe(spec.method)
         model = method_model(spec.method, base_model, spec.precision)
         how = {"optimizer": recipe.optim, "gradient_checkpointing": recipe.gradient_checkpointing}
     step = TrainingStep(model, spec.precision, **how)

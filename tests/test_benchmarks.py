@@ -103,9 +103,9 @@ def test_the_benchmark_comes_in_rounds_and_a_step_that_fails_has_no_row(monkeypa
     lora, full = record.rows
     assert record.command == "python -m lab.benchmarks steps" and "clipped" in record.settings["step"]
     assert record.settings["execution"] == {"device": "cpu", "precision": "fp32"} and "fp32 alone" in record.device
-    assert asked == ["lora", "full_finetune", "qlora", *["lora", "full_finetune"] * 2]
-    assert lora["windows"] == [10.0, 40.0, 60.0] and full["windows"] == [20.0, 50.0, 70.0]
-    assert (lora["samples_per_second"], lora["peak_memory_bytes"]) == (40.0, 4)
+    assert asked == ["lora", "full_finetune", "qlora", *["lora", "full_finetune"] * 4]
+    assert lora["windows"] == [10.0, 40.0, 60.0, 80.0, 100.0] and full["windows"] == [20.0, 50.0, 70.0, 90.0, 110.0]
+    assert (lora["samples_per_second"], lora["peak_memory_bytes"]) == (60.0, 6)
     assert "failed: CUDA out of memory." in capsys.readouterr().out
     with pytest.raises(RuntimeError, match="None of the 1 steps"):
         benchmark_steps(specs[2:])
@@ -180,7 +180,10 @@ def test_records_are_found_by_device_the_data_folder_s_before_the_repository_s(t
 
 
 def test_the_command_refuses_what_it_cannot_measure(capsys):
-    for names, said in ((["speed"], "there is budget, steps, ladder, accuracy"), (["accuracy"], "on a GPU alone")):
+    for names, said in (
+        (["speed"], "there is budget, steps, ladder, compile, methods, accuracy"),
+        (["accuracy"], "on a GPU alone"),
+    ):
         with pytest.raises(SystemExit):
             benchmarks.main(names)
         assert said in capsys.readouterr().err

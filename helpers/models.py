@@ -204,8 +204,7 @@ def build_model(
 
 
 def store_frozen(model: PeftModel, precision: str, lean: bool = True) -> PeftModel:
-    """`model` with its frozen layers and embeddings in the format in which they are multiplied; what trains and norms
-    stay in fp32.
+    """`model` with its frozen layers and embeddings in the format in which they are multiplied; norms stay in fp32.
 
     Autocast caches the cast of a weight that trains and casts a frozen one anew at every call. Without peft's cast of
     inputs to fp32 each layer reads what the one before it wrote. `lean`: see `speed.lean_lora`.

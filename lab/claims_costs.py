@@ -24,9 +24,11 @@ MEMORY, SPEED = "own peak memory", "windows"
 
 def _ratios(
     record: StudyRecord, first: str, second: str, what: str, sizes: Iterable[str]
-) -> dict[str, tuple[float, float, float]]:
-    """The ratio of two methods by size and shape, empty unless each size has `SHAPES_NEEDED` shapes: the ends of its
-    range over all windows, and that of the medians. Of a peak, less what the libraries held, all three are the same."""
+) -> dict[str, tuple[float, float]]:
+    """The range of the ratio of two methods by size and shape, empty unless each size has `SHAPES_NEEDED` shapes.
+
+    Of a peak, without what the libraries held before the model came, both ends are the same.
+    """
     ratios = {}
     for size in sizes:
         rows = {(row["batch_size"], row["tokens"], row["method"]): row for row in main_rows(record, size=size)}
@@ -35,11 +37,10 @@ def _ratios(
             return {}
         for shape in shapes:
             one, other = rows[(*shape, first)], rows[(*shape, second)]
-            medians = one["samples_per_second"] / other["samples_per_second"]
-            ends = (*ratio_range(one["windows"], other["windows"]), medians)
+            ends = ratio_range(one["windows"], other["windows"])
             if what == MEMORY:
                 own = [row["peak_memory_bytes"] - row["libraries_bytes"] for row in (one, other)]
-                ends = (own[0] / own[1],) * 3
+                ends = (own[0] / own[1],) * 2
             ratios["{} {} x {}".format(size, *shape)] = ends
     return ratios
 
@@ -63,22 +64,16 @@ def _compared(
             if not ratios:
                 continue
             name = f"{record.device}, {words}{_form(record)}"
-            found = {f"{name}, {shape}": in_range(*ends[:2], *limits) for shape, ends in ratios.items()}
-            ends, middle, stated = (
-                [end for both in ratios.values() for end in both],
-                [m for *_, m in ratios.values()],
-                limits,
-            )
+            found = {f"{name}, {shape}": in_range(*ends, *limits) for shape, ends in ratios.items()}
+            ends, stated = [end for both in ratios.values() for end in both], limits
             if what == MEMORY:
-                ends, middle = [1 - end for end in ends], [1 - end for end in middle]
-                stated = 1 - limits[1], 1 - limits[0]
+                ends, stated = [1 - end for end in ends], (1 - limits[1], 1 - limits[0])
             counts = {f"{name}: shapes where it {case}": list(found.values()).count(case) for case in (HOLDS, FAILS)}
             cases |= found
-            numbers |= {f"{name}: least": min(middle), f"{name}: most": max(middle)}
-            numbers |= {f"{name}: least of any windows": min(ends), f"{name}: most of any windows": max(ends)}
+            numbers |= {f"{name}: least": min(ends), f"{name}: most": max(ends)}
             numbers |= {f"{name}: shapes": len(found), **counts}
             label = f"{'GPU' if _on_gpu(record) else 'CPU'}, {words}{_form(record)}"
-            bars.append(Bar("share" if what == MEMORY else "times", stated, min(middle), max(middle), label))
+            bars.append(Bar("share" if what == MEMORY else "times", stated, min(ends), max(ends), label))
     if not cases:
         raise FileNotFoundError(f"{COMMAND} steps")
     return cases, numbers, tuple(bars)

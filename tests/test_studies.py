@@ -132,7 +132,7 @@ def tiny(listed, tiny_checkpoints, tiny_profile, toy_reviews, monkeypatch):
 
 @pytest.mark.slow
 def test_a_study_is_done_in_any_number_of_sittings_and_no_run_twice(tiny, monkeypatch, capsys):
-    methods = ["adapter", "full_finetune", "head_only", *studies.BASELINES]
+    methods = ["adapter", "full_finetune", "head_only", *studies.BASELINES[:2]]
     runs = [{"labels": {"method": name}, "changes": {"method": name}, "seeds": [0]} for name in methods]
     record, done, do_run = tiny(runs), [], studies.do_run
 
@@ -156,7 +156,7 @@ def test_a_study_is_done_in_any_number_of_sittings_and_no_run_twice(tiny, monkey
     for name, row in rows.items():
         assert (row["seed"], row["n_train"], len(row["correct"])) == (0, 48, 64)
         assert row["accuracy"] == row["correct"].count("1") / 64 and row["trainable_params"] > 0 and row["at"]
-        assert ("C" in row) == (name in studies.BASELINES)
+        assert ("C" in row) == (name in studies.BASELINES[:2])
     assert (rows["adapter"]["epochs"], rows["adapter"]["updates"]) == (2, 6)
     trained = [rows[name]["trainable_params"] for name in ("head_only", "adapter", "full_finetune")]
     assert sorted(set(trained)) == trained and rows["bag_of_words"]["accuracy"] > 0.9

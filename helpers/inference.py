@@ -173,7 +173,7 @@ class SentimentClassifier:
             try:
                 predict_logits(model, tokenizer, tokenizer(["a short text"])["input_ids"], precision)
             except RuntimeError:  # FNet's transform is not there in bf16: autocast leaves it out
-                model, precision = model.float(), "fp32"
+                model.float()
         known = ("max_length", "truncation", "task", "threshold", "pairs")
         return cls(model, tokenizer, precision, **{name: settings[name] for name in known if name in settings})
 

@@ -72,7 +72,7 @@ def _compared(
             cases |= found
             numbers |= {f"{name}: least": min(ends), f"{name}: most": max(ends)}
             numbers |= {f"{name}: shapes": len(found), **counts}
-            label = f"{'GPU' if _on_gpu(record) else 'CPU'}, {words}{_form(record)}"
+            label = f"{'GPU' if _on_gpu(record) else 'CPU'}, {words}"
             bars.append(Bar("share" if what == MEMORY else "times", stated, min(ends), max(ends), label))
     if not cases:
         raise FileNotFoundError(f"{COMMAND} steps")

@@ -25,7 +25,6 @@ from helpers.models import load_classifier, store_frozen
 QUERY_VALUE = ["query", "value"]  # peft's default for BERT
 EVERY_LINEAR = [*QUERY_VALUE, "key", "attention.output.dense", "intermediate.dense", "output.dense"]
 LoRA = partial(LoraConfig, r=16, lora_alpha=32, target_modules=QUERY_VALUE)
-UPDATES = 375  # of the study's trainings, which AdaLoRA has to know
 
 
 class Method(NamedTuple):
@@ -43,7 +42,10 @@ def loraplus(trainer: Trainer) -> None:
 
 
 class Allocate(TrainerCallback):
-    """Has AdaLoRA move its ranks after each update, as peft asks for."""
+    """Tells AdaLoRA how many updates there are, and has it move its ranks after each, as peft asks for."""
+
+    def on_train_begin(self, args, state, control, model, **_) -> None:
+        model.active_peft_config.total_step = state.max_steps
 
     def on_optimizer_step(self, args, state, control, model, **_) -> None:
         model.base_model.update_and_allocate(state.global_step + 1)
@@ -64,7 +66,7 @@ METHODS = {
     "LoRA+": Method(LoRA(), loraplus),
     "AdaLoRA": Method(
         AdaLoraConfig(
-            init_r=24, target_r=16, lora_alpha=32, tinit=50, tfinal=100, deltaT=5, total_step=UPDATES,
+            init_r=24, target_r=16, lora_alpha=32, tinit=50, tfinal=100, deltaT=5, total_step=1_000,
             target_modules=QUERY_VALUE,
         ),
         lambda trainer: trainer.add_callback(Allocate()),

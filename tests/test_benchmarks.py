@@ -74,7 +74,7 @@ def test_methods_differ_in_what_their_names_say():
     assert method_recipe("qlora_as_written") == replace(RECIPES["qlora_bert"], gradient_checkpointing=True)
 
 
-@pytest.mark.parametrize("method", [*steps.METHODS, "qlora_as_written"])
+@pytest.mark.parametrize("method", [*steps.METHODS, "qlora_as_written", "LoRA+"])
 def test_a_step_reports_what_it_held(method, tiny_checkpoints):
     row = measure_step(StepSpec("tiny", method, 2, 16, "fp32"), tiny_checkpoints["bert"], min_seconds=0)
     assert row["gradients_bytes"] == 4 * row["trainable_params"]
@@ -82,6 +82,7 @@ def test_a_step_reports_what_it_held(method, tiny_checkpoints):
     assert (row["trainable_params"] == row["total_params"]) == (method == "full_finetune")
     assert min(row["peak_memory_bytes"], row["libraries_bytes"]) > 50e6 and row["samples_per_second"] > 0
     assert (row["weights_bytes"] < 4 * row["total_params"]) == method.startswith("qlora")
+    assert method != "LoRA+" or 4 * row["trainable_params"] < row["saved_bytes"] < 8 * row["trainable_params"]
     assert row["optimizer"] == ("paged_adamw_8bit" if method == "qlora_as_written" else "adamw_torch_fused")
 
 

@@ -49,7 +49,8 @@ def test_lora_plus_has_two_rates_and_adalora_moves_its_ranks(tiny_checkpoints, t
             model.base_model.update_and_allocate = steps.append
             trainer.args.max_steps = 3
             trainer.train()
-            assert steps == [1, 2, 3]
+            assert steps == [1, 2, 3] and model.active_peft_config.total_step == 3
+            assert model.base_model.rankallocator.peft_config is model.active_peft_config
 
 
 def test_the_nearest_centroid_is_by_angle_and_contrastive_tuning_parts_the_classes(

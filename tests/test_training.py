@@ -66,7 +66,9 @@ def test_training_learns_keeps_the_best_epoch_and_writes_its_record(splits, reci
 
 
 def test_calibrating_divides_the_head_by_one_temperature(splits, recipe, tiny_profile):
-    plain, calibrated = (run(recipe, splits, tiny_profile, save=False, calibrate=asked) for asked in (False, True))
+    how, prepared = {"save": False, "prepare": lambda trainer: prepared.append(trainer.state.global_step)}, []
+    plain, calibrated = (run(recipe, splits, tiny_profile, calibrate=asked, **how) for asked in (False, True))
+    assert prepared == [0, 0], "each Trainer is seen before it trains"
     odds = [np.log(one.probabilities[:, 1] / one.probabilities[:, 0]) for one in (plain, calibrated)]
     np.testing.assert_allclose(odds[0] / odds[1], calibrated.record.settings["temperature"], rtol=1e-3)
     assert calibrated.record.metrics == plain.record.metrics and "temperature" not in plain.record.settings

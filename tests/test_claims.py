@@ -200,7 +200,7 @@ def test_devices_and_layers_that_disagree_are_told_apart(measured):
     found = DECIDED_BY["A2"](Evidence())
     assert found.kind == ONLY_WHEN
     held = {name.rpartition(",")[0] for name, case in found.cases.items() if case == HOLDS}
-    assert held == {"CPU, every linear layer"}
+    assert held == {"CPU, every linear layer, fp32 base"}
     assert _kind("A1") == ONLY_WHEN, "99 % of another's memory is not less"
     measured(_steps("CPU", {"full_finetune": 10, "lora": 15}, {}, shapes=3))
     with pytest.raises(FileNotFoundError, match=r"lab\.benchmarks steps"):

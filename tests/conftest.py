@@ -4,6 +4,7 @@ import os
 import subprocess
 from contextlib import suppress
 from functools import partial
+from types import SimpleNamespace
 
 # Of the machine's own settings none counts here, nor those of an `.env`, which yield to the environment.
 os.environ |= {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "PRECISION": "", "PROFILE": "quick"}
@@ -25,6 +26,7 @@ from transformers import (  # noqa: E402
     RobertaConfig,
 )
 
+from helpers import export  # noqa: E402
 from helpers.data import FEATURES  # noqa: E402
 from helpers.profiles import Profile  # noqa: E402
 from helpers.results import RunRecord  # noqa: E402
@@ -32,6 +34,7 @@ from lab.claims import decide_all  # noqa: E402
 
 WORDS = ["the", "movie", "was", "great", "good", "bad", "awful", "very", "not", "plot", "actor", "scene", "end"]
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+MODERNBERT_IDS = {"pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,9 +45,9 @@ def _data_folder(tmp_path_factory):
         yield
 
 
-def _save_encoder(folder, config, **special) -> str:
+def save_encoder(folder, config, **special) -> str:
     """A random encoder of that configuration, its tokenizer beside it; `special` are the tokenizer's special tokens."""
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     special = special or {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     (folder / "vocab.txt").write_text("\n".join([*special.values(), "[MASK]", *WORDS]))
     BertTokenizer(vocab=str(folder / "vocab.txt"), **special).save_pretrained(folder)
@@ -55,27 +58,18 @@ def _save_encoder(folder, config, **special) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tmp_path_factory) -> dict[str, str]:
-    """Folders of random two-layer checkpoints with a vocabulary of their own, by architecture."""
+    """Folders of random two-layer checkpoints with a vocabulary of their own, by architecture; RoBERTa's and
+    ModernBERT's have special tokens of their own, too."""
     root, common = tmp_path_factory.mktemp("checkpoints"), {"vocab_size": 5 + len(WORDS), "max_position_embeddings": 64}
     distilbert = DistilBertConfig(**common, n_layers=2, n_heads=2, dim=64, hidden_dim=128)
-    return {
-        "bert": _save_encoder(root / "bert-tiny", BertConfig(**common, **SHAPE)),
-        "distilbert": _save_encoder(root / "distilbert-tiny", distilbert),
-    }
-
-
-@pytest.fixture(scope="session")
-def tiny_encoders(tiny_checkpoints, tmp_path_factory) -> dict[str, str]:
-    """`tiny_checkpoints` and, with special tokens of their own, RoBERTa- and ModernBERT-shaped ones."""
-    root = tmp_path_factory.mktemp("encoders")
-    common = {**SHAPE, "vocab_size": 5 + len(WORDS), "max_position_embeddings": 64}
-    roberta = RobertaConfig(**common, bos_token_id=0, pad_token_id=1, eos_token_id=2)
-    ids = {"pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
-    modernbert = ModernBertConfig(**common, **ids, local_attention=8)
+    roberta = RobertaConfig(**common, **SHAPE, bos_token_id=0, pad_token_id=1, eos_token_id=2)
+    modernbert = ModernBertConfig(**common, **SHAPE, **MODERNBERT_IDS, local_attention=8)
     special = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"}
-    return tiny_checkpoints | {
-        "roberta": _save_encoder(root / "roberta-tiny", roberta, **special),
-        "modernbert": _save_encoder(root / "modernbert-tiny", modernbert),
+    return {
+        "bert": save_encoder(root / "bert-tiny", BertConfig(**common, **SHAPE)),
+        "distilbert": save_encoder(root / "distilbert-tiny", distilbert),
+        "roberta": save_encoder(root / "roberta-tiny", roberta, **special),
+        "modernbert": save_encoder(root / "modernbert-tiny", modernbert),
     }
 
 
@@ -131,6 +125,25 @@ def full(request, tmp_path):
 
     yield folder, fill, lambda: (folder / ".filler").unlink()
     subprocess.run(["umount", "--lazy", str(folder)], check=True)  # whatever a failed test holds open
+
+
+@pytest.fixture
+def uploads(monkeypatch):
+    """Stands for the hub: `files` holds the text of what an upload sent, by its path; `error` ends it."""
+    state = SimpleNamespace(files={}, error=None, create_repo=lambda repo_id, private, exist_ok: None)
+
+    def create_commit(repo_id, files, commit_message):
+        if state.error:
+            raise state.error
+        for file in files:
+            with file.as_file() as content:
+                state.files[file.path_in_repo] = content.read().decode("latin-1")
+        return f"https://hub.example/{repo_id}"
+
+    state.create_commit = create_commit
+    monkeypatch.setattr(export, "HfApi", lambda: state)
+    monkeypatch.setattr(export, "get_token", lambda: "a token")
+    return state
 
 
 @pytest.fixture

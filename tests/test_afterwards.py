@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from test_reading import written
 from test_train import LABELS, TEXTS, here, trained  # noqa: F401
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from helpers import demo, evaluate, export, predict
 from helpers.inference import SentimentClassifier
@@ -78,9 +79,8 @@ def test_a_prediction_that_stops_leaves_the_earlier_output(model, monkeypatch):
     for error, status in ((KeyboardInterrupt, 130), (OSError(28, "No space left on device"), 1)):
         monkeypatch.setattr(SentimentClassifier, "probabilities", lambda *_, error=error: (_ for _ in ()).throw(error))
         assert predict.main([str(model), "in.csv", "--output", "out.csv"]) == status
-    assert {path.name for path in Path().iterdir()} == {"in.csv", "out.csv"} and Path(
-        "out.csv"
-    ).read_text() == "earlier"
+    assert {path.name for path in Path().iterdir()} == {"in.csv", "out.csv"}
+    assert Path("out.csv").read_text() == "earlier"
 
 
 def test_another_file_is_scored_and_texts_of_the_training_are_counted(model, trained, capsys):  # noqa: F811
@@ -93,13 +93,6 @@ def test_another_file_is_scored_and_texts_of_the_training_are_counted(model, tra
     stored = json.loads((model / "report" / "record.json").read_text())["metrics"]["accuracy"]
     assert f"on the other 54: {(52 * stored + settings['correct'][-2:].count('1')) / 54:.1%}" in said
     assert [row["class"] for row in record["rows"]] == LABELS and sum(row["support"] for row in record["rows"]) == 263
-
-
-def test_a_merged_model_answers_as_its_adapter_does(model, capsys):
-    long = ["the movie was great " * 60 + "awful " * 30, *TEXTS]
-    merged = SentimentClassifier.from_pretrained(model / "merged", "fp32")
-    np.testing.assert_allclose(merged.logits(long), SentimentClassifier.from_pretrained(model).logits(long), atol=1e-4)
-    assert merged.truncation == "head+tail" and merged.labels == LABELS
 
 
 WITHOUT_TORCH = """
@@ -135,11 +128,7 @@ def test_an_exported_model_answers_without_torch(model, trained):  # noqa: F811
         (predict.main, ["MODEL", "x.csv"], "column 'predicted' already"),
         (predict.main, ["no-such", "--text", "a"], "There is no folder 'no-such'"),
         (predict.main, ["BASE", "--text", "a"], "is no trained classifier: it lacks classifier.bias"),
-        (
-            evaluate.main,
-            ["MODEL", "x.csv", "--label-column", "predicted"],
-            "does not have: y; the model has no | verdict",
-        ),
+        (evaluate.main, ["MODEL", "x.csv", "--label-column", "predicted"], "not have: y; the model has no | verdict"),
         (export.main, ["MODEL", "MODEL"], "not empty"),
         (export.main, ["MODEL", "new", "--data", "no.csv"], "There is no file no.csv"),
     ],
@@ -163,17 +152,15 @@ def test_a_missing_package_is_one_line(model, monkeypatch, capsys, main, package
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["distilbert", "roberta", "modernbert"])
-def test_other_encoders_are_exported(tiny_encoders, tmp_path, architecture):
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    loaded = AutoModelForSequenceClassification.from_pretrained(tiny_encoders[architecture], num_labels=3)
-    for one in (loaded, AutoTokenizer.from_pretrained(tiny_encoders[architecture])):
+def test_other_encoders_are_exported(tiny_checkpoints, tmp_path, architecture):
+    loaded = AutoModelForSequenceClassification.from_pretrained(tiny_checkpoints[architecture], num_labels=3)
+    for one in (loaded, AutoTokenizer.from_pretrained(tiny_checkpoints[architecture])):
         one.save_pretrained(tmp_path / "plain")
     assert "3 of 3 answers" in export.export_onnx(tmp_path / "plain", tmp_path / "onnx", TEXTS)
 
 
 @pytest.mark.slow
-def test_the_page_answers_in_a_browser(model, tmp_path):
+def test_the_page_answers_in_a_browser(model):
     pytest.importorskip("gradio")
     playwright = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or shutil.which("google-chrome") or pytest.skip("no browser is installed")
@@ -191,7 +178,6 @@ def test_the_page_answers_in_a_browser(model, tmp_path):
             page.get_by_role("button", name="Submit").click()
             page.get_by_text("%").first.wait_for()
             shown = page.locator("body").inner_text()
-            page.screenshot(path=os.environ.get("SCREENSHOT", tmp_path / "page.png"))
         ours = SentimentClassifier.from_pretrained(model).predict(TEXTS[0])[0]
         assert all(label in shown for label in LABELS) and f"{ours.score:.0%}" in shown
     finally:

@@ -1,15 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score
 from transformers import AutoModel, EvalPrediction
 
 from helpers import evaluation
-from helpers.data import load_splits
 from helpers.evaluation import PairedComparison
 from helpers.models import load_classifier, load_tokenizer
-from helpers.profiles import PROFILES
-from helpers.recipes import RECIPES
 from helpers.tasks import classification_metrics
 
 REFERENCES = np.array([1, 1, 1, 0, 0, 0, 0, 1])
@@ -102,18 +98,6 @@ def test_p_values_are_corrected_as_holm_does_and_said_by_one_rule():
 
 
 # -- baselines -------------------------------------------------------------------------------------------------------
-
-
-def test_its_strength_is_the_one_that_validation_rows_like_best():
-    splits = load_splits(RECIPES["lora_bert_sst2"], PROFILES["quick"])
-    texts, labels = ({name: list(part[column]) for name, part in splits.items()} for column in ("text", "label"))
-    chosen = evaluation.bag_of_words(splits["train"], splits["validation"])
-    strength, features, scores = chosen[-1].C, chosen[0].transform(texts["train"]), {}
-    assert 0.6 < accuracy_score(labels["test"], chosen.predict(texts["test"])) < 0.85
-    for c in (0.1, 1.0, 10.0, 100.0):
-        chosen[-1].set_params(C=c).fit(features, labels["train"])
-        scores[c] = accuracy_score(labels["validation"], chosen.predict(texts["validation"]))
-    assert scores[strength] == max(scores.values()) > min(scores.values())
 
 
 def test_an_embedding_is_the_mean_over_the_tokens_of_the_text(tiny_checkpoints):

@@ -17,18 +17,13 @@ from helpers.results import RunRecord
 
 pytestmark = pytest.mark.slow
 EACH_RECIPE = """
-from dataclasses import replace
-from helpers.start import prepare_process
-prepare_process()
-from helpers.data import load_splits
-from helpers.models import build_model
-from helpers.profiles import current_profile
+import sys
+from helpers import train
 from helpers.recipes import RECIPES
-from helpers.training import fine_tune
-profile = replace(current_profile(), n_train=48, n_validation=16, max_epochs=1)
-for recipe in RECIPES.values():
-    fine_tune(build_model(recipe, recipe.base_model, profile.precision), recipe, load_splits(recipe, profile), profile)
+for recipe in RECIPES:
+    assert train.main([recipe, *(f"--set={setting}" for setting in sys.argv[1:])]) == 0
 """
+SHORT = ["n_train=48", "n_validation=16", "num_train_epochs=1"]
 ONE_ERROR = """
 from time import perf_counter
 from helpers.data import load_reviews
@@ -41,8 +36,6 @@ for load, arguments in ((load_reviews, ("imdb", PROFILES["hub"])), (load_classif
     except ConnectionError as error:
         print(perf_counter() - start, error, sep=" s: ")
 """
-
-
 ALONE = ["unshare", "--map-root-user", "--net"]
 NO_NETWORK = """
 import socket
@@ -56,23 +49,23 @@ from helpers.inference import SentimentClassifier
 from helpers.profiles import current_profile
 from helpers.recipes import RECIPES
 assert len(load_splits(RECIPES["qlora_bert"], current_profile())) == 3
-arguments = ["--data", "rows.csv", "--text-column", "text", "--label-column", "label", "--output", "model", "--merge"]
-assert not train.main([*arguments, "--set", "min_updates=20"])
+assert train.main(["--data", "rows.csv", "--output", "model", "--merge", "--set", "min_updates=20"]) == 0
 print(SentimentClassifier.from_pretrained("model").predict("the film was great")[0].label)
 """
 
 
-def _python(code: str, **environment: str) -> str:
-    command, own = [sys.executable, "-c", code], {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def _python(code: str, *arguments: str, **environment: str) -> str:
+    command, own = [sys.executable, "-c", code, *arguments], {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env={**os.environ, **environment, **own}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3_000:]
     return done.stdout
 
 
 def test_each_recipe_trains_on_its_own_checkpoint_and_data(tmp_path):
-    _python(EACH_RECIPE, **make_hub(tmp_path / "home") | {"DATA_DIR": str(tmp_path)})
-    for name, recipe in RECIPES.items():
-        record = RunRecord.load(tmp_path / "hub" / "results" / f"{name}-as_written-seed42.json")
+    _python(EACH_RECIPE, *SHORT, **make_hub(tmp_path / "home") | {"DATA_DIR": str(tmp_path)})
+    for recipe in RECIPES.values():
+        name = f"{recipe.with_settings(SHORT).name}-as_written-seed42"
+        record = RunRecord.load(tmp_path / "hub" / "results" / f"{name}.json")
         assert (record.profile, record.base_model) == ("hub", recipe.base_model)
         assert record.revisions[recipe.base_model] == REVISIONS[recipe.base_model]
         assert record.revisions[record.dataset] == REVISIONS.get(record.dataset, "d" * 40)

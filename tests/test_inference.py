@@ -5,7 +5,6 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -37,14 +36,15 @@ def save(tiny_checkpoints, tmp_path_factory):
     def saved(name, quantization=None):
         base_model, targets = tiny_checkpoints[name], ("query",) if name == "bert" else ("q_lin",)
         recipe = replace(RECIPES["lora_bert_sst2"], r=4, target_modules=targets, quantization=quantization)
-        model, tokenizer = build_model(recipe, base_model).eval(), load_tokenizer(base_model)
+        recipe = replace(recipe, truncation="head+tail")
+        model, tokenizer = build_model(recipe, base_model, seed=7).eval(), load_tokenizer(base_model)
         torch.manual_seed(1)
         with torch.no_grad():  # every trainable weight is off its start, as training would leave it
             for weight in filter(lambda one: one.requires_grad, model.parameters()):
                 weight += 0.05 * torch.randn(weight.shape)
         folder = save_adapter(model, tokenizer, tmp_path_factory.mktemp("saved") / "adapter", recipe, base_model, 16)
         ids = tokenizer([text.replace("<br />", " ") for text in TEXTS])["input_ids"]
-        ids = [truncate(row, 16) for row in ids]
+        ids = [truncate(row, 16, "head+tail") for row in ids]
         return folder, predict_logits(model, tokenizer, ids, "fp32")
 
     return saved
@@ -82,12 +82,12 @@ def test_a_saved_adapter_answers_the_same_reloaded_merged_and_in_plain_transform
         np.testing.assert_allclose(classifier.logits(TEXTS), logits, atol=tolerance)
     assert np.ptp(logits[:, 0]) > 5e-4 and not np.array_equal(classifier.logits(TEXTS), logits), "computed in fp32"
     merged = merge_adapter(folder, tmp_path / "merged")
-    for model, tolerance in ((folder, 0.05 if quantization else 1e-5), (merged, 1e-2)):
+    for model, tolerance in ((folder, 0.05 if quantization else 1e-5), (merged, 1e-5)):
         scores = pipeline("text-classification", model=str(model))(TEXTS[0], top_k=None)
         expected = sorted(softmax(logits[0]), reverse=True)
         assert [row["score"] for row in scores] == pytest.approx(expected, abs=tolerance)
     assert {row["label"] for row in scores} == {"NEGATIVE", "POSITIVE"}
-    np.testing.assert_allclose(SentimentClassifier.from_pretrained(merged, "fp32").logits(TEXTS), logits, atol=1e-2)
+    np.testing.assert_allclose(SentimentClassifier.from_pretrained(merged, "fp32").logits(TEXTS), logits, atol=1e-4)
     assert AutoTokenizer.from_pretrained(merged).model_max_length == 16
     with pytest.raises(FileExistsError, match="not empty"):
         merge_adapter(folder, merged)
@@ -222,29 +222,10 @@ def test_no_code_beside_a_base_or_a_tokenizer_is_run(adapter, tiny_checkpoints, 
 # -- upload ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """Stands for the hub: `uploaded` holds the text of what an upload sent, by its path; `error` ends it."""
-    state = SimpleNamespace(uploaded={}, error=None, create_repo=lambda repo_id, private, exist_ok: None)
-
-    def create_commit(repo_id, files, commit_message):
-        if state.error:
-            raise state.error
-        for file in files:
-            with file.as_file() as content:
-                state.uploaded[file.path_in_repo] = content.read().decode("latin-1")
-        return f"https://hub.example/{repo_id}"
-
-    state.create_commit = create_commit
-    monkeypatch.setattr(export, "HfApi", lambda: state)
-    monkeypatch.setattr(export, "get_token", lambda: "a token")
-    return state
-
-
 @pytest.mark.parametrize(
     "place", [None, f"{os.sep}home{os.sep}somebody{os.sep}bert-tiny", "google-bert/bert-base-cased"]
 )
-def test_no_path_of_a_machine_and_no_row_is_uploaded(adapter, hub, tmp_path, place):
+def test_no_path_of_a_machine_and_no_row_is_uploaded(adapter, uploads, tmp_path, place):
     """The base in a folder of this machine, of the one that trained, and on the hub."""
     for name in ("report", "merged"):
         (adapter / name).mkdir()
@@ -255,19 +236,19 @@ def test_no_path_of_a_machine_and_no_row_is_uploaded(adapter, hub, tmp_path, pla
         _edit(adapter / SETTINGS, base_model=place)
     before = {path: path.read_bytes() for path in adapter.rglob("*") if path.is_file()}
     assert push_to_hub(adapter, "me/mine") == "Uploaded: https://hub.example/me/mine"
-    assert {SETTINGS, CONFIG, WEIGHTS, "tokenizer.json"} <= hub.uploaded.keys() and TRAINING_TEXTS not in hub.uploaded
-    for name, text in hub.uploaded.items():
+    assert {SETTINGS, CONFIG, WEIGHTS, "tokenizer.json"} <= uploads.files.keys() and TRAINING_TEXTS not in uploads.files
+    for name, text in uploads.files.items():
         assert not re.search(rf"somebody|{tmp_path.parent.parent}|{Path.home()}/", f"{name} {text}") and "/" not in name
-    base = json.loads(hub.uploaded[CONFIG])["base_model_name_or_path"]
+    base = json.loads(uploads.files[CONFIG])["base_model_name_or_path"]
     assert base == (place if place and "google" in place else "bert-tiny")
     assert {path: path.read_bytes() for path in adapter.rglob("*") if path.is_file()} == before
 
 
-def test_what_was_uploaded_loads_by_its_name(adapter, hub, tiny_checkpoints, tmp_path, monkeypatch):
+def test_what_was_uploaded_loads_by_its_name(adapter, uploads, tiny_checkpoints, tmp_path, monkeypatch):
     """From the hub's cache, as another machine without a network has it; the base beside it, whose name went up."""
     expected = SentimentClassifier.from_pretrained(adapter, "fp32").logits(TEXTS)
     push_to_hub(adapter, "me/mine")
-    commit, files = "c" * 40, {name: text.encode("latin-1") for name, text in hub.uploaded.items()}
+    commit, files = "c" * 40, {name: text.encode("latin-1") for name, text in uploads.files.items()}
     _store(tmp_path / "hub" / "models--me--mine", commit, files)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(Path(tiny_checkpoints["bert"]).parent)
@@ -280,11 +261,11 @@ def test_what_was_uploaded_loads_by_its_name(adapter, hub, tiny_checkpoints, tmp
             SentimentClassifier.from_pretrained(name, "fp32")
 
 
-def test_an_upload_that_cannot_be_is_one_line_that_says_how(adapter, hub, monkeypatch):
-    hub.error = OSError("no route\nto the hub")
+def test_an_upload_that_cannot_be_is_one_line_that_says_how(adapter, uploads, monkeypatch):
+    uploads.error = OSError("no route\nto the hub")
     said = push_to_hub(adapter, "me/mine")
     assert said.startswith("Not uploaded (OSError: no route to the hub)") and "hf upload me/mine" in said
     monkeypatch.setattr(export, "get_token", lambda: None)
     for line in (push_to_hub(adapter), push_to_hub(adapter, "me/mine")):
         assert line.startswith("To upload: ") and "hf upload" in line and "\n" not in line
-    assert not hub.uploaded
+    assert not uploads.files

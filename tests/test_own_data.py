@@ -10,14 +10,7 @@ import pytest
 
 from helpers.data import text_key
 from helpers.models import load_tokenizer
-from helpers.own_data import (
-    OWN_DATA_RECIPE,
-    ROWS_PER_CLASS,
-    Findings,
-    examine,
-    own_recipe,
-    split_rows,
-)
+from helpers.own_data import OWN_DATA_RECIPE, ROWS_PER_CLASS, Findings, examine, own_recipe, split_rows
 from helpers.profiles import PROFILES
 
 
@@ -122,19 +115,11 @@ def test_the_smallest_class_allowed_is_in_every_part(more):
         assert set(part["label"]) == set(range(len(counts)))
 
 
-@pytest.mark.parametrize(
-    ("architecture", "targets"),
-    [
-        ("bert", ("query", "value")),
-        ("distilbert", ("all-linear",)),
-        ("roberta", ("query", "value")),
-        ("modernbert", ("all-linear",)),
-    ],
-)
-def test_a_recipe_follows_the_encoder(tiny_encoders, architecture, targets):
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "modernbert"])
+def test_a_recipe_follows_the_encoder(tiny_checkpoints, architecture):
     profile = replace(PROFILES["quick"], seed=7)
-    recipe, own = own_recipe(OWN_DATA_RECIPE, "a/quotes.csv", 500, profile, tiny_encoders[architecture])
-    assert recipe.target_modules == targets
-    assert (recipe.dataset, recipe.base_model) == ("quotes.csv", tiny_encoders[architecture])
+    recipe, own = own_recipe(OWN_DATA_RECIPE, "a/quotes.csv", 500, profile, tiny_checkpoints[architecture])
+    assert recipe.target_modules == (("query", "value") if architecture in ("bert", "roberta") else ("all-linear",))
+    assert (recipe.dataset, recipe.base_model) == ("quotes.csv", tiny_checkpoints[architecture])
     assert recipe.max_length == (62 if architecture == "roberta" else 64)  # its positions begin behind the padding's
     assert (recipe.n_train, own.n_train, own.max_epochs, own.seed) == (None, None, None, 7)

@@ -71,14 +71,12 @@ def test_another_failure_of_the_bag_of_words_is_not_hidden(result, splits, monke
 
 
 def test_baselines_weight_classes_where_the_run_does(result, splits, monkeypatch):
-    seen = []
-    for name in ("bag_of_words", "frozen_encoder"):
-        original = getattr(report, name)
-        spy = lambda *rows, original=original: (seen.append(rows[-1]), original(*rows))[1]  # noqa: E731
+    spies = {name: MagicMock(wraps=getattr(report, name)) for name in ("bag_of_words", "frozen_encoder")}
+    for name, spy in spies.items():
         monkeypatch.setattr(report, name, spy)
     weighted = replace(result.record, settings={**SETTINGS, "class_weights": "balanced"})
     compare_with_baselines(replace(result, record=weighted), splits)
-    assert seen == ["balanced", "balanced"]
+    assert [spy.call_args.args[-1] for spy in spies.values()] == ["balanced", "balanced"]
 
 
 @pytest.mark.parametrize(

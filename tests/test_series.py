@@ -1,15 +1,12 @@
 """`python -m helpers.series` on notebooks that are made here."""
 
-import os
 from pathlib import Path
 from unittest.mock import MagicMock
 
 import nbformat
 import pytest
-from test_train import command, write_verdicts
 
 from helpers import series
-from helpers.profiles import ROOT
 
 
 @pytest.fixture
@@ -81,34 +78,3 @@ def test_a_notebook_that_is_not_there_is_an_error(notebooks, capsys):
     with pytest.raises(SystemExit) as error:
         series.main(["09"])
     assert error.value.code == 2 and "no notebook starts with 09" in capsys.readouterr().err
-
-
-CELL = """
-import os, signal
-from pathlib import Path
-from helpers import train
-from helpers.trainer import Watcher
-mark, plain = Path("killed.txt"), Watcher.on_step_end
-def on_step_end(self, args, state, control, **rest):
-    if state.global_step == {step} and not mark.exists():
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return plain(self, args, state, control, **rest)
-Watcher.on_step_end = on_step_end
-train.main({arguments!r})
-"""
-
-
-@pytest.mark.slow
-def test_a_training_goes_on_where_its_kernel_was_killed(
-    notebooks, tmp_path, monkeypatch, capsys, tiny_checkpoints, toy_reviews
-):
-    write_verdicts(toy_reviews, tmp_path / "rows.csv")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-    arguments = command(tmp_path / "rows.csv", tiny_checkpoints["bert"], output=tmp_path / "model")
-    notebooks("01_a", CELL.format(step=30, arguments=arguments))
-    assert series.main([]) == 1
-    assert "kernel died" in capsys.readouterr().out and not (tmp_path / "model").exists()
-    assert series.main([]) == 0
-    assert "Resuming after 24 updates" in (tmp_path / "Data/quick/notebooks/01_a.ipynb").read_text()
-    assert (tmp_path / "model" / "adapter_model.safetensors").is_file()

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from bitsandbytes.nn import Linear4bit
 from conftest import WORDS
 from sklearn.metrics import f1_score
 from test_bad_input import GOOD, refused  # noqa: F401
 from test_own_data import rows_of
+from test_train import here, settings_of  # noqa: F401
 from transformers import pipeline
 
 from helpers import train
@@ -22,13 +24,16 @@ from helpers.results import RunRecord
 from helpers.tasks import TASKS, best_threshold, micro_f1, read_labels, targets
 
 TAGS = [(), ("bad",), ("good",), ("bad", "good")]
+RUNS = [("multi", "bert"), ("regression", "bert"), ("pairs", "bert"), ("pairs", "distilbert")]
+RUNS += [("single", "roberta"), ("single", "modernbert"), ("single in 4 bits", "bert"), ("single in 4 bits", "roberta")]
 TEXTS, SECOND = ["the movie was great", "bad actor", "the good plot"], ["great", "awful", "awful"]
 CASES = {
+    "single": (["--text-column", "text", "--label-column", "class"], "2 different labels"),
     "multi": (["--text-column", "text", "--label-column", "tags"], "labels are lists: several labels a text, 40 texts"),
     "regression": (["--text-column", "text", "--label-column", "number"], "160 different numbers: a number to predict"),
     "pairs": (["--text-column", "one", "--text-pair-column", "two", "--label-column", "said"], "2 different labels"),
 }
-HEADS = {"multi": "macro f1", "regression": "mae", "pairs": "balanced accuracy"}
+HEADS = {"single": "accuracy", "multi": "macro f1", "regression": "mae", "pairs": "balanced accuracy"}
 
 
 def examples(count: int = 160) -> list[dict]:
@@ -39,20 +44,20 @@ def examples(count: int = 160) -> list[dict]:
         first, second = ("great", "awful")[k % 2], ("great", "awful")[k // 2 % 2]
         numbers = {"number": 2_000 + 10 * ("good" in tags) + k / 1_000, "said": "ny"[k // 2 % 2]}
         words = {"text": f"{k} {' '.join(tags)} {filler}", "one": f"{k} {first} {filler}", "two": second}
-        rows.append(words | numbers | {"tags": tags})
+        rows.append(words | numbers | {"tags": tags, "class": "good" if "good" in tags else "not good"})
     return rows
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "encoder"), [*((case, "bert") for case in CASES), ("pairs", "distilbert")])
-def test_each_task_trains_saves_and_answers_the_same(tiny_checkpoints, tmp_path, monkeypatch, capsys, case, encoder):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DATA_DIR", str(tmp_path / "Data"))
+@pytest.mark.parametrize(("case", "encoder"), RUNS)
+def test_each_task_trains_saves_and_answers_the_same(tiny_checkpoints, here, monkeypatch, capsys, case, encoder):  # noqa: F811
+    case, _, in_4_bits = case.partition(" in ")
     monkeypatch.setenv("PRECISION", "bf16" if case == "regression" else "fp32")
     kept, plain = [], train.fine_tune
     monkeypatch.setattr(train, "fine_tune", lambda *a, **options: kept.append(plain(*a, **options)) or kept[-1])
     pd.DataFrame(examples()).to_json("own.jsonl", orient="records", lines=True)
-    settings = [word for one in ("learning_rate=2e-2", "num_train_epochs=6") for word in ("--set", one)]
+    settings = settings_of({"learning_rate": "5e-3" if encoder == "modernbert" else "2e-2", "num_train_epochs": 6})
+    settings += ["--recipe", "qlora_bert", "--set", "optim=adamw_torch"] if in_4_bits else []
     options = ["--data", "own.jsonl", *CASES[case][0], "--base-model", tiny_checkpoints[encoder], "--output", "model"]
     assert train.main([*options, *settings, "--merge"]) == 0
     out, record = capsys.readouterr().out, RunRecord.load("model/report/record.json")
@@ -69,8 +74,11 @@ def test_each_task_trains_saves_and_answers_the_same(tiny_checkpoints, tmp_path,
     reloaded = SentimentClassifier.from_pretrained("model", None if case == "regression" else "fp32")
     assert {name: getattr(reloaded, name) for name in ("task", "threshold", "pairs")}.items() <= told.items()
     np.testing.assert_allclose(reloaded.probabilities(TEXTS, pairs), memory, rtol=1e-5, atol=1e-5)
+    assert any(isinstance(module, Linear4bit) for module in reloaded.model.modules()) == bool(in_4_bits)
     texts = [{"text": one, "text_pair": two} for one, two in zip(TEXTS, pairs, strict=True)] if pairs else TEXTS
-    answers = pipeline("text-classification", model="model/merged", top_k=None)(texts)
+    merged = pipeline("text-classification", model="model/merged", top_k=None)
+    answers = merged(texts)
+    assert not hasattr(merged.model.config, "quantization_config")
     names = list(reloaded.model.config.id2label.values())
     found = [[{one["label"]: one["score"] for one in row}[name] for name in names] for row in answers]
     np.testing.assert_allclose(found, memory, rtol=1e-4, atol=1e-4)
@@ -111,11 +119,8 @@ def test_each_task_trains_saves_and_answers_the_same(tiny_checkpoints, tmp_path,
 )
 def test_the_task_follows_from_the_labels_unless_it_is_told(labels, options, task, first):
     rows, found, _ = read_labels(rows_of(*[("t", label) for label in [None, *labels]]), **options)
-    assert (found, rows["label"].iloc[1], rows["label"].isna().tolist()) == (
-        task,
-        first,
-        [True] + [False] * len(labels),
-    )
+    assert (found, rows["label"].iloc[1]) == (task, first)
+    assert rows["label"].isna().tolist() == [True] + [False] * len(labels)
 
 
 @pytest.mark.parametrize(

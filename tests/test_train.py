@@ -8,16 +8,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, pipeline
 
 from helpers import export, profiles, train
 from helpers.export import push_to_hub
@@ -26,7 +23,6 @@ from helpers.models import load_tokenizer
 from helpers.own_data import FEW_ROWS_RATE
 from helpers.profiles import PROFILES, ROOT
 from helpers.results import RunRecord, load_records
-from helpers.trainer import Watcher
 
 TEXTS = ["1 the movie was great", "2 the movie was awful very", "the end scene actor"]
 LABELS = ["no | verdict", "thumbs $down$", "thumbs up"]
@@ -113,51 +109,14 @@ def test_terminal_and_card_say_what_was_found_and_scored(trained):
     assert merged.data.library_name == "transformers" and "SentimentClassifier" not in merged.text
 
 
-def test_the_merged_model_answers_the_same_in_plain_transformers(trained):
-    ours = SentimentClassifier.from_pretrained(trained / "out" / "model", "fp32").predict(TEXTS)
-    plain = pipeline("text-classification", model=str(trained / "out" / "model" / "merged"))(TEXTS)
-    assert [answer.label for answer in ours] == [answer["label"] for answer in plain]
-    np.testing.assert_allclose([answer.score for answer in ours], [answer["score"] for answer in plain], atol=1e-4)
-
-
-def test_what_is_uploaded_names_no_place_of_this_machine(trained, tiny_checkpoints, monkeypatch):
-    def create_commit(_, files, **__):
-        for file in files:
-            with file.as_file() as content:
-                uploaded[file.path_in_repo] = content.read()
-
-    uploaded, hub = {}, MagicMock()
-    hub.return_value.create_commit.side_effect = create_commit
-    monkeypatch.setattr(export, "HfApi", hub)
-    monkeypatch.setattr(export, "get_token", lambda: "token")
+def test_what_is_uploaded_names_no_place_of_this_machine(trained, tiny_checkpoints, uploads):
+    places = (str(trained), str(Path(tiny_checkpoints["bert"]).parent), str(Path.home()))
     for folder in (trained / "out" / "model", trained / "out" / "model" / "merged"):
-        uploaded.clear()
+        uploads.files.clear()
         assert push_to_hub(folder, "me/model").startswith("Uploaded: ")
-        assert {"README.md", "tokenizer.json"} <= set(uploaded)
-        assert not {"record.json", "training_texts.npy"} & set(uploaded)
-        places = (str(trained), str(Path(tiny_checkpoints["bert"]).parent), str(Path.home()))
-        assert not [name for name, found in uploaded.items() for place in places if place.encode() in found]
-        if "adapter_config.json" in uploaded:
-            assert json.loads(uploaded["adapter_config.json"])["base_model_name_or_path"] == "bert-tiny"
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device"), RuntimeError])
-def test_an_earlier_folder_stays_until_the_new_one_is_whole(trained, here, tiny_checkpoints, monkeypatch, error):
-    shutil.copytree(trained / "out", here / "out")
-    shutil.copy(trained / "verdicts.csv", here)
-    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
-
-    def interrupted(*_, output, **__):
-        (output / "adapter_config.json").write_text("half")
-        raise error
-
-    monkeypatch.setattr(train, "fine_tune", interrupted)
-    for output in ("out/model", "new/place"):
-        try:
-            assert train.main(command("verdicts.csv", tiny_checkpoints["bert"], "--overwrite", output=output)) != 0
-        except RuntimeError:
-            assert error is RuntimeError
-    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+        assert {"README.md", "tokenizer.json"} <= uploads.files.keys()
+        assert not {"record.json", "training_texts.npy"} & uploads.files.keys()
+        assert not [name for name, text in uploads.files.items() for place in places if place in text]
 
 
 @pytest.fixture
@@ -173,24 +132,20 @@ def asked(tiny_checkpoints, here, monkeypatch):
 
     def run(pairs, *options):
         pd.DataFrame(pairs, columns=["text", "label"]).to_csv("rows.csv", index=False)
-        columns = ["--text-column", "text", "--label-column", "label", "--base-model", tiny_checkpoints["bert"]]
-        assert train.main(["--data", "rows.csv", *columns, "--output", "model", *options]) == 130
+        own = ["--data", "rows.csv", "--base-model", tiny_checkpoints["bert"], "--output", "model"]
+        assert train.main([*own, *options]) == 130
         return recipes[-1]
 
     return run
 
 
-def test_the_rate_is_chosen_by_the_rows_that_are_left(asked):
+def test_the_rate_is_chosen_by_the_rows_that_are_left_and_settings_are_what_trains(asked):
     distinct = [(f"text {index}", "ab"[index % 2]) for index in range(1_430)]
     rate = asked(distinct).learning_rate
     repeated = [(text.upper(), label) for text, label in distinct[:700]]
     torn = [(f"torn {index}", label) for index in range(300) for label in "ab"]
     assert rate != FEW_ROWS_RATE == asked([*distinct[:730], *repeated, *torn]).learning_rate
-
-
-def test_settings_of_the_command_are_what_trains(asked):
-    pairs = [(f"text {index}", "ab"[index % 2]) for index in range(60)]
-    recipe = asked(pairs, "--set", "r=3", "--set", "num_train_epochs=1", "--class-weights", "balanced")
+    recipe = asked(distinct[:60], "--set", "r=3", "--set", "num_train_epochs=1", "--class-weights", "balanced")
     assert (recipe.r, recipe.class_weights, recipe.epochs(42)) == (3, "balanced", 1)
     assert recipe.name.endswith("r=3,num_train_epochs=1")
 
@@ -207,6 +162,7 @@ def test_a_recipe_leaves_a_record_and_an_adapter_named_by_what_was_asked(small_q
     recipe = ["lora_bert_sst2", "--seed", "7", "--set", "r=3", "--set", "learning_rate=2e-3", "--output", "models/one"]
     assert train.main(recipe) == 0
     record, bag = load_records(small_quick.results)
+    assert bag.variant == "bag_of_words" and bag.n_test == len(bag.correct) == 16
     assert record.name == "lora_bert_sst2,r=3,learning_rate=2e-3-as_written-seed7" and bag.seed == 7
     assert (record.settings["r"], record.settings["learning_rate"], record.seed) == (3, 2e-3, 7)
     assert (record.n_train, record.n_test, record.dataset) == (32, 16, "rotten_tomatoes (embedded)")
@@ -217,37 +173,6 @@ def test_a_recipe_leaves_a_record_and_an_adapter_named_by_what_was_asked(small_q
     assert record.adapter_bytes == (here / "models" / "one" / "adapter_model.safetensors").stat().st_size
     assert len(SentimentClassifier.from_pretrained("models/one", "fp32").predict(["fine"])) == 1
     assert not list(small_quick.checkpoints.iterdir()), "checkpoints are left"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("architecture", "recipe"),
-    [
-        ("bert", "qlora_bert"),
-        ("roberta", "lora_bert_sst2"),
-        ("modernbert", "lora_bert_sst2"),
-        ("roberta", "qlora_bert"),
-    ],
-)
-def test_any_encoder_trains_saves_and_reloads(tiny_encoders, toy_reviews, here, monkeypatch, architecture, recipe):
-    kept, plain = [], train.fine_tune
-    monkeypatch.setattr(train, "fine_tune", lambda *a, **options: kept.append(plain(*a, **options)) or kept[-1])
-    write_verdicts(toy_reviews, here / "verdicts.csv")
-    options = ["--recipe", recipe, "--merge", *settings_of({"optim": "adamw_torch", "learning_rate": "5e-3"})]
-    assert train.main(command("verdicts.csv", tiny_encoders[architecture], *options)) == 0
-    (result,) = kept
-    told = {"max_length": result.record.max_length, "truncation": "head+tail"}
-    expected = SentimentClassifier(result.model, result.tokenizer, "fp32", **told).logits(TEXTS)
-    assert np.ptp(expected, axis=0).max() > 0.01
-    reloaded = SentimentClassifier.from_pretrained("out/model", "fp32")
-    np.testing.assert_allclose(reloaded.logits(TEXTS), expected, atol=1e-4)
-    in_4_bits = any(isinstance(module, Linear4bit) for module in reloaded.model.modules())
-    assert in_4_bits == (recipe == "qlora_bert")
-    merged = AutoModelForSequenceClassification.from_pretrained("out/model/merged").eval()
-    assert merged.config.id2label == dict(enumerate(LABELS)) and not hasattr(merged.config, "quantization_config")
-    np.testing.assert_allclose(
-        SentimentClassifier(merged, result.tokenizer, "fp32", **told).logits(TEXTS), expected, atol=1e-3
-    )
 
 
 @pytest.mark.slow
@@ -301,18 +226,13 @@ def test_a_skewed_file_is_read_by_balanced_accuracy_and_can_be_weighted(tiny_che
 def killed(step: int, arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
     """The command in a process of its own that is killed after `step` updates, having saved at each epoch's end."""
     code = f"""if True:
-        import os, signal, sys
+        import os, pytest, signal, sys
         from helpers import train
-        from helpers.trainer import Watcher
-        plain = Watcher.on_step_end
-        def on_step_end(self, args, state, control, **rest):
-            if state.global_step == {step}:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return plain(self, args, state, control, **rest)
-        Watcher.on_step_end = on_step_end
+        from test_resuming import at_step
+        at_step({step}, lambda: os.kill(os.getpid(), signal.SIGKILL), pytest.MonkeyPatch())
         sys.exit(train.main({arguments!r}))
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
 
 
@@ -328,32 +248,6 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights(trained, here, ti
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert not [path for path in (here / "Data").rglob("*") if path.is_file()], "checkpoints are left"
     assert [path.name for path in (here / "out").glob("[!.]*")] == ["model"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("full", ["a file too large"], indirect=True)
-def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(trained, here, tiny_checkpoints, full, capsys, monkeypatch):
-    disk, fill, make_room = full
-    monkeypatch.setenv("DATA_DIR", str(disk))
-    shutil.copytree(trained / "out", here / "out")
-    before = {path: path.read_bytes() for path in (here / "out").rglob("*") if path.is_file()}
-    arguments = [*command(trained / "verdicts.csv", tiny_checkpoints["bert"]), "--overwrite"]
-    plain = Watcher.on_step_end
-
-    def filling(self, args, state, control, **rest):
-        if state.global_step == 30:
-            fill()
-        return plain(self, args, state, control, **rest)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Watcher, "on_step_end", filling)
-        status = train.main(arguments)
-    make_room()
-    out, err = capsys.readouterr()
-    assert status == 1 and "error: There is no room to write " in err and "Traceback" not in out + err
-    assert {path: path.read_bytes() for path in (here / "out").rglob("*") if path.is_file()} == before
-    assert train.main(arguments) == 0
-    assert "Resuming after 24 updates" in capsys.readouterr().out
 
 
 @pytest.mark.slow

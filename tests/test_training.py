@@ -18,7 +18,7 @@ from helpers.models import build_model
 from helpers.profiles import ROOT
 from helpers.recipes import RECIPES
 from helpers.results import RunRecord
-from helpers.training import fine_tune, score_bag_of_words, start_wandb
+from helpers.training import fine_tune, start_wandb
 
 # Of a record: what is measured, and when it was made.
 MEASURED = ("train_seconds", "train_samples_per_second", "peak_memory_bytes", "created_at", "git_commit", "command")
@@ -129,12 +129,6 @@ def test_without_an_adapter_the_encoder_trains_or_stays(method, splits, recipe, 
     assert any("attention" in name for name in changed) == (method == "full_finetune")
     assert result.adapter is None and result.record.variant == method
     assert (result.record.trainable_params == result.record.total_params) == (method == "full_finetune")
-
-
-def test_the_bag_of_words_is_scored_on_the_same_rows(splits, recipe, tiny_profile):
-    bag = score_bag_of_words(recipe, splits, tiny_profile)
-    assert bag.variant == "bag_of_words" and bag.metrics["accuracy"] > 0.9 and bag.n_test == len(bag.correct) == 64
-    assert RunRecord.load(tiny_profile.results / f"{bag.name}.json") == bag
 
 
 # -- one seed, one run -----------------------------------------------------------------------------------------------

@@ -48,9 +48,8 @@ def evaluate(
     table = pd.DataFrame(index=["number"])
     if classifier.task != "regression":
         options = {"labels": range(len(labels)), "output_dict": True, "zero_division": 0}
-        table = (
-            pd.DataFrame(classification_report(references, predictions, **options)).T[: len(labels)].set_axis(labels)
-        )
+        scores = classification_report(references, predictions, **options)
+        table = pd.DataFrame(scores).T[: len(labels)].set_axis(labels)
         print(f"{table.round(3).to_string()}\n")
     found = {"model": str(model), "file": name, "task": classifier.task, "rows": len(rows), "scored": len(complete)}
     found |= task.metrics(predictions, references) | {f"{task.headline}_ci95": [low, high]}

@@ -1,15 +1,13 @@
 """Scores: metrics without the hub, predictions, intervals, paired tests, and the baselines on the same rows."""
 
-from collections.abc import Hashable, Mapping, Sequence
-from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from datasets import Dataset
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
-from scipy.stats import bootstrap
 from sklearn import metrics
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -25,13 +23,11 @@ from helpers.tasks import TASKS, Tagger, best_threshold, decide, targets, task_o
 
 # Larger batches of long texts fall out of a CPU's caches and are slower; a GPU wants them full.
 TOKENS_PER_BATCH = {"cpu": 768, "cuda": 32_768}
-Key = TypeVar("Key", bound=Hashable)
 
 
 def compute_metrics(output: EvalPrediction, task: str = "single") -> dict[str, float]:
     """The task's metrics, as Trainer asks for them; of several labels, at the best threshold."""
-    logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-    probabilities, right = TASKS[task].probabilities(logits), output.label_ids
+    probabilities, right = TASKS[task].probabilities(output.predictions), output.label_ids
     threshold = best_threshold(probabilities, right) if task == "multi" else 0.5
     return TASKS[task].metrics(decide(task, probabilities, threshold), right)
 
@@ -63,25 +59,12 @@ def predict_logits(
     return np.concatenate(found)[np.argsort(order)] if found else np.empty((0, model.config.num_labels))
 
 
-def calibration(
-    logits: np.ndarray, references: np.ndarray, temperature: float = 1.0, bins: int = 15
-) -> dict[str, float]:
-    """Negative log-likelihood and expected calibration error of logits, (n, n_labels), over `temperature`.
-
-    The error is how far accuracy is from the mean probability of the answers, in `bins` of equal width, weighted by
-    their rows (Guo et al. 2017, arXiv 1706.04599).
-    """
-    probabilities = softmax(logits / temperature, axis=1)
-    sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == references
-    of_bin = np.minimum((sure * bins).astype(int), bins - 1)
-    gaps = np.bincount(of_bin, right - sure, bins)
-    nll = metrics.log_loss(references, probabilities, labels=range(logits.shape[1]))
-    return {"nll": float(nll), "ece": float(np.abs(gaps).sum() / len(references))}
-
-
 def fitted_temperature(logits: np.ndarray, references: np.ndarray) -> float:
-    """The temperature that gives these rows' labels the highest likelihood (as `calibration`), from 0.1 to 10."""
-    loss = lambda log: calibration(logits, references, np.exp(log))["nll"]  # noqa: E731
+    """The temperature, from 0.1 to 10, that gives these rows' labels the highest likelihood (Guo et al. 2017)."""
+
+    def loss(log: float) -> float:
+        return metrics.log_loss(references, softmax(logits / np.exp(log), axis=1), labels=range(logits.shape[1]))
+
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.1), np.log(10)), method="bounded").x))
 
 
@@ -142,25 +125,15 @@ def correct_rows(predictions: np.ndarray, references: np.ndarray) -> str:
     return "".join(map(str, equal.astype(int)))
 
 
-def accuracy_interval(predictions: np.ndarray, references: np.ndarray) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the accuracy (Efron 1979), from 5,000 resamples of the rows, (n,)."""
-    return mean_interval(np.equal(predictions, references).astype(float))
-
-
-def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of `values`, shape (n,), from 5,000 resamples."""
-    result = bootstrap((values,), np.mean, n_resamples=5_000, batch=500, method="percentile", rng=0)
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def resampled(statistic, n: int) -> tuple[float, float, float]:
-    """95 % percentile bootstrap interval of `statistic(rows)`, from 1,000 resamples of `n` row numbers, and the
-    p-value of zero."""
+def resampled(statistic, n: int, draws: int = 1_000) -> tuple[float, float, float]:
+    """95 % percentile bootstrap interval (Efron 1979) of `statistic(rows)`, from `draws` resamples of `n` row numbers,
+    and the p-value of zero."""
     rng = np.random.default_rng(0)
-    return _interval(np.array([statistic(rng.integers(n, size=n)) for _ in range(1_000)]))
+    return interval_of(np.array([statistic(rng.integers(n, size=n)) for _ in range(draws)]))
 
 
-def _interval(drawn: np.ndarray) -> tuple[float, float, float]:
+def interval_of(drawn: np.ndarray) -> tuple[float, float, float]:
+    """The ends of the middle 95 % of `drawn`, and how probable zero is among them."""
     beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
     low, high = np.percentile(drawn, (2.5, 97.5))
     return float(low), float(high), min(1.0, 2 * float(beyond + 1) / (len(drawn) + 1))
@@ -173,30 +146,6 @@ def compare_scores(score, a: np.ndarray, b: np.ndarray, references: np.ndarray) 
         return score(a[rows], references[rows]) - score(b[rows], references[rows])
 
     return PairedComparison(gain(), *resampled(gain, len(references)))
-
-
-@lru_cache(maxsize=4)
-def _resamples(runs: int, rows: int) -> list[tuple[np.ndarray, ...]]:
-    """How often each run and each row is drawn, in ten chunks of 500: drawing takes longer than using them."""
-    rng, sizes = np.random.default_rng(0), (runs, rows)
-    return [
-        tuple(rng.multinomial(count, np.full(count, 1 / count), size=500).astype(np.uint8) for count in sizes)
-        for _ in range(10)
-    ]
-
-
-def crossed_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """95 % bootstrap interval of the mean of `values`, (seeds, rows), over both, and the p-value of a mean of zero.
-
-    Seeds and rows are resampled independently, as both are drawn from many (Owen 2007, arXiv 0712.1111); one seed: over
-    the rows alone. The p-value is two-sided, of 5,000 draws.
-    """
-    runs, rows = values.shape
-    if runs > 1:  # a few seeds, resampled, scatter too little by (runs - 1) / runs: their means are drawn apart
-        means = values.mean(axis=1, keepdims=True)
-        values = values + (means - means.mean()) * (np.sqrt(runs / (runs - 1)) - 1)
-    drawn = [((of_runs / runs @ values) * (of_rows / rows)).sum(axis=1) for of_runs, of_rows in _resamples(runs, rows)]
-    return _interval(np.concatenate(drawn))
 
 
 class PairedComparison(NamedTuple):
@@ -213,15 +162,10 @@ class PairedComparison(NamedTuple):
         return f"{100 * self.difference:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
     @property
-    def significant(self) -> bool:
-        """Whether p is below 0.05."""
-        return self.p_value < 0.05
-
-    @property
     def verdict(self) -> str:
         """A against B: "better", "worse", "not significant"; "not settled" where 0 is outside the interval, but p,
         corrected for many comparisons, is not below 0.05."""
-        if self.significant:
+        if self.p_value < 0.05:
             return "better" if self.difference > 0 else "worse"
         return "not significant" if self.low <= 0 <= self.high else "not settled"
 
@@ -237,10 +181,11 @@ def paired_comparison(correct_a: Sequence[bool], correct_b: Sequence[bool]) -> P
         raise ValueError(f"Need the same rows for both, not {len(a)} and {len(b)}.")
     table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
     gain = a.astype(float) - b.astype(float)
-    return PairedComparison(float(gain.mean()), *mean_interval(gain), float(mcnemar(table, exact=True).pvalue))
+    low, high, _ = resampled(lambda rows: gain[rows].mean(), len(gain), 5_000)
+    return PairedComparison(float(gain.mean()), low, high, float(mcnemar(table, exact=True).pvalue))
 
 
-def corrected(tests: Mapping[Key, PairedComparison]) -> dict[Key, PairedComparison]:
+def corrected(tests: Mapping[Any, PairedComparison]) -> dict[Any, PairedComparison]:
     """`tests` with their p-values corrected for their number (Holm 1979)."""
     p_values = multipletests([test.p_value for test in tests.values()], method="holm")[1]
     return {name: test._replace(p_value=float(p)) for (name, test), p in zip(tests.items(), p_values, strict=True)}

@@ -16,10 +16,10 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from helpers.data import head_tokens, load_reviews
 from helpers.files import new_folder, write_json
 from helpers.inference import ADAPTER_CONFIG, INFERENCE_FILE, MERGED_SETTINGS, TRAINING_TEXTS, SentimentClassifier
-from helpers.predict import chosen
 from helpers.profiles import PROFILES
 from helpers.start import command
 from helpers.tables import read_rows
+from helpers.tasks import decide
 
 FP32, INT8 = "model.onnx", "model_int8.onnx"
 CHECKED, TOLERANCE = 500, 1e-3
@@ -123,10 +123,10 @@ def export_onnx(model: str | Path, folder: str | Path, texts: Sequence[str], lab
             off, size = np.abs(found - ours).max(), (temporary / file).stat().st_size / 1e6
             if file == FP32 and not off < TOLERANCE:
                 raise ValueError(f"As ONNX this model answers otherwise: a probability is off by {off:.2g}.")
-            same = (chosen(found, classifier) == chosen(ours, classifier)).all(axis=1).sum()
-            line = (
-                f"{file}, {size:.1f} MB: {same:,} of {len(texts):,} answers are the model's, off by {off:.4f} at most"
-            )
+            answers = (decide(classifier.task, one, classifier.threshold) for one in (found, ours))
+            same = np.isclose(*answers, atol=TOLERANCE).reshape(len(texts), -1).all(axis=1).sum()
+            line = f"{file}, {size:.1f} MB: {same:,} of {len(texts):,} answers are the model's"
+            line += f", off by {off:.4f} at most"
             if labels:
                 scores = [np.mean(np.array(classifier.labels)[one.argmax(axis=1)] == labels) for one in (found, ours)]
                 line += "; accuracy {:.1%}, the model's {:.1%}".format(*scores)

@@ -19,17 +19,12 @@ from helpers.files import new_folder, write_json
 from helpers.models import load_classifier, store_frozen, trained_whole
 from helpers.profiles import DTYPES, current_precision
 from helpers.recipes import Recipe
-from helpers.start import hide_torchao
 from helpers.tasks import TASKS
 
 INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS = "inference.json", "adapter_config.json", "adapter_model.safetensors"
 TRAINING_TEXTS = "training_texts.npy"  # their hashes, for helpers.evaluate
 MERGED_SETTINGS = ("truncation", "threshold", "pairs")  # of inference.json, in a merged model's config.json
 REPORT, MERGED, ONNX = "report", "merged", "onnx"  # folders in an adapter's
-
-
-class AdapterError(ValueError):
-    """A saved adapter that does not load."""
 
 
 class Prediction(NamedTuple):
@@ -80,14 +75,13 @@ def load_adapter(
     """(model, tokenizer, settings of inference.json and `source`) of the adapter in `folder`, not merged into its base.
 
     `folder` may be a hub name (see `model_folder`). `dequantize` unpacks a 4-bit base first; `train` makes it ready to
-    go on training, without the encoder's dropout. Raises AdapterError, in one line, where the folder is no adapter, is
+    go on training, without the encoder's dropout. Raises ValueError, in one line, where the folder is no adapter, is
     damaged or does not fit its base, and ConnectionError as `load_classifier` and `model_folder` do.
     """
-    hide_torchao()
     folder = model_folder(folder)
     for name in (INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS, "tokenizer.json", "tokenizer_config.json"):
         if not (folder / name).is_file():  # without safetensors, peft would look for a pickle
-            raise AdapterError(f"{folder} is no saved adapter: it has no {name}.")
+            raise ValueError(f"{folder} is no saved adapter: it has no {name}.")
     try:
         settings = json.loads((folder / INFERENCE_FILE).read_text(encoding="utf-8"))
         settings["source"] = f"adapter {sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:8]}"
@@ -114,7 +108,7 @@ def load_adapter(
         raise
     except Exception as error:  # json, safetensors, peft, tokenizers and transformers each have their own
         why = " ".join(str(error).split())[:500]
-        raise AdapterError(f"{folder} does not load: {why}. Copy the folder anew, or train again.") from error
+        raise ValueError(f"{folder} does not load: {why}. Copy the folder anew, or train again.") from error
     return model, tokenizer, settings
 
 
@@ -122,7 +116,6 @@ def load_plain(
     folder: Path, precision: str, dequantize: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
     """As `load_adapter`, of a plain model in `folder`. In a merged one's config stands what inference.json has."""
-    hide_torchao()
     model = load_classifier(str(folder), precision=precision, labels=None, task=None)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     config = model.config
@@ -185,16 +178,13 @@ class SentimentClassifier:
     def predict(self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None) -> list:
         """A Prediction for each text, in order; a list of them, those over the threshold, where texts have several
         labels; or a number. One string is a list of one; `pairs` are the second texts of a model that reads two."""
-        names, probabilities = self.labels, self.probabilities(texts, pairs)
+        probabilities = self.probabilities(texts, pairs).tolist()
         if self.task == "regression":
-            return probabilities[:, 0].tolist()
+            return [number for (number,) in probabilities]
+        every = [list(map(Prediction, self.labels, row)) for row in probabilities]
         if self.task == "single":
-            return [Prediction(names[int(row.argmax())], float(row.max())) for row in probabilities]
-        passed = (np.flatnonzero(row >= self.threshold) for row in probabilities)
-        return [
-            [Prediction(names[label], float(row[label])) for label in labels]
-            for labels, row in zip(passed, probabilities, strict=True)
-        ]
+            return [max(row, key=lambda one: one.score) for row in every]
+        return [[one for one in row if one.score >= self.threshold] for row in every]
 
     def probabilities(self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None) -> np.ndarray:
         """Probabilities of shape (len(texts), n_labels), in order; for regression the numbers, (len(texts), 1)."""

@@ -83,6 +83,7 @@ def load_classifier(
     ValueError for a checkpoint whose weights are not those of its encoder. What it has no weights for on top of the
     encoder is in the model's `new_parts`.
     """
+    hide_torchao()  # before peft looks for it
     if quantization not in (None, "nf4"):
         raise ValueError(f"quantization={quantization!r} is neither None nor 'nf4'.")
     planned = skeleton(base_model, revision)
@@ -152,7 +153,6 @@ def attach_lora(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     """`model` with the recipe's LoRA adapter, and what is on top of the encoder to be trained and saved whole; a
     quantized model is prepared for k-bit training first. Raises ValueError for modules that the model does not have:
     peft takes what there is, and is silent on the rest."""
-    hide_torchao()
     there = "".join(f".{name}\n" for name, _ in model.named_modules())
     named = {*recipe.target_modules, *recipe.modules_to_save} - {"all-linear"}
     if unknown := sorted(name for name in named if f".{name}\n" not in there):

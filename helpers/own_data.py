@@ -32,8 +32,8 @@ class Findings:
     """What is in a file, before anything is dropped. Row numbers count from 1.
 
     `duplicates` repeat an earlier text under the same label; `conflicts` are all rows of texts with several labels.
-    `classes` counts the rows that are left, none for numbers; `lengths` are the tokens, before truncation, of at most
-    10,000 of these.
+    `usable` rows are left to train and to score on. `classes` counts them, none for numbers; `lengths` are the tokens,
+    before truncation, of at most 10,000 of them.
     """
 
     rows: int
@@ -43,12 +43,8 @@ class Findings:
     conflicts: list[int]
     classes: dict[str, int]
     lengths: np.ndarray
+    usable: int
     task: str = "single"
-
-    @property
-    def usable(self) -> int:
-        """Rows that are left to train and to score on."""
-        return self.rows - len({*self.missing_texts, *self.missing_labels, *self.duplicates, *self.conflicts})
 
     @property
     def skewed(self) -> bool:
@@ -91,6 +87,7 @@ def examine(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> Findings:
         conflicts=conflicts,
         classes={} if task == "regression" else {label: int(counts[label]) for label in _in_order(counts.index)},
         lengths=token_lengths(measured, tokenizer) if len(left) else np.array([], dtype=int),
+        usable=len(left),
         task=task,
     )
 
@@ -165,42 +162,33 @@ def _in_order(labels) -> list[str]:
     return sorted(labels) if numbers.isna().any() else [sorted(labels)[i] for i in numbers.argsort(kind="stable")]
 
 
-def own_recipe(
-    name: str, file: str | Path, usable: int, profile: Profile, base_model: str | None = None
-) -> tuple[Recipe, Profile]:
+def own_recipe(name: str, file: str | Path, usable: int, profile: Profile, base_model: str) -> tuple[Recipe, Profile]:
     """Our version of recipe `name` and the profile to train it under, on every one of `file`'s `usable` rows.
 
-    `base_model` is a hub name or a folder; None is the profile's own checkpoint. Neither rows nor epochs are capped.
-    Raises as `adapt_recipe` does.
+    `base_model` is a hub name or a folder. LoRA's targets and the token limit follow from its architecture: targets
+    that it does not have become peft's own for it, or every linear layer. Neither rows nor epochs are capped. Raises as
+    `checkpoints.skeleton`.
     """
     recipe = RECIPES[name].improved()
     if name == OWN_DATA_RECIPE and usable * (1 - TEST_SHARE - VALIDATION_SHARE) < FEW_ROWS:
         recipe = replace(recipe, learning_rate=FEW_ROWS_RATE)
-    base_model = base_model or profile.base_model(recipe.base_model)
     if os.path.isdir(base_model):
         base_model = os.path.abspath(base_model)  # the adapter must find it from anywhere
-    own = {"dataset": Path(file).name, "n_train": None, "n_validation": None, "truncation": "head+tail"}
-    recipe = adapt_recipe(replace(recipe, **own, max_length=profile.tokens(OWN_DATA_TOKENS)), base_model)
-    return recipe, Profile(profile.name, embedded=False, seed=profile.seed, precision=profile.precision)
-
-
-def adapt_recipe(recipe: Recipe, base_model: str) -> Recipe:
-    """`recipe` for another checkpoint: its LoRA targets and token limit follow from the architecture.
-
-    Targets that it does not have become peft's own for it, or every linear layer. Raises as `checkpoints.skeleton`.
-    """
     model = skeleton(base_model)
     layers = "".join(f".{name}\n" for name, _ in model.base_model.named_modules())
     of_peft = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, ("all-linear",))
     known = [some for some in (recipe.target_modules, of_peft) if all(f".{target}\n" in layers for target in some)]
-    whole = tuple(name for name in recipe.modules_to_save if f".{name}\n" in layers)
-    return replace(
+    recipe = replace(
         recipe,
         base_model=base_model,
+        dataset=Path(file).name,
+        n_train=None,
+        n_validation=None,
         target_modules=tuple(known[0]) if known else ("all-linear",),
-        modules_to_save=whole,  # and what is on top of the encoder: see `attach_lora`
-        max_length=min(recipe.max_length, token_limit(base_model)),
+        truncation="head+tail",
+        max_length=min(profile.tokens(OWN_DATA_TOKENS), token_limit(base_model)),
     )
+    return recipe, Profile(profile.name, embedded=False, seed=profile.seed, precision=profile.precision)
 
 
 def token_limit(base_model: str) -> int:

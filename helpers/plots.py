@@ -6,7 +6,6 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -72,15 +71,6 @@ def draw_intervals(axes: Axes, names: Sequence[str], points: Sequence[dict[str, 
     axes.set_xlim(right=min(1.0, axes.get_xlim()[1] + 0.17 * (axes.get_xlim()[1] - axes.get_xlim()[0])))
     percent(axes.xaxis)
     axes.grid(axis="y", visible=False)
-
-
-def plot_accuracy(records: Sequence[RunRecord], names: Sequence[str], title: str) -> Figure:
-    """Test accuracy of each record as a dot with its 95 % interval, in the order given."""
-    figure, axes = plt.subplots(figsize=(8.5, 0.55 * len(records) + 1.3), layout="constrained")
-    points = [{**r.metrics, "low": r.accuracy_ci95[0], "high": r.accuracy_ci95[1], "accuracies": []} for r in records]
-    draw_intervals(axes, names, points, [COLORS[record.variant] for record in records])
-    axes.set(title=title, xlabel=f"test accuracy with 95 % bootstrap interval (n = {records[0].n_test:,})")
-    return figure
 
 
 def draw_confusion(axes: Axes, record: RunRecord, labels: Sequence[str]) -> None:

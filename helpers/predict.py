@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 from typer import Argument
@@ -17,6 +16,7 @@ from helpers.inference import SentimentClassifier
 from helpers.profiles import device
 from helpers.start import command
 from helpers.tables import cells_of, choose_columns, read_frame
+from helpers.tasks import decide, in_words
 
 
 def predict(
@@ -41,8 +41,7 @@ def predict(
     else:
         lines = text or [line.rstrip("\n") for line in sys.stdin]
         frame, name = pd.DataFrame({"text": lines}, dtype=object), "the input"
-    columns = choose_columns(frame, name, text=text_column)
-    columns |= choose_columns(frame, name, pair=text_pair_column) if text_pair_column else {}
+    columns = choose_columns(frame, name, text=text_column, pair=text_pair_column)
     cells = pd.DataFrame({role: cells_of(frame[column], name) for role, column in columns.items()}, dtype=object)
     if taken := [one for one in frame.columns if re.fullmatch("predicted|probability( of .*)?", str(one))]:
         raise ValueError(f"{name} has a column {taken[0]!r} already; rename it.")
@@ -72,20 +71,13 @@ def answers(classifier: SentimentClassifier, cells: pd.DataFrame, all: bool = Fa
     cells = cells.reset_index(drop=True)
     there = cells.dropna()
     values, labels = classifier.probabilities(*(list(there[role]) for role in there)), classifier.labels
-    if classifier.task == "regression":
-        found = pd.DataFrame({"predicted": values[:, 0]})
-    else:
-        found = pd.DataFrame(values, columns=[f"probability of {label}" for label in labels]) if all else pd.DataFrame()
-        found.insert(0, "predicted", ["; ".join(np.array(labels)[row]) for row in chosen(values, classifier)])
-        found.insert(1, "probability", values.max(axis=1, initial=0))
-    return found.set_axis(there.index).reindex(cells.index)
-
-
-def chosen(probabilities: np.ndarray, classifier: SentimentClassifier) -> np.ndarray:
-    """Which labels the task chooses, shape (n, n_labels): the most probable, or all from the threshold on."""
-    if classifier.task == "multi":
-        return probabilities >= classifier.threshold
-    return np.arange(probabilities.shape[1]) == probabilities.argmax(axis=1)[:, None]
+    decided = decide(classifier.task, values, classifier.threshold)
+    found = pd.DataFrame({"predicted": in_words(decided, labels, classifier.task)}, index=there.index)
+    if classifier.task != "regression":
+        found["probability"] = values.max(axis=1, initial=0)
+        if all:
+            found[[f"probability of {label}" for label in labels]] = values
+    return found.reindex(cells.index)
 
 
 main = command(predict)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import yaml
 from peft import LoraConfig, TaskType
@@ -18,14 +18,6 @@ Names = tuple[Annotated[str, Field(min_length=1)], ...]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Override(NamedTuple):
-    """One setting that `Recipe.improved()` changes, and why."""
-
-    field: str
-    value: Any
-    reason: str
-
-
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Recipe:
     """The settings that decide what is learned. Where it runs is `profiles.Profile`.
@@ -35,7 +27,8 @@ class Recipe:
     added until there are `min_updates` updates. `model_dropout` replaces the encoder's own dropouts.
     `class_weights="balanced"` has each class count the same in the loss, however few its rows, and keeps the epoch with
     the best balanced accuracy. `task` is what a label is (see `tasks`). `method` is what trains; `variant` is a label,
-    part of the record's name. `not_stated` maps each setting that the source leaves open to why it has its value here.
+    part of the record's name. `not_stated` maps each setting that the source leaves open to why it has its value here,
+    `overrides` each that `improved()` changes to its `value` there and the `reason`.
 
     Raises pydantic.ValidationError, a ValueError that names the field, for a setting that cannot be trained.
     """
@@ -72,7 +65,7 @@ class Recipe:
     method: Method = "adapter"
     variant: str = "as_written"
     not_stated: dict[str, str] = Field(default_factory=dict)
-    overrides: tuple[Override, ...] = ()
+    overrides: dict[str, dict[Literal["value", "reason"], Any]] = Field(default_factory=dict)
 
     def stated(self) -> dict[str, Any]:
         """Its fields as a record has them: all but the reasons."""
@@ -103,7 +96,7 @@ class Recipe:
 
     def improved(self) -> "Recipe":
         """This recipe with every entry of `overrides` applied (each carries its reason)."""
-        return replace(self, variant="improved", **{override.field: override.value for override in self.overrides})
+        return replace(self, variant="improved", **{name: change["value"] for name, change in self.overrides.items()})
 
     def full_finetune(self) -> "Recipe":
         """This recipe with every weight trained, at a rate that suits a small encoder (BERT-base: 2e-5 to 5e-5)."""
@@ -121,7 +114,5 @@ class Recipe:
         return LoraConfig(task_type=TaskType.SEQ_CLS, target_modules=targets, modules_to_save=whole, **same)
 
 
-RECIPES: dict[str, Recipe] = {}
-for _name, _fields in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")).items():
-    _changes = tuple(Override(field, **change) for field, change in _fields.pop("overrides").items())
-    RECIPES[_name] = Recipe(name=_name, overrides=_changes, **_fields)
+_FILE = Path(__file__).with_suffix(".yaml")
+RECIPES = {name: Recipe(name, **fields) for name, fields in yaml.safe_load(_FILE.read_text(encoding="utf-8")).items()}

@@ -12,23 +12,14 @@ from huggingface_hub import ModelCard, ModelCardData
 from sklearn.metrics import precision_recall_fscore_support
 from statsmodels.stats.proportion import proportion_confint
 
+from helpers import evaluation
 from helpers.checkpoints import EMBEDDED
-from helpers.data import model_inputs, tokenize
-from helpers.evaluation import (
-    PairedComparison,
-    bag_of_words,
-    compare_scores,
-    correct_rows,
-    corrected,
-    frozen_encoder,
-    mean_embeddings,
-    paired_comparison,
-)
+from helpers.data import joined, model_inputs, tokenize
 from helpers.files import write_json, write_text
 from helpers.inference import MERGED, REPORT
 from helpers.own_data import Findings
 from helpers.plots import draw_confusion, provenance, save_figure
-from helpers.tasks import label_names, targets, task_of
+from helpers.tasks import in_words, label_names, targets, task_of
 from helpers.training import FineTuned
 
 
@@ -38,7 +29,7 @@ class Baseline(NamedTuple):
 
     name: str
     metrics: dict[str, float]
-    gain: PairedComparison
+    gain: evaluation.PairedComparison
 
 
 def compare_with_baselines(result: FineTuned, splits: DatasetDict) -> list[Baseline]:
@@ -49,25 +40,25 @@ def compare_with_baselines(result: FineTuned, splits: DatasetDict) -> list[Basel
     record, weights = result.record, result.record.settings.get("class_weights")
     tokens = tokenize(splits, result.tokenizer, record.max_length, record.settings["truncation"])
     vectors = {
-        name: mean_embeddings(record.base_model, result.tokenizer, model_inputs(part), record.precision)
+        name: evaluation.mean_embeddings(record.base_model, result.tokenizer, model_inputs(part), record.precision)
         for name, part in tokens.items()
     }
     fitted_on = ((vectors[name], targets(splits[name])) for name in ("train", "validation"))
-    predicted = {"frozen encoder": frozen_encoder(*fitted_on, weights).predict(vectors["test"])}
+    predicted = {"frozen encoder": evaluation.frozen_encoder(*fitted_on, weights).predict(vectors["test"])}
     try:
-        bag = bag_of_words(splits["train"], splits["validation"], weights)
-        predicted["bag of words"] = bag.predict(list(splits["test"]["text"]))
+        bag = evaluation.bag_of_words(splits["train"], splits["validation"], weights)
+        predicted["bag of words"] = bag.predict(joined(splits["test"]))
     except ValueError as error:
         if "vocabulary" not in str(error) and "no terms" not in str(error).lower():  # scikit-learn's, without words
             raise
     right = targets(splits["test"])
 
-    def compare(found: np.ndarray) -> PairedComparison:
+    def compare(found: np.ndarray) -> evaluation.PairedComparison:
         if task_of(right) == "single":
-            return paired_comparison(record.correct, correct_rows(found, right))
-        return compare_scores(record.task.score, result.predictions, found, right)
+            return evaluation.paired_comparison(record.correct, evaluation.correct_rows(found, right))
+        return evaluation.compare_scores(record.task.score, result.predictions, found, right)
 
-    gains = corrected({name: compare(found) for name, found in predicted.items()})
+    gains = evaluation.corrected({name: compare(found) for name, found in predicted.items()})
     return [Baseline(name, record.task.metrics(predicted[name], right), gain) for name, gain in gains.items()]
 
 
@@ -89,7 +80,7 @@ def advice(result: FineTuned, baselines: Sequence[Baseline], skewed: bool) -> st
     best = max(baselines, key=lambda one: one.metrics[column])
     if best.metrics[column] > result.record.metrics[column]:
         return f"The {best.name} is ahead of this model: take it (helpers.evaluation), or label more rows."
-    if not skewed and not best.gain.significant:
+    if not skewed and best.gain.verdict.startswith("not"):
         return f"On these test rows this model is not significantly better than the {best.name}."
     return f"This model is ahead of the {best.name}, the better of the baselines."
 
@@ -109,15 +100,12 @@ def class_scores(result: FineTuned, splits: DatasetDict) -> pd.DataFrame:
 def most_wrong(result: FineTuned, splits: DatasetDict, n: int = 20) -> pd.DataFrame:
     """The (at most) `n` test rows that are wrong with the highest probability, by their row in the file; of several
     labels by the one that is furthest off, of numbers by their error."""
-    test, names = splits["test"].to_pandas().set_index("row"), np.array(label_names(splits["test"]), dtype=object)
-    right, found, scores = targets(splits["test"]), result.predictions, result.probabilities
-    if (task := task_of(right)) == "single":
-        test = test.assign(label=names[right], predicted=names[found], probability=scores.max(axis=1))
-    elif task == "multi":
-        label, predicted = (["; ".join(names[row == 1]) for row in rows] for rows in (right, found))
-        test = test.assign(label=label, predicted=predicted, error=np.abs(scores - right).max(axis=1))
-    else:
-        test = test.assign(predicted=found, error=np.abs(found - right))
+    test, names = splits["test"].to_pandas().set_index("row"), label_names(splits["test"])
+    right, scores = targets(splits["test"]), result.probabilities
+    task = task_of(right)
+    label, predicted = (in_words(one, names, task) for one in (right, result.predictions))
+    sure = scores.max(axis=1) if task == "single" else np.abs(scores - right.reshape(scores.shape)).max(axis=1)
+    test = test.assign(label=label, predicted=predicted, **{"probability" if task == "single" else "error": sure})
     return test.query("label != predicted").sort_values(test.columns[-1], ascending=False, kind="stable").head(n)
 
 

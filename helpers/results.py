@@ -22,7 +22,7 @@ from sklearn import metrics
 
 from helpers.checkpoints import loaded_revision
 from helpers.data import dataset_name, dataset_revision
-from helpers.evaluation import accuracy_interval, correct_rows, resampled
+from helpers.evaluation import correct_rows, resampled
 from helpers.files import write_json
 from helpers.models import count_parameters, weight_bytes
 from helpers.profiles import Profile, current_profile, device_name
@@ -41,7 +41,6 @@ def versions() -> dict[str, str]:
 @cache
 def git_commit() -> str | None:
     """The commit of this checkout when first asked, with `-dirty` when its code differs; None outside a checkout."""
-
     options = {"cwd": Path(__file__).parent, "text": True, "stderr": subprocess.DEVNULL}
     try:
         commit = subprocess.check_output(["git", "rev-parse", "--short=12", "HEAD"], **options).strip()
@@ -185,6 +184,7 @@ def make_record(
     references, labels = targets(splits["test"]), range(len(label_names(splits["test"])))
     task, single = TASKS[recipe.task], recipe.task == "single"
     score = lambda rows: task.score(predictions[rows], references[rows])  # noqa: E731
+    interval = list(resampled(score, len(references), 5_000 if single else 1_000)[:2])
     base_model = profile.base_model(recipe.base_model)
     trainable, total = count_parameters(model) if model else (0, 0)
     return RunRecord(
@@ -204,10 +204,10 @@ def make_record(
         total_params=total,
         weights_bytes=sum(weight_bytes(model).values()) if model else 0,
         metrics=task.metrics(predictions, references),
-        accuracy_ci95=list(accuracy_interval(predictions, references)) if single else [],
+        accuracy_ci95=interval if single else [],
         confusion_matrix=metrics.confusion_matrix(references, predictions, labels=labels).tolist() if single else [],
         correct="" if recipe.task == "regression" else correct_rows(predictions, references),
-        score_ci95=[] if single else list(resampled(score, len(references))[:2]),
+        score_ci95=[] if single else interval,
         settings=recipe.stated(),
         revisions=dataset_revision(recipe.dataset, profile) | (loaded_revision(base_model) if model else {}),
     )

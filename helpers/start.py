@@ -6,7 +6,6 @@ pip. Only what is out of range, as transformers is on Kaggle, is exchanged, befo
 
 import importlib
 import json
-import logging
 import os
 import re
 import subprocess
@@ -25,26 +24,20 @@ from packaging.version import VERSION_PATTERN
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def read_requirements(path: Path) -> list[Requirement]:
-    """The requirements that `path` lists, without those whose marker is about another machine."""
-    lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-    found = [Requirement(line) for line in lines if line]
-    return [requirement for requirement in found if not requirement.marker or requirement.marker.evaluate()]
-
-
 def installed_versions(distributions: Iterable[metadata.Distribution] | None = None) -> dict[str, str]:
     """Normalized name -> version of every installed package; of a name that is there twice, the one that imports."""
     found = list(metadata.distributions() if distributions is None else distributions)
     return {canonicalize_name(one.name): one.version for one in reversed(found) if one.name}
 
 
-def unmet(requirements: list[Requirement], installed: dict[str, str]) -> list[Requirement]:
-    """The requirements that are not installed, or in a version that is out of their range."""
-    versions = [installed.get(canonicalize_name(requirement.name)) for requirement in requirements]
+def unmet(requirements_file: Path, installed: dict[str, str]) -> list[Requirement]:
+    """The requirements of a file that are not installed, or in a version that is out of their range."""
+    lines = (line.split("#")[0].strip() for line in requirements_file.read_text(encoding="utf-8").splitlines())
+    wanted = {canonicalize_name(one.name): one for one in map(Requirement, filter(None, lines))}
     return [
         requirement
-        for requirement, version in zip(requirements, versions, strict=True)
-        if version is None or not requirement.specifier.contains(version, prereleases=True)
+        for name, requirement in wanted.items()
+        if name not in installed or not requirement.specifier.contains(installed[name], prereleases=True)
     ]
 
 
@@ -62,7 +55,7 @@ def install_missing(requirements_file: Path) -> None:
     Raises RuntimeError, in one line, where a package that is out of range has been imported by now, or pip fails.
     """
     installed = installed_versions()
-    wrong = unmet(read_requirements(requirements_file), installed)
+    wrong = unmet(requirements_file, installed)
     if not wrong:
         return
     names = ", ".join(map(str, wrong))
@@ -99,7 +92,6 @@ def prepare_process() -> None:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # unset, it warns at each process that is started
     hide_torchao()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # hints at the optional `kernels` package
     warnings.filterwarnings("ignore", message="IProgress not found")
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Could not find a config file in")  # peft without a network

@@ -37,8 +37,7 @@ def read_rows(
     is no text.
     """
     frame, name = read_frame(path), Path(path).name
-    columns = choose_columns(frame, path, text=text_column, label=label_column)
-    columns |= choose_columns(frame, path, pair=pair_column) if pair_column else {}
+    columns = choose_columns(frame, path, text=text_column, label=label_column, pair=pair_column)
     if len(set(columns.values())) < len(columns):
         raise ValueError(f"{name} has no rows of a text and a label.")
     cells = {role: cells_of(frame[column], name, role == "label") for role, column in columns.items()}
@@ -72,8 +71,8 @@ def read_frame(path: str | Path) -> pd.DataFrame:
 
 def choose_columns(frame: pd.DataFrame, path: str | Path, **wanted: str | None) -> dict[str, str]:
     """The columns of a file's frame for the roles `wanted`, such as "text"; one that is None is guessed, and said
-    on stderr. Raises as `read_rows` does."""
-    columns = {role: column and _nfc(column) for role, column in wanted.items()}
+    on stderr, but for a `pair`, which is none then. Raises as `read_rows` does."""
+    columns = {role: column and _nfc(column) for role, column in wanted.items() if column or role != "pair"}
     columns = columns if all(columns.values()) else _guess(frame, columns, Path(path).name)
     for column in columns.values():
         if (count := list(frame).count(column)) != 1:

@@ -1,6 +1,6 @@
 """What a label can be: one class a text ("single"), several labels ("multi"), or a number ("regression")."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -90,7 +90,7 @@ def _logistic(c: float, weights: str | None) -> LogisticRegression:
 TASKS = {
     "single": Task(
         "single_label_classification", "accuracy", "accuracy", "accuracy",
-        lambda found, right: metrics.accuracy_score(right, found),
+        lambda found, right: float(np.mean(found == right)),
         classification_metrics, partial(softmax, axis=1), _logistic,
     ),
     "multi": Task(
@@ -109,6 +109,13 @@ def decide(task: str, probabilities: np.ndarray, threshold: float = 0.5) -> np.n
     if task == "multi":
         return (probabilities >= threshold).astype(int)
     return probabilities.argmax(axis=1) if task == "single" else probabilities[:, 0]
+
+
+def in_words(decided: np.ndarray, labels: Sequence[str], task: str) -> Sequence:
+    """What `decide` gives, in the labels' names: of several in one text joined by "; ", numbers as they are."""
+    if task == "multi":
+        return ["; ".join(np.array(labels, dtype=object)[row == 1]) for row in decided]
+    return [labels[index] for index in decided] if task == "single" else decided
 
 
 def label_names(rows: Dataset) -> list[str]:

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub.utils import validate_repo_id
-from peft import LoraConfig
 
 from helpers.data import load_splits
 from helpers.export import check_packages, export_onnx, merge_adapter, push_to_hub
@@ -44,14 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, state = parse(arguments), process_state()
     if not state.is_main_process:  # under torchrun the first process prints
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    work = train_on_file if options.data else train_recipe
     stopped = "Stopped. The same command goes on from the last checkpoint."
-    return exit_status(lambda: run(options), stopped, says=state.is_main_process)
-
-
-def run(options: argparse.Namespace) -> None:
-    """What the options ask for."""
-    check_output(options)
-    (train_on_file if options.data else train_recipe)(options)
+    return exit_status(lambda: work(options), stopped, says=state.is_main_process)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -80,11 +74,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--base-model", metavar="NAME", help="an encoder's hub name or folder; default: the profile's")
     add("--continue-from", metavar="ADAPTER", help="go on training this folder or hub name; its LoRA settings hold")
     add("--class-weights", choices=("balanced",), help="each class counts the same, however few its rows")
-    add(
-        "--calibrate",
-        action="store_true",
-        help="probabilities as likely as they say: one temperature, on validation rows",
-    )
+    add("--calibrate", action="store_true", help="fit a temperature on validation rows: probabilities as sure as right")
     add("--drop-incomplete", action="store_true", help="leave out rows without text or label")
     add("--merge", action="store_true", help=f"also write a plain model, to FOLDER/{MERGED}")
     add("--export", choices=("onnx",), help=f"also write fp32 and INT8 for onnxruntime, to FOLDER/{ONNX}")
@@ -104,6 +94,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def train_recipe(options: argparse.Namespace) -> None:
     """Trains a recipe on its own dataset, beside the bag of words."""
+    check_output(options)
     profile = replace(current_profile(), seed=options.seed)
     recipe = RECIPES[options.recipe].improved() if options.improved else RECIPES[options.recipe]
     fixed = {"n_train": profile.n_train, "n_validation": profile.n_validation, "base_model": profile.embedded}
@@ -135,13 +126,6 @@ def as_asked(recipe: Recipe, options: argparse.Namespace, caps: dict[str, int | 
     return changed
 
 
-def held_settings(lora: LoraConfig, settings: dict) -> dict:
-    """The fields of a recipe that stay as they are where the training of an adapter goes on (see `load_adapter`)."""
-    held = {name: getattr(lora, name) for name in ("r", "lora_alpha", "lora_dropout", "use_rslora")}
-    held |= {name: tuple(sorted(getattr(lora, name) or ())) for name in ("target_modules", "modules_to_save")}
-    return held | {name: settings[name] for name in ("quantization", "truncation", "source")} | {"model_dropout": 0.0}
-
-
 def check_continued(settings: dict, task: str, labels: Sequence[str], pairs: bool) -> None:
     """Raises ValueError where the training of an adapter cannot go on with a file's labels, task or pairs."""
     if task == "regression":
@@ -165,7 +149,10 @@ def prepare_file(options: argparse.Namespace):
     held = {}
     if options.continue_from:
         model, _, settings = load_adapter(options.continue_from, profile.precision, train=True)
-        held, base_model = held_settings(model.active_peft_config, settings), settings["base_model"]
+        lora, base_model = model.active_peft_config, settings["base_model"]
+        held = {name: getattr(lora, name) for name in ("r", "lora_alpha", "lora_dropout", "use_rslora")}
+        held |= {name: tuple(sorted(getattr(lora, name) or ())) for name in ("target_modules", "modules_to_save")}
+        held |= {name: settings[name] for name in ("quantization", "truncation", "source")} | {"model_dropout": 0.0}
     findings, profile = examine(rows, load_tokenizer(base_model)), replace(profile, seed=options.seed)
     recipe, profile = own_recipe(options.own_recipe, options.data, findings.usable, profile, base_model)
     recipe = replace(recipe, task=task, **({"truncation": "head"} if "pair" in rows else {}))
@@ -193,6 +180,7 @@ def prepare_file(options: argparse.Namespace):
 
 def train_on_file(options: argparse.Namespace) -> None:
     """Trains on a file of the user's; the folder `--output` appears when all in it is written."""
+    check_output(options)
     model, recipe, splits, profile, findings = prepare_file(options)
     with new_folder(options.output.resolve()) if process_state().is_main_process else nullcontext() as folder:
         how = {name: getattr(options, name) for name in ("restart", "track", "calibrate")}

@@ -123,9 +123,7 @@ def fine_tune(
     return result
 
 
-def check_tokenizer(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, precision: str = "fp32"
-) -> None:
+def check_tokenizer(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, precision: str) -> None:
     """Has the tokenizer pad on the side that the model does not read, and prints a change.
 
     Raises ValueError unless all of the tokenizer's ids have an embedding (a GPU's process would end without a word of

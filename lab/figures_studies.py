@@ -1,4 +1,4 @@
-"""Figures of the studies: the rank study, accuracy over the number of rows, the recipes at their sources' own scale.
+"""Figures of the studies: ranks, accuracy over the number of rows, the sources' own scale, the PEFT methods.
 
 Each is one narrow column of panels, so that a phone shows its letters; the caller says what is found.
 """
@@ -22,6 +22,13 @@ METHODS = {
     "full_finetune": "full fine-tuning",
 }
 EARLIER = ("query_value", "thirty_epochs", "half_rate")  # versions of ours that a search replaced
+METHOD_COLORS = {  # what the PEFT methods are compared with; they have another colour
+    "LoRA": COLORS["lora"],
+    "full fine-tuning": COLORS["full_finetune"],
+    "head alone": COLORS["head_only"],
+    "bag of words": COLORS["bag_of_words"],
+    "frozen encoder": COLORS["frozen_encoder"],
+}
 WIDTH = 5.4
 
 
@@ -143,6 +150,35 @@ def plot_at_scale(points: Sequence[dict], titles: Mapping[tuple[str, int], str],
         panel.set_xlabel(f"test accuracy, 95 % interval (n = {n_scored[key[0]]:,})")
     low, high = min(point["low"] for point in points), max(point["high"] for point in points)
     plt.setp(axes, xlim=(low - 0.02, high + 0.05))
+    return figure
+
+
+def plot_methods(points: Sequence[dict], costs: Mapping[str, Mapping], titles: Sequence[str], n_scored: int) -> Figure:
+    """Test accuracy with its interval of each PEFT method, the best first; and accuracy over trainable parameters, the
+    Pareto front (what no other method beats with as few) joined and named.
+
+    `points` are those of `compare.summarize` by `method`; those in `costs` (the benchmark's rows by method) train;
+    `titles` holds one finding a panel.
+    """
+    points = sorted(points, key=lambda point: -point["accuracy"])
+    trained = sorted((p for p in points if p["method"] in costs), key=lambda p: p["trainable_params"])
+    front = [p for p in trained if all(p["accuracy"] > q["accuracy"] for q in trained[: trained.index(p)])]
+    heights = [0.42 * len(points) + 1.2, 4.6]
+    figure, axes = plt.subplots(2, figsize=(WIDTH, sum(heights)), height_ratios=heights, layout="constrained")
+    colors = [METHOD_COLORS.get(point["method"], COLORS["qlora"]) for point in points]
+    _draw_named(axes[0], [point["method"] for point in points], points, colors)
+    axes[0].set_xlabel(f"test accuracy, 95 % interval (n = {n_scored:,})")
+    for point in trained:
+        color = METHOD_COLORS.get(point["method"], COLORS["qlora"])
+        axes[1].plot(point["trainable_params"], point["accuracy"], "o", color=color)
+    places = [[point[name] for point in front] for name in ("trainable_params", "accuracy")]
+    axes[1].plot(*places, color="0.6", lw=1, zorder=0)
+    for x, y, point in zip(*places, front, strict=True):
+        axes[1].annotate(point["method"], (x, y), xytext=(-4, 7), textcoords="offset points", size=9, ha="right")
+    axes[1].set(xscale="log", xlabel="trainable parameters (log scale)", ylabel="test accuracy")
+    percent(axes[1].yaxis)
+    for panel, title in zip(axes, titles, strict=True):
+        panel.set_title(fill(title, 52), fontsize=11)
     return figure
 
 

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
+from scipy.special import softmax
+from sklearn import metrics
 
 from helpers.data import load_splits, tokenize
 from helpers.evaluation import (
     bag_of_words,
-    calibration,
     fitted_temperature,
     frozen_encoder,
     mean_embeddings,
@@ -184,6 +185,22 @@ def _calibrated(result: FineTuned, validation: Dataset, test: Dataset, profile: 
     scaled = calibration(logits, right, temperature)
     found = calibration(logits, right) | {f"{name}_scaled": value for name, value in scaled.items()}
     return {"temperature": temperature, **found}
+
+
+def calibration(
+    logits: np.ndarray, references: np.ndarray, temperature: float = 1.0, bins: int = 15
+) -> dict[str, float]:
+    """Negative log-likelihood and expected calibration error of logits, (n, n_labels), over `temperature`.
+
+    The error is how far accuracy is from the mean probability of the answers, in `bins` of equal width, weighted by
+    their rows (Guo et al. 2017, arXiv 1706.04599).
+    """
+    probabilities = softmax(logits / temperature, axis=1)
+    sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == references
+    of_bin = np.minimum((sure * bins).astype(int), bins - 1)
+    gaps = np.bincount(of_bin, right - sure, bins)
+    nll = metrics.log_loss(references, probabilities, labels=range(logits.shape[1]))
+    return {"nll": float(nll), "ece": float(np.abs(gaps).sum() / len(references))}
 
 
 def _baseline(run: StudyRun, splits: DatasetDict, profile: Profile) -> tuple[RunRecord, dict[str, Any]]:

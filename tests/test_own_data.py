@@ -65,7 +65,7 @@ def test_findings_count_what_is_planted(tokenizer):
 @pytest.mark.parametrize(("counts", "skewed"), [((20, 60), False), ((20, 61), True), ((5,), False)])
 def test_classes_are_skewed_above_three_to_one(counts, skewed):
     classes = {str(index): count for index, count in enumerate(counts)}
-    findings = Findings(100, [], [], [], [], classes, np.array([], dtype=int))
+    findings = Findings(100, [], [], [], [], classes, np.array([], dtype=int), 100)
     assert findings.skewed is skewed
     assert any("skewed" in which for which in findings.table(16)["which"]) is skewed
 

@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from peft.import_utils import is_torchao_available
 from platforms.run import ROOT, call, copy_notebook, snapshot
@@ -38,7 +37,7 @@ def test_the_first_cell_adds_packages_and_exchanges_only_what_is_out_of_range(pl
     (site,) = (tmp_path / "venv").rglob("site-packages")
     _install_fake(site, dict(line.split("==") for line in lines if not line.startswith("#")))
     installed = start.installed_versions(metadata.distributions(path=[str(site)]))
-    wrong = start.unmet(start.read_requirements(REQUIREMENTS), installed)
+    wrong = start.unmet(REQUIREMENTS, installed)
     (tmp_path / "constraints.txt").write_text("\n".join(start.constraints(installed, wrong)))
     pip = [sys.executable, "-m", "pip", "--python", str(tmp_path / "venv"), "install", "--dry-run", "-q"]
     options = ["--report", str(tmp_path / "report.json"), "-c", str(tmp_path / "constraints.txt")]
@@ -49,10 +48,10 @@ def test_the_first_cell_adds_packages_and_exchanges_only_what_is_out_of_range(pl
     assert planned & installed.keys() == LISTS[platform]
 
 
-def test_versions_in_range_are_kept_and_others_are_free():
+def test_versions_in_range_are_kept_and_others_are_free(tmp_path):
     installed = {"torch": "2.11.0+cu128", "transformers": "5.0.0", "odd": "1.0-unknown build", "peft": "0.20.0rc1"}
-    requirements = [Requirement(line) for line in ("torch>=2.6", "transformers>=5.2,<6", "peft>=0.19", "evaluate>=0.4")]
-    wrong = start.unmet(requirements, installed)
+    (tmp_path / "requirements.txt").write_text("torch>=2.6\n\ntransformers>=5.2,<6  # on\npeft>=0.19\nevaluate>=0.4\n")
+    wrong = start.unmet(tmp_path / "requirements.txt", installed)
     assert [requirement.name for requirement in wrong] == ["transformers", "evaluate"]
     assert start.constraints(installed, wrong) == ["peft==0.20.0rc1", "torch==2.11.0+cu128"]
 

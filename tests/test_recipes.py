@@ -14,8 +14,8 @@ def test_what_a_source_leaves_open_and_what_improved_changes_has_its_reason(reci
     assert (recipe.variant, recipe.method) == ("as_written", "adapter")
     assert all(hasattr(recipe, field) and len(reason) > 10 for field, reason in recipe.not_stated.items())
     improved = recipe.improved()
-    changed = {override.field for override in recipe.overrides}
-    assert improved.variant == "improved" and all(len(override.reason) > 10 for override in recipe.overrides)
+    changed = set(recipe.overrides)
+    assert improved.variant == "improved" and all(len(one["reason"]) > 10 for one in recipe.overrides.values())
     assert not {field for field in changed if getattr(improved, field) == getattr(recipe, field)}
     back = {field: getattr(recipe, field) for field in changed}
     assert replace(improved, variant="as_written", **back) == recipe

@@ -48,13 +48,20 @@ def result(record, tiny_checkpoints, tmp_path) -> FineTuned:
 
 @pytest.fixture
 def findings() -> Findings:
-    return Findings(50, [3, 9], [4], [5], [6, 7], {"no": 20, "a | b": 20}, np.array([5] * 40))
+    return Findings(50, [3, 9], [4], [5], [6, 7], {"no": 20, "a | b": 20}, np.array([5] * 40), 40)
 
 
 def test_both_baselines_are_trained_on_the_run_s_own_rows(result, splits):
     found = {one.name: one for one in compare_with_baselines(result, splits)}
     assert (found["bag of words"].metrics["accuracy"], found["bag of words"].gain.difference) == (1.0, -0.25)
     assert found["frozen encoder"].gain.difference == pytest.approx(0.75 - found["frozen encoder"].metrics["accuracy"])
+
+
+def test_the_bag_of_words_reads_both_texts_of_a_pair(result, splits):
+    pairs = {name: part.rename_column("text", "pair") for name, part in splits.items()}
+    pairs = {name: part.add_column("text", ["the same words"] * len(part)) for name, part in pairs.items()}
+    found = {one.name: one for one in compare_with_baselines(result, DatasetDict(pairs))}
+    assert found["bag of words"].metrics["accuracy"] == 1.0
 
 
 def test_texts_without_common_words_have_no_bag_of_words(result, splits):
@@ -65,15 +72,15 @@ def test_texts_without_common_words_have_no_bag_of_words(result, splits):
 
 def test_another_failure_of_the_bag_of_words_is_not_hidden(result, splits, monkeypatch):
     error = ValueError("This solver needs samples of at least 2 classes in the data")
-    monkeypatch.setattr(report, "bag_of_words", MagicMock(side_effect=error))
+    monkeypatch.setattr(report.evaluation, "bag_of_words", MagicMock(side_effect=error))
     with pytest.raises(ValueError, match="at least 2 classes"):
         compare_with_baselines(result, splits)
 
 
 def test_baselines_weight_classes_where_the_run_does(result, splits, monkeypatch):
-    spies = {name: MagicMock(wraps=getattr(report, name)) for name in ("bag_of_words", "frozen_encoder")}
+    spies = {name: MagicMock(wraps=getattr(report.evaluation, name)) for name in ("bag_of_words", "frozen_encoder")}
     for name, spy in spies.items():
-        monkeypatch.setattr(report, name, spy)
+        monkeypatch.setattr(report.evaluation, name, spy)
     weighted = replace(result.record, settings={**SETTINGS, "class_weights": "balanced"})
     compare_with_baselines(replace(result, record=weighted), splits)
     assert [spy.call_args.args[-1] for spy in spies.values()] == ["balanced", "balanced"]

@@ -17,7 +17,7 @@ from helpers import files, results
 from helpers.files import DiskFull, new_file, new_folder, write_json, write_text
 from helpers.inference import save_adapter
 from helpers.models import build_model, load_tokenizer
-from helpers.plots import plot_accuracy, provenance, save_figure
+from helpers.plots import draw_intervals, provenance, save_figure
 from helpers.profiles import COMMITTED
 from helpers.recipes import RECIPES
 from helpers.results import (
@@ -92,9 +92,12 @@ def test_the_peak_is_that_since_the_reset():
 
 
 def test_a_saved_figure_shows_the_intervals_and_says_where_it_comes_from(record, tmp_path):
-    figure = plot_accuracy([record, record], ["one", "two"], "title")
-    assert list(figure.axes[0].lines[0].get_xdata()) == record.accuracy_ci95
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["one", "two"]
+    figure, axes = plt.subplots()
+    low, high = record.accuracy_ci95
+    point = {"accuracy": record.metrics["accuracy"], "low": low, "high": high, "accuracies": []}
+    draw_intervals(axes, ["one", "two"], [point, point], ["blue", "red"])
+    assert list(axes.lines[0].get_xdata()) == [low, high]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two"]
     path = save_figure(figure, tmp_path / "new" / "figure.png", provenance(record))
     assert imread(path).shape[0] > 100
     text = figure.texts[-1].get_text()

@@ -173,6 +173,6 @@ def test_scores_of_several_labels_worked_out():
     assert micro_f1(probabilities >= best, right) == pytest.approx(max(found.values())) == pytest.approx(found[best])
     guess, score = rng.integers(0, 2, (200, 3)), TASKS["multi"].score
     gain = compare_scores(score, (probabilities >= best).astype(int), guess, right)
-    assert 0 < gain.low < gain.difference < gain.high and gain.significant
+    assert 0 < gain.low < gain.difference < gain.high and gain.verdict == "better"
     same = compare_scores(score, guess, guess, right)
     assert (same.difference, same.p_value) == (0, 1)

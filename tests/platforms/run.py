@@ -18,7 +18,7 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from helpers.start import read_requirements, unmet
+from helpers.start import unmet
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -97,7 +97,7 @@ def check(platform: str, address: str, folder: Path) -> list[str]:
     """What failed on one platform."""
     python = build(platform)
     before = installed(python)
-    out_of_range = {canonicalize_name(r.name) for r in unmet(read_requirements(ROOT / "requirements.txt"), before)}
+    out_of_range = {canonicalize_name(r.name) for r in unmet(ROOT / "requirements.txt", before)}
     if error := execute(python, copy_notebook(NOTEBOOKS[0], folder, address, cells=2)):
         return [f"{platform}, first cell: {error}"]
     after = installed(python)

@@ -223,6 +223,8 @@ def store_frozen(model: PeftModel, precision: str, lean: bool = True) -> PeftMod
 
 def count_parameters(model: PreTrainedModel | PeftModel) -> tuple[int, int]:
     """(trainable, total) parameters. A 4-bit layer counts the weights it stands for, not its packed bytes."""
+    if isinstance(model, PeftModel):  # whose prompts are outside the model that transformers counts
+        return model.get_nb_trainable_parameters()
     return model.num_parameters(only_trainable=True), model.num_parameters()
 
 

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from helpers.profiles import DTYPES, device
 
 
-class _Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):
     """Counts what is dispatched, views aside, and among it casts from one number format to another."""
 
     operations = casts = 0
@@ -32,7 +32,7 @@ def count_step(model: torch.nn.Module, precision: str, rows: int = 16, tokens: i
     ids = torch.full((rows, tokens), 2_000, device=device())
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros_like(ids[:, 0])}
     autocast = torch.autocast(device(), DTYPES[precision], enabled=precision != "fp32")
-    with _Operations() as counted:
+    with Operations() as counted:
         with autocast, saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = model.train()(**batch).loss
         loss.backward()

@@ -153,29 +153,30 @@ def plot_at_scale(points: Sequence[dict], titles: Mapping[tuple[str, int], str],
     return figure
 
 
-def plot_methods(points: Sequence[dict], costs: Mapping[str, Mapping], titles: Sequence[str], n_scored: int) -> Figure:
-    """Test accuracy with its interval of each PEFT method, the best first; and accuracy over trainable parameters, the
-    Pareto front (what no other method beats with as few) joined and named.
+def plot_methods(points: Sequence[dict], titles: Sequence[str], n_scored: int) -> Figure:
+    """Test accuracy with its interval of each method, the best first; and accuracy over trainable parameters, with the
+    Pareto front (what no method beats with as few) joined and named.
 
-    `points` are those of `compare.summarize` by `method`; those in `costs` (the benchmark's rows by method) train;
-    `titles` holds one finding a panel.
+    `points` are those of `compare.summarize` by `method`; `titles` holds one finding a panel.
     """
     points = sorted(points, key=lambda point: -point["accuracy"])
-    trained = sorted((p for p in points if p["method"] in costs), key=lambda p: p["trainable_params"])
-    front = [p for p in trained if all(p["accuracy"] > q["accuracy"] for q in trained[: trained.index(p)])]
+    front: list[dict] = []
+    for point in sorted(points, key=lambda point: (point["trainable_params"], -point["accuracy"])):
+        if all(point["accuracy"] > other["accuracy"] for other in front):
+            front.append(point)
+    colors = {point["method"]: METHOD_COLORS.get(point["method"], COLORS["qlora"]) for point in points}
     heights = [0.42 * len(points) + 1.2, 4.6]
     figure, axes = plt.subplots(2, figsize=(WIDTH, sum(heights)), height_ratios=heights, layout="constrained")
-    colors = [METHOD_COLORS.get(point["method"], COLORS["qlora"]) for point in points]
-    _draw_named(axes[0], [point["method"] for point in points], points, colors)
+    _draw_named(axes[0], [point["method"] for point in points], points, list(colors.values()))
     axes[0].set_xlabel(f"test accuracy, 95 % interval (n = {n_scored:,})")
-    for point in trained:
-        color = METHOD_COLORS.get(point["method"], COLORS["qlora"])
-        axes[1].plot(point["trainable_params"], point["accuracy"], "o", color=color)
+    for point in points:
+        axes[1].plot(point["trainable_params"], point["accuracy"], "o", color=colors[point["method"]])
     places = [[point[name] for point in front] for name in ("trainable_params", "accuracy")]
     axes[1].plot(*places, color="0.6", lw=1, zorder=0)
     for x, y, point in zip(*places, front, strict=True):
-        axes[1].annotate(point["method"], (x, y), xytext=(-4, 7), textcoords="offset points", size=9, ha="right")
+        axes[1].annotate(point["method"], (x, y), xytext=(-4, 6), textcoords="offset points", size=9, ha="right")
     axes[1].set(xscale="log", xlabel="trainable parameters (log scale)", ylabel="test accuracy")
+    axes[1].set_xlim(left=axes[1].get_xlim()[0] / 30)  # room for the first name
     percent(axes[1].yaxis)
     for panel, title in zip(axes, titles, strict=True):
         panel.set_title(fill(title, 52), fontsize=11)

@@ -5,7 +5,7 @@ from sklearn.metrics import silhouette_score
 
 from helpers.data import tokenize
 from helpers.evaluation import mean_embeddings
-from helpers.models import load_tokenizer
+from helpers.models import count_parameters, load_tokenizer
 from helpers.recipes import RECIPES
 from helpers.trainer import make_trainer
 from lab import rivals
@@ -22,6 +22,7 @@ def test_each_method_trains_what_it_says_and_the_classifier(name, tiny_checkpoin
     trained = {key for key, weight in model.named_parameters() if weight.requires_grad}
     assert any("classifier" in key for key in trained)
     assert all(model.get_parameter(key).dtype == torch.float32 for key in trained)
+    assert count_parameters(model)[0] == sum(model.get_parameter(key).numel() for key in trained)
     got = {key for key, weight in model.named_parameters() if weight.grad is not None}
     assert got <= trained and len(got) >= len(trained) - 6, trained - got
     assert (len(trained) == len(list(model.parameters()))) == (name == "full fine-tuning")

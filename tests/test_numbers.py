@@ -77,8 +77,8 @@ def text_of(notebook: str, id: str) -> str:
 
 @pytest.fixture(scope="module")
 def table() -> list[list[str]]:
-    """The rows of the claims table that stands in notebook 09, by its cells."""
-    rows = [line.split(" | ") for line in text_of("09_claims.ipynb", "09-table").splitlines()]
+    """The rows of the claims table that stands in notebook 10, by its cells."""
+    rows = [line.split(" | ") for line in text_of("10_claims.ipynb", "10-table").splitlines()]
     return [[part.strip() for part in row] for row in rows[2:]]
 
 
@@ -95,10 +95,10 @@ def test_every_number_in_the_claims_table_is_a_record_s(table, verdicts):
         assert unbacked_numbers(" ".join(row[2:]), [*verdicts[claim.id].numbers.values()], said) == [], claim.label
 
 
-def test_the_counts_in_09_are_those_of_the_verdicts(verdicts):
+def test_the_counts_in_10_are_those_of_the_verdicts(verdicts):
     kinds = [found.kind for found in verdicts.values()]
     for kind in KINDS:
-        assert f"{WORDS[kinds.count(kind)]} {kind}" in text_of("09_claims.ipynb", "09-00").lower(), kind
+        assert f"{WORDS[kinds.count(kind)]} {kind}" in text_of("10_claims.ipynb", "10-00").lower(), kind
 
 
 def test_every_number_in_08_stands_in_its_outputs_or_is_a_setting():

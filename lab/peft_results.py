@@ -1,7 +1,7 @@
 """The runs of study `methods` in the form of peft's own method_comparison: `python -m lab.peft_results`.
 
 One JSON a run with the field names of that benchmark, in `Data/full/method_comparison`. What it measures on a GPU alone
-is None; its `accelerator_memory_max` is here the whole process's peak, from the benchmark `methods`.
+is None. Memory (here a whole process's) and time are those of the benchmark `methods`, as runs share their machine.
 """
 
 import json

@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +11,9 @@ from helpers.evaluation import mean_embeddings
 from helpers.models import count_parameters, load_tokenizer
 from helpers.recipes import RECIPES
 from helpers.trainer import make_trainer
-from lab import rivals
+from lab import peft_results, rivals
 from lab.methods import METHODS, build_method
+from lab.studies import read_runs, read_study
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -69,3 +73,26 @@ def test_the_nearest_centroid_is_by_angle_and_contrastive_tuning_parts_the_class
     for encoder in (base, str(tmp_path / "tuned")):
         parted.append(silhouette_score(mean_embeddings(encoder, tokenizer, ids, "fp32"), toy_reviews["label"][48:96]))
     assert parted[1] > parted[0] + 0.2 and trained > 1_000
+
+
+def test_a_run_in_the_form_of_peft_s_comparison_has_its_field_names_and_the_record_s_numbers():
+    """Names are those of a result in method_comparison/MetaMathQA, peft 0.21."""
+    run = next(run for run in read_runs("methods") if run.peft == "IA3")
+    row = {"n_train": 2_000, "epochs": 3, "updates": 375, "accuracy": 0.8, "last_loss": 0.4, "trainable_params": 9}
+    row |= {"at": "2026-11-30T01:00:00+00:00", "seconds": 60.0, "device": "a CPU"}
+    cost = {"peak_memory_bytes": 5, "samples_per_second": 100.0, "saved_bytes": 7, "total_params": 11}
+    settings = {"base_model": "minilm-l6-bert", "precision": "bf16", "dataset": "rotten_tomatoes"}
+    study = replace(read_study("methods_search"), settings=settings)
+    found = json.loads(json.dumps(peft_results.peft_result(run, row, cost, study), default=sorted))
+    assert list(found) == ["run_info", "train_info", "meta_info"]
+    assert found["run_info"]["train_config"]["optimizer_kwargs"]["lr"] == run.recipe.learning_rate
+    assert found["run_info"]["peft_config"]["peft_type"] == "IA3"
+    info = found["train_info"]
+    assert (info["train_time"], info["file_size"], info["num_trainable_params"], info["num_total_params"]) == (
+        60,
+        7,
+        9,
+        11,
+    )
+    assert info["metrics"][-1] == {"step": 375, "test accuracy": 0.8, "train loss": 0.4, "train samples": 6_000}
+    assert found["meta_info"]["package_info"]["peft-version"] == study.versions["peft"]

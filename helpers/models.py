@@ -77,11 +77,10 @@ def load_classifier(
     """A sequence classifier on a pretrained encoder in fp32, on this machine's device, its new head drawn from `seed`.
 
     A checkpoint that already classifies into as many labels keeps its head; with `labels=None` it must, and keeps its
-    labels. `quantization="nf4"` stores the encoder's
-    linear layers in 4 bits, multiplied in `precision`. `model_dropout` replaces all of the encoder's dropouts. `fast`
-    has BERT and DistilBERT compute their last layer at [CLS] alone. Raises as `checkpoints.skeleton` does, and
-    ValueError for a checkpoint whose weights are not those of its encoder. What it has no weights for on top of the
-    encoder is in the model's `new_parts`.
+    labels. `quantization="nf4"` stores the encoder's linear layers in 4 bits, multiplied in `precision`.
+    `model_dropout` replaces all of the encoder's dropouts. `fast` has BERT and DistilBERT compute their last layer at
+    [CLS] alone. What has no weights on top of the encoder is in the model's `new_parts`. Raises as
+    `checkpoints.skeleton` does, and ValueError for a checkpoint whose weights are not those of its encoder.
     """
     hide_torchao()  # before peft looks for it
     if quantization not in (None, "nf4"):
@@ -168,8 +167,7 @@ def attach_lora(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
 
 def trained_whole(model: PeftModel) -> list[str]:
     """Full names of the modules that peft trains and saves whole."""
-    named = model.get_base_model().named_modules()
-    return [name for name, module in named if isinstance(module, ModulesToSaveWrapper)]
+    return [name for name, part in model.get_base_model().named_modules() if isinstance(part, ModulesToSaveWrapper)]
 
 
 def adapted(model: PeftModel) -> str:
@@ -223,7 +221,7 @@ def store_frozen(model: PeftModel, precision: str, lean: bool = True) -> PeftMod
 
 def count_parameters(model: PreTrainedModel | PeftModel) -> tuple[int, int]:
     """(trainable, total) parameters. A 4-bit layer counts the weights it stands for, not its packed bytes."""
-    if isinstance(model, PeftModel):  # whose prompts are outside the model that transformers counts
+    if isinstance(model, PeftModel):  # which holds prompts that transformers does not count
         return model.get_nb_trainable_parameters()
     return model.num_parameters(only_trainable=True), model.num_parameters()
 

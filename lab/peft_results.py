@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from peft import PeftConfig
 
 from helpers.files import shown, write_text
@@ -71,7 +70,7 @@ def peft_result(run: StudyRun, row: Mapping[str, Any], cost: Mapping[str, Any], 
             "dataset_info": {study.settings["dataset"]: {"sha": None, "created_at": None}},
             "package_info": packages | {f"{name}-commit-hash": None for name in HASHED},
             "system_info": {"system": platform.system(), "machine": platform.machine(), "accelerator": row["device"]},
-            "pytorch_info": torch.__config__.show(),
+            "pytorch_info": f"PyTorch {study.versions['torch']}",
         },
     }
 

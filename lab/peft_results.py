@@ -5,7 +5,6 @@ is None. Memory (here a whole process's) and time are those of the benchmark `me
 """
 
 import json
-import platform
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -49,9 +48,9 @@ def peft_result(run: StudyRun, row: Mapping[str, Any], cost: Mapping[str, Any], 
             "created_at": row["at"],
             "total_time": row["seconds"],
             "experiment_name": f"{run.peft}/{study.settings['base_model']}-seed{run.seed}",
-            "peft_branch": "main",
+            "peft_branch": f"v{study.versions['peft']}",
             "train_config": train_config,
-            "peft_config": config.to_dict() if isinstance(config, PeftConfig) else None,
+            "peft_config": config.to_dict() | {"task_type": "SEQ_CLS"} if isinstance(config, PeftConfig) else None,
             "error_msg": "",
         },
         "train_info": {
@@ -69,7 +68,7 @@ def peft_result(run: StudyRun, row: Mapping[str, Any], cost: Mapping[str, Any], 
             "model_info": {"sha": None, "created_at": None},
             "dataset_info": {study.settings["dataset"]: {"sha": None, "created_at": None}},
             "package_info": packages | {f"{name}-commit-hash": None for name in HASHED},
-            "system_info": {"system": platform.system(), "machine": platform.machine(), "accelerator": row["device"]},
+            "system_info": {"accelerator": row["device"]},
             "pytorch_info": f"PyTorch {study.versions['torch']}",
         },
     }

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer
@@ -28,6 +26,14 @@ def contrastive_encoder(train: Dataset, base_model: str, seed: int, precision: s
 
     Returns how many parameters that trains.
     """
+    # Here, as notebooks import this module without it, and releases have it in other places.
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
+
     rng, labels = np.random.default_rng(seed), np.array(train["label"])
     texts, pairs = train["text"][:], {"sentence1": [], "sentence2": [], "label": []}
     for row, label in enumerate(labels):

@@ -1,6 +1,7 @@
 """The PEFT methods that are compared, each by peft's own class. To add one, add its entry to `METHODS`."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import NamedTuple
 
@@ -76,9 +77,17 @@ METHODS = {
 }  # fmt: skip
 
 
-def build_method(name: str, base_model: str, precision: str, seed: int) -> PreTrainedModel | PeftModel:
-    """A BERT with what `METHODS[name]` trains of it, an adapter's frozen base stored as it is multiplied."""
-    config = METHODS[name].config
+def build_method(
+    name: str, base_model: str, precision: str, seed: int, rank: int | None = None
+) -> PreTrainedModel | PeftModel:
+    """A BERT with what `METHODS[name]` trains of it, an adapter's frozen base stored as it is multiplied.
+
+    With another `rank` alpha goes with it, so that alpha / rank stays; rsLoRA keeps its alpha.
+    """
+    config = deepcopy(METHODS[name].config)
+    if rank is not None:
+        config.lora_alpha *= 1 if config.use_rslora else rank / config.r
+        config.r = rank
     # A prompt comes before [CLS], at whose place alone the fast last layer answers.
     how = {"model_dropout": 0.0, "quantization": METHODS[name].quantization, "fast": name != "prompt tuning"}
     model = load_classifier(base_model, precision=precision, seed=seed, **how)

@@ -23,7 +23,7 @@ from datasets import Dataset, DatasetDict
 from scipy.special import softmax
 from sklearn import metrics
 
-from helpers.data import load_splits, tokenize
+from helpers.data import load_splits, split_reviews, tokenize
 from helpers.evaluation import (
     bag_of_words,
     fitted_temperature,
@@ -36,8 +36,10 @@ from helpers.profiles import COMMITTED, PROFILES, Profile, current_precision, de
 from helpers.recipes import RECIPES, Recipe
 from helpers.results import RunRecord, StudyRecord, make_record, now
 from helpers.start import prepare_process
+from helpers.tasks import label_names
 from helpers.training import FineTuned, fine_tune
 from lab.methods import METHODS, build_method
+from lab.news import HEADLINES, load_headlines
 from lab.rivals import contrastive_encoder, nearest_centroid
 
 LISTS = Path(__file__).parent / "runs"
@@ -124,6 +126,8 @@ def read_study(name: str) -> StudyRecord:
 @lru_cache(maxsize=2)
 def splits_of(dataset: str, n_validation: int, n_test: int, profile: Profile = FULL) -> DatasetDict:
     """The corpus without duplicates, its validation and test rows the same for all runs, the others to train on."""
+    if dataset == HEADLINES:
+        return split_reviews(load_headlines(), None, n_validation, n_test, SPLIT_SEED)
     sized = replace(profile, n_train=None, n_validation=n_validation, n_test=n_test, seed=SPLIT_SEED)
     return load_splits(replace(RECIPES["lora_bert_sst2"], dataset=dataset, n_train=None), sized)
 
@@ -154,9 +158,10 @@ def do_run(run: StudyRun, profile: Profile) -> dict[str, Any]:
 def _trained(run: StudyRun, splits: DatasetDict, profile: Profile) -> tuple[RunRecord, dict[str, Any]]:
     recipe, checkpoint = run.recipe, run.checkpoint(profile)
     if run.peft:
-        model = build_method(run.peft, checkpoint, profile.precision, run.seed)
+        model = build_method(run.peft, checkpoint, profile.precision, run.seed, run.labels.get("r"))
     else:
-        model = build_model(recipe, checkpoint, profile.precision, run.frozen, seed=run.seed)
+        labels = tuple(label_names(splits["train"]))
+        model = build_model(recipe, checkpoint, profile.precision, run.frozen, seed=run.seed, labels=labels)
     validation = splits["validation"]
     if not run.at_scale:
         splits = DatasetDict(train=splits["train"], test=splits[run.scored_on])

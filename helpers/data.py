@@ -75,7 +75,9 @@ def load_reviews(dataset: str, profile: Profile) -> DatasetDict:
 
 def dataset_name(dataset: str, profile: Profile) -> str:
     """What the records call `dataset` in this profile."""
-    return f"{EMBEDDED_SOURCES.get(dataset, dataset)} (embedded)" if profile.embedded else HUB_PATHS.get(dataset, (dataset,))[0]
+    if profile.embedded:
+        return f"{EMBEDDED_SOURCES.get(dataset, dataset)} (embedded)"
+    return HUB_PATHS.get(dataset, (dataset,))[0]
 
 
 def dataset_revision(dataset: str, profile: Profile) -> dict[str, str]:

@@ -53,6 +53,7 @@ def contrastive_encoder(train: Dataset, base_model: str, seed: int, precision: s
             seed=seed,
             bf16=precision == "bf16",
             use_cpu=device() == "cpu",
+            optim="adamw_torch_fused",
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,

@@ -13,6 +13,7 @@ from helpers.recipes import RECIPES
 from helpers.trainer import make_trainer
 from lab import peft_results, rivals
 from lab.methods import METHODS, build_method
+from lab.news import load_headlines
 from lab.studies import read_runs, read_study
 
 
@@ -32,6 +33,22 @@ def test_each_method_trains_what_it_says_and_the_classifier(name, tiny_checkpoin
     assert (len(trained) == len(list(model.parameters()))) == (name == "full fine-tuning")
     if name == "BitFit":
         assert all(key.endswith(".bias") or "classifier" in key for key in trained)
+
+
+@pytest.mark.parametrize(("name", "alpha"), [("LoRA", 128), ("rsLoRA", 32)])
+def test_another_rank_takes_alpha_with_it_but_for_rslora(name, alpha, tiny_checkpoints):
+    for rank, expected in ((64, alpha), (None, 32)):
+        config = build_method(name, tiny_checkpoints["bert"], "fp32", seed=0, rank=rank).active_peft_config
+        assert (config.r, config.lora_alpha) == (rank or 16, expected)
+
+
+def test_headlines_are_the_first_lines_of_the_sections_without_duplicates(tmp_path):
+    for file, text in {"tech/1": "Net\nlong", "tech/2": "Net ", "sport/1": "A £5m <br/> cup\n\nIt was."}.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{file}.txt").write_text(text, encoding="utf-8")
+    rows = load_headlines(tmp_path)
+    assert rows["text"][:] == ["A £5m cup", "Net"] and rows.features["label"].names == ["sport", "tech"]
+    assert rows["label"][:] == [0, 1]
 
 
 def test_lora_plus_has_two_rates_and_adalora_moves_its_ranks(tiny_checkpoints, toy_reviews, tiny_profile, tmp_path):

@@ -122,7 +122,6 @@ def test_an_exported_model_answers_without_torch(model, trained):  # noqa: F811
     ("main", "arguments", "message"),
     [
         (predict.main, ["MODEL"], "Name a FILE"),
-        (predict.main, ["MODEL", "x.csv", "--text", "a"], "Name a FILE"),
         (predict.main, ["MODEL", "no.csv"], "There is no file no.csv"),
         (predict.main, ["MODEL", "x.csv", "--text-column", "words"], "no column 'words'; it has 'text', 'predicted'"),
         (predict.main, ["MODEL", "x.csv"], "column 'predicted' already"),

@@ -1,32 +1,13 @@
 from dataclasses import replace
 
-import pytest
 import torch
 from transformers import AutoConfig
 
-from helpers.models import attach_lora, build_model, count_parameters, weight_bytes
+from helpers.models import build_model, count_parameters, weight_bytes
 from helpers.recipes import RECIPES
 from lab import budget
-from lab.budget import memory_budget, real_model
+from lab.budget import memory_budget
 from lab.timing import TrainingStep
-
-
-@pytest.mark.parametrize(
-    ("checkpoint", "parameters", "trainable"),
-    [
-        ("bert-base-uncased", 109_483_778, {"qlora_bert": 591_362, "lora_bert_sst2": 296_450}),
-        ("bert-base-cased", 108_311_810, {}),
-        ("distilbert-base-uncased", 66_955_010, {"lora_distilbert_qv": 739_586, "lora_distilbert_q": 628_994}),
-    ],
-)
-def test_the_real_checkpoints_have_their_published_sizes_and_take_no_memory(checkpoint, parameters, trainable):
-    """What a recipe trains, the head included, is added to them."""
-    model = real_model(checkpoint)
-    assert count_parameters(model) == (parameters, parameters)
-    assert all(parameter.is_meta for parameter in model.parameters())
-    for recipe, count in trainable.items():
-        with torch.device("meta"):
-            assert count_parameters(attach_lora(real_model(checkpoint), RECIPES[recipe])) == (count, parameters + count)
 
 
 def test_the_count_is_what_a_real_quantized_model_and_optimizer_hold(tiny_checkpoints, monkeypatch):

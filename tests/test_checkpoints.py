@@ -37,12 +37,10 @@ def test_the_embedded_checkpoint_is_made_once_and_in_the_hub_s_cache(tmp_path, m
         resolve_checkpoint(EMBEDDED_BERT)
 
 
-def test_a_hub_checkpoint_is_loaded_at_a_pinned_revision_and_as_safetensors_or_in_one_clear_error(monkeypatch):
+def test_a_hub_checkpoint_is_loaded_at_a_pinned_revision_and_as_safetensors(monkeypatch):
     held = {"someone/older": ["config.json", "pytorch_model.bin"]}
 
     def model_info(self, name, revision, timeout):
-        if name == "no-such/checkpoint":
-            raise OSError("no route to host")
         files = held.get(name, ["config.json", "model.safetensors"])
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in files])
 
@@ -55,8 +53,6 @@ def test_a_hub_checkpoint_is_loaded_at_a_pinned_revision_and_as_safetensors_or_i
     ):
         assert hub_options(name, asked) == {"revision": revision, "local_files_only": False}
     assert loaded_revision("someone/newer") == {}
-    with pytest.raises(ConnectionError, match=r"'no-such/checkpoint'.*PROFILE=quick"):
-        load_classifier("no-such/checkpoint")
     with pytest.raises(ValueError, match=r"'someone/older' has no model\.safetensors.* pickle"):
         load_classifier("someone/older")
     hub_options.cache_clear()

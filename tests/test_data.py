@@ -12,36 +12,18 @@ from helpers.profiles import EMBEDDED_BERT, PROFILES
 from helpers.recipes import RECIPES
 
 QUICK, HUB = PROFILES["quick"], PROFILES["hub"]
-IDS = [101, *range(1, 19), 102]
 
 
 def test_the_embedded_reviews_are_whole_clean_and_labelled():
-    imdb, sentences = (load_reviews(name, QUICK)["train"] for name in ("imdb", "glue/sst2"))
-    assert (len(imdb), sum(imdb["label"])) == (25_000, 12_500)
-    assert (len(sentences), sum(sentences["label"])) == (8_530, 4_265)
+    imdb = load_reviews("imdb", QUICK)["train"]
     assert not any("<br" in text or "  " in text for text in imdb["text"])
     assert imdb.features["label"].names == ["NEGATIVE", "POSITIVE"]
     with pytest.raises(ValueError, match=r"'yelp'.*imdb.*glue/sst2"):
         load_reviews("yelp", QUICK)
     splits = load_splits(RECIPES["qlora_bert"], PROFILES["full"])
     assert sum(len(rows) for rows in splits.values()) == len(data.drop_duplicates(imdb))
-    rows = Dataset.from_dict({"text": ["Good film", "good  FILM ", "bad", "Good film!"], "label": [1, 1, 0, 1]})
-    assert data.drop_duplicates(rows)["text"] == ["Good film", "bad", "Good film!"]
-
-
-@pytest.mark.parametrize("name", ["qlora_bert", "lora_bert_sst2"])
-def test_splits_are_disjoint_stratified_and_of_the_profile_s_size(name):
-    """That they are the records' own rows is in test_studies, and in test_inference by what adapters answer to them."""
-    splits = load_splits(RECIPES[name], QUICK)
-    texts = {key: {" ".join(text.split()).casefold() for text in rows["text"]} for key, rows in splits.items()}
-    sizes = {"train": QUICK.n_train, "validation": QUICK.n_validation, "test": QUICK.n_test}
-    assert {key: len(value) for key, value in texts.items()} == sizes
-    assert not texts["train"] & texts["validation"]
-    assert not (texts["train"] | texts["validation"]) & texts["test"]
-    for rows in splits.values():
-        assert abs(sum(rows["label"]) / len(rows) - 0.5) < 0.005
-    with pytest.raises(ValueError, match=f"{QUICK.n_test} reviews are too few"):
-        split_reviews(splits["test"], QUICK.n_test - 2, 1, 2)
+    with pytest.raises(ValueError, match="25000 reviews are too few"):
+        split_reviews(imdb, 24_998, 1, 2)
 
 
 def test_tokenize_cuts_but_does_not_pad():
@@ -51,12 +33,6 @@ def test_tokenize_cuts_but_does_not_pad():
     assert list(tokens["length"]) == [4, 32] == [len(ids) for ids in tokens["input_ids"]]
     assert list(data.token_lengths(rows, tokenizer)) == [4, 62]
     assert tokenizer.decode(tokens[0]["input_ids"]) == "[CLS] fine. [SEP]"
-    assert data.truncate(IDS, 10, "head") == [101, 1, 2, 3, 4, 5, 6, 7, 8, 102]
-    assert data.truncate(IDS, 10, "tail") == [101, 11, 12, 13, 14, 15, 16, 17, 18, 102]
-    assert data.truncate(IDS, 10, "head+tail") == [101, 1, 2, 13, 14, 15, 16, 17, 18, 102]
-
-
-# -- the hub's own splits --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ import torch
 from hub import _store
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from scipy.special import softmax
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoTokenizer
 
 from helpers import export, inference
 from helpers.data import load_splits, truncate
@@ -72,7 +71,7 @@ def test_the_committed_adapters_answer_as_they_did():
 
 @pytest.mark.parametrize("quantization", [None, "nf4"])
 @pytest.mark.parametrize("name", ["bert", "distilbert"])
-def test_a_saved_adapter_answers_the_same_reloaded_merged_and_in_plain_transformers(save, tmp_path, name, quantization):
+def test_a_saved_adapter_answers_the_same_reloaded_and_merged(save, tmp_path, name, quantization):
     folder, logits = save(name, quantization)
     for precision, tolerance in (("fp32", 1e-5), ("bf16", 0.02)):
         classifier = SentimentClassifier.from_pretrained(folder, precision)
@@ -82,11 +81,6 @@ def test_a_saved_adapter_answers_the_same_reloaded_merged_and_in_plain_transform
         np.testing.assert_allclose(classifier.logits(TEXTS), logits, atol=tolerance)
     assert np.ptp(logits[:, 0]) > 5e-4 and not np.array_equal(classifier.logits(TEXTS), logits), "computed in fp32"
     merged = merge_adapter(folder, tmp_path / "merged")
-    for model, tolerance in ((folder, 0.05 if quantization else 1e-5), (merged, 1e-5)):
-        scores = pipeline("text-classification", model=str(model))(TEXTS[0], top_k=None)
-        expected = sorted(softmax(logits[0]), reverse=True)
-        assert [row["score"] for row in scores] == pytest.approx(expected, abs=tolerance)
-    assert {row["label"] for row in scores} == {"NEGATIVE", "POSITIVE"}
     np.testing.assert_allclose(SentimentClassifier.from_pretrained(merged, "fp32").logits(TEXTS), logits, atol=1e-4)
     assert AutoTokenizer.from_pretrained(merged).model_max_length == 16
     with pytest.raises(FileExistsError, match="not empty"):
@@ -116,9 +110,6 @@ def test_a_hub_base_is_loaded_in_the_version_that_the_adapter_was_trained_on(ada
     with pytest.raises(ConnectionError):
         SentimentClassifier.from_pretrained(adapter, "fp32")
     assert loads == [("someone/encoder", "c0ffee")]
-
-
-# -- damaged, altered or hostile -------------------------------------------------------------------------------------
 
 
 def _edit(path: Path, **changes) -> None:
@@ -217,9 +208,6 @@ def test_no_code_beside_a_base_or_a_tokenizer_is_run(adapter, tiny_checkpoints, 
     _edit(adapter / "tokenizer_config.json", tokenizer_class="Evil", auto_map=code)
     _refused(adapter)
     assert not trace.exists()
-
-
-# -- upload ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,12 +8,12 @@ from sklearn.metrics import silhouette_score
 from helpers.data import tokenize
 from helpers.evaluation import mean_embeddings
 from helpers.models import count_parameters, load_tokenizer
+from helpers.profiles import COMMITTED
 from helpers.recipes import RECIPES
 from helpers.trainer import make_trainer
 from lab import peft_results, rivals
 from lab.methods import METHODS, build_method
 from lab.news import load_headlines
-from lab.studies import read_runs, read_study
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -60,12 +59,8 @@ def test_lora_plus_has_two_rates_and_adalora_moves_its_ranks(tiny_checkpoints, t
         trainer = make_trainer(model, tokenizer, recipe, {"train": tokens}, tiny_profile, tmp_path, "none")
         METHODS[name].prepare(trainer)
         if name == "LoRA+":
-            rates = {
-                round(group["lr"] / trainer.args.learning_rate)
-                for group in trainer.optimizer.param_groups
-                if group["params"]
-            }
-            assert rates == {1, 16}
+            groups = [group for group in trainer.optimizer.param_groups if group["params"]]
+            assert {round(group["lr"] / trainer.args.learning_rate) for group in groups} == {1, 16}
         else:
             steps = []
             model.base_model.update_and_allocate = steps.append
@@ -92,24 +87,13 @@ def test_the_nearest_centroid_is_by_angle_and_contrastive_tuning_parts_the_class
     assert parted[1] > parted[0] + 0.2 and trained > 1_000
 
 
-def test_a_run_in_the_form_of_peft_s_comparison_has_its_field_names_and_the_record_s_numbers():
-    """Names are those of a result in method_comparison/MetaMathQA, peft 0.21."""
-    run = next(run for run in read_runs("methods") if run.peft == "IA3")
-    row = {"n_train": 2_000, "epochs": 3, "updates": 375, "accuracy": 0.8, "last_loss": 0.4, "trainable_params": 9}
-    row |= {"at": "2026-11-30T01:00:00+00:00", "seconds": 60.0, "device": "a CPU"}
-    cost = {"peak_memory_bytes": 5, "samples_per_second": 100.0, "saved_bytes": 7, "total_params": 11}
-    settings = {"base_model": "minilm-l6-bert", "precision": "bf16", "dataset": "rotten_tomatoes"}
-    study = replace(read_study("methods_search"), settings=settings)
-    found = json.loads(json.dumps(peft_results.peft_result(run, row, cost, study), default=sorted))
-    assert list(found) == ["run_info", "train_info", "meta_info"]
-    assert found["run_info"]["train_config"]["optimizer_kwargs"]["lr"] == run.recipe.learning_rate
-    assert found["run_info"]["peft_config"]["peft_type"] == "IA3"
-    info = found["train_info"]
-    assert (info["train_time"], info["file_size"], info["num_trainable_params"], info["num_total_params"]) == (
-        60,
-        7,
-        9,
-        11,
-    )
-    assert info["metrics"][-1] == {"step": 375, "test accuracy": 0.8, "train loss": 0.4, "train samples": 6_000}
-    assert found["meta_info"]["package_info"]["peft-version"] == study.versions["peft"]
+def test_the_files_in_the_form_of_peft_s_comparison_are_those_of_the_records(tmp_path, monkeypatch):
+    """Their names are those of a result in method_comparison/MetaMathQA, peft 0.21; each release has its own config."""
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    peft_results.main()
+    own, committed = (sorted((place / "full/method_comparison").iterdir()) for place in (tmp_path, COMMITTED))
+    assert [path.name for path in own] == [path.name for path in committed] != []
+    for path, other in zip(own, committed, strict=True):
+        found, expected = (json.loads(one.read_text(encoding="utf-8")) for one in (path, other))
+        configs = [one["run_info"].pop("peft_config") or {} for one in (found, expected)]
+        assert found == expected and configs[0].get("peft_type") == configs[1].get("peft_type"), path.name

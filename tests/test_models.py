@@ -6,24 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from helpers.checkpoints import resolve_checkpoint
 from helpers.evaluation import predict_logits
 from helpers.inference import load_adapter, save_adapter
-from helpers.models import (
-    adapted,
-    attach_lora,
-    build_model,
-    keep_4bit_layout,
-    load_classifier,
-    load_tokenizer,
-    nf4_config,
-)
-from helpers.profiles import EMBEDDED_BERT
+from helpers.models import adapted, build_model, load_classifier, load_tokenizer
 from helpers.recipes import RECIPES
 from helpers.training import check_tokenizer
 
@@ -51,7 +40,7 @@ def test_the_head_follows_the_seed_and_the_labels(tiny_checkpoints):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_every_encoder_has_its_dropouts_4_bits_and_bf16(tiny_checkpoints, name):
+def test_every_encoder_has_its_dropouts_and_bf16(tiny_checkpoints, name):
     """bf16 on a CPU with padding, too: ModernBERT's window of 8 tokens sees nothing else at a short text's end."""
     base = tiny_checkpoints[name]
     model, half = (load_classifier(base, precision=one, model_dropout=0.25) for one in ("fp32", "bf16"))
@@ -60,10 +49,6 @@ def test_every_encoder_has_its_dropouts_4_bits_and_bf16(tiny_checkpoints, name):
     with torch.no_grad(), _autocast("bf16"):
         logits = half.eval()(**batch).logits.float()
     torch.testing.assert_close(logits, model.eval()(**batch).logits, atol=0.02, rtol=0)
-    model = load_classifier(base, quantization="nf4")
-    linears = {n for n, module in model.base_model.named_modules() if isinstance(module, torch.nn.Linear)}
-    in_4bit = {n for n, module in model.base_model.named_modules() if isinstance(module, Linear4bit)}
-    assert in_4bit == {n for n in linears if "pooler" not in n} and model(**batch).loss.isfinite()
 
 
 def test_texts_tokenized_for_another_checkpoint_are_refused(tiny_checkpoints):
@@ -71,9 +56,6 @@ def test_texts_tokenized_for_another_checkpoint_are_refused(tiny_checkpoints):
     check_tokenizer(model, load_tokenizer(tiny_checkpoints["distilbert"]), "fp32")
     with pytest.raises(ValueError, match=r"tokenized for '.*bert-tiny', and the model is '.*distilbert-tiny'"):
         check_tokenizer(model, load_tokenizer(tiny_checkpoints["bert"]), "fp32")
-
-
-# -- the last layer at [CLS] -----------------------------------------------------------------------------------------
 
 
 def _outcome(model, batch: dict[str, torch.Tensor], precision: str) -> dict[str, torch.Tensor]:
@@ -137,9 +119,6 @@ def test_the_last_layer_at_cls_alone_keeps_the_encoder_s_dropouts(tiny_checkpoin
         part.train()
         with torch.no_grad():
             assert not torch.equal(model(**batch).logits, model(**batch).logits), type(part).__name__
-
-
-# -- parts of a checkpoint that are missing --------------------------------------------------------------------------
 
 
 def _rewritten(source: str, folder: Path, change) -> str:
@@ -226,23 +205,3 @@ def test_a_pooler_that_is_missing_is_said_trained_and_saved(tiny_checkpoints, tm
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": ["classifier"]}))
     with pytest.raises(ValueError, match=r"bert\.pooler"):
         load_adapter(tmp_path / "adapter", "fp32")
-
-
-# -- 4 bits, and what trains -----------------------------------------------------------------------------------------
-
-
-def test_a_4bit_model_trains_after_predicting():
-    """bitsandbytes may repack the weights at the first prediction; keep_4bit_layout undoes it."""
-    model = AutoModelForSequenceClassification.from_pretrained(
-        resolve_checkpoint(EMBEDDED_BERT),
-        quantization_config=nf4_config(torch.bfloat16, ["bert.pooler", "classifier"]),
-        device_map="cpu",
-    )
-    model, batch = attach_lora(model, RECIPES["qlora_bert"]).eval(), _batch(EMBEDDED_BERT)
-    with torch.inference_mode(), _autocast("bf16"):
-        model(**batch)
-    keep_4bit_layout(model)
-    with _autocast("bf16"):
-        model.train()(**batch).loss.backward()
-    gradients = [weight.grad.abs().sum() for name, weight in model.named_parameters() if "lora_B" in name]
-    assert len(gradients) == 12 and all(gradient > 0 for gradient in gradients)

@@ -36,12 +36,8 @@ def lost_links(text: str, folder: Path) -> list[str]:
     return [link for link in links if not (folder / link).exists()]
 
 
-def test_the_series_is_numbered_without_gaps():
-    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02d}" for number in range(1, len(NOTEBOOKS) + 1)] != []
-
-
 @each_notebook
-def test_a_notebook_is_stored_as_it_ran_from_the_top(path):
+def test_a_notebook_is_stored_as_it_ran_from_the_top_and_compared_with_that(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -54,6 +50,9 @@ def test_a_notebook_is_stored_as_it_ran_from_the_top(path):
             assert not MACHINE_PATH.search(texts_of(output)), cell.source
             assert "Warning" not in texts_of(output), cell.source
             assert "\r" not in texts_of(output), "a progress bar with all its states"
+    shown = [cell for cell in code if cell.outputs]
+    ignored = [cell.source for cell in shown if cell.metadata.get("tags")]
+    assert len(shown) >= 5 and len(ignored) <= len(shown) / 4, f"{len(ignored)} of {len(shown)} are ignored: {ignored}"
 
 
 @each_notebook
@@ -67,15 +66,9 @@ def test_a_notebook_is_a_text(path):
     assert sum(cell.cell_type == "code" for cell in cells) <= CELLS
 
 
-@each_notebook
-def test_a_notebook_is_compared_with_its_stored_outputs(path):
-    shown = [cell for cell in nbformat.read(path, as_version=4).cells if cell.get("outputs")]
-    ignored = [cell.source for cell in shown if cell.metadata.get("tags")]
-    assert len(shown) >= 5 and len(ignored) <= len(shown) / 4, f"{len(ignored)} of {len(shown)} are ignored: {ignored}"
-
-
-def test_the_series_and_the_readme_are_short():
+def test_the_series_is_numbered_without_gaps_and_it_and_the_readme_are_short():
     words = {path.stem[:2]: words_of(path) for path in NOTEBOOKS}
+    assert list(words) == [f"{number:02d}" for number in range(1, len(NOTEBOOKS) + 1)] != []
     assert sum(words.values()) <= ALL_WORDS, words
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= README_WORDS
 

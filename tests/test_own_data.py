@@ -4,13 +4,12 @@ import unicodedata
 from collections import Counter
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from helpers.data import text_key
 from helpers.models import load_tokenizer
-from helpers.own_data import OWN_DATA_RECIPE, ROWS_PER_CLASS, Findings, examine, own_recipe, split_rows
+from helpers.own_data import FEW_ROWS_RATE, OWN_DATA_RECIPE, ROWS_PER_CLASS, examine, own_recipe, split_rows
 from helpers.profiles import PROFILES
 
 
@@ -35,39 +34,8 @@ def test_texts_in_two_unicode_forms_are_duplicates_or_conflicts(tokenizer):
     pairs = [(forms[0], "yes"), (forms[1], "yes"), (f"{forms[0]} 2", "yes"), (f"{forms[1]} 2", "no")]
     findings = examine(rows_of(*pairs), tokenizer)
     assert (findings.duplicates, findings.conflicts) == ([2], [3, 4])
-
-
-def test_findings_count_what_is_planted(tokenizer):
-    rows = rows_of(
-        ("the movie was good", "yes"),
-        ("The  movie WAS good", "yes"),  # 2: duplicate
-        ("the plot was bad", "no"),
-        ("The plot was bad", "yes"),  # 4: conflict with 3
-        ("the plot was bad", "no"),  # 5: and so this
-        ("great", None),
-        (None, "no"),
-        (None, None),
-        ("good actor " * 10, "no"),
-    )
-    findings = examine(rows, tokenizer)
-    assert (findings.rows, findings.usable) == (9, 2)
-    assert (findings.missing_texts, findings.missing_labels) == ([7, 8], [6, 8])
-    assert (findings.duplicates, findings.conflicts) == ([2], [3, 4, 5])
-    assert findings.classes == {"no": 1, "yes": 1}
-    assert sorted(findings.lengths) == [6, 22]
-    table = findings.table(16)
-    assert table.loc["conflicts"].tolist() == [3, "rows 3, 4, 5"]
-    assert table.loc["longer than 16 tokens"].tolist() == [1, "50%, will be cut"]
     nothing = examine(rows_of(("a", None), (None, "b")), tokenizer)
     assert (nothing.usable, nothing.skewed, nothing.table(16).loc["rows", "count"]) == (0, False, 2)
-
-
-@pytest.mark.parametrize(("counts", "skewed"), [((20, 60), False), ((20, 61), True), ((5,), False)])
-def test_classes_are_skewed_above_three_to_one(counts, skewed):
-    classes = {str(index): count for index, count in enumerate(counts)}
-    findings = Findings(100, [], [], [], [], classes, np.array([], dtype=int), 100)
-    assert findings.skewed is skewed
-    assert any("skewed" in which for which in findings.table(16)["which"]) is skewed
 
 
 def test_the_split_shares_no_text_and_keeps_no_conflict(tokenizer):
@@ -123,3 +91,10 @@ def test_a_recipe_follows_the_encoder(tiny_checkpoints, architecture):
     assert (recipe.dataset, recipe.base_model) == ("quotes.csv", tiny_checkpoints[architecture])
     assert recipe.max_length == (62 if architecture == "roberta" else 64)  # its positions begin behind the padding's
     assert (recipe.n_train, own.n_train, own.max_epochs, own.seed) == (None, None, None, 7)
+
+
+def test_the_rate_follows_from_the_rows_that_train(tiny_checkpoints):
+    base, rates = tiny_checkpoints["bert"], []
+    for usable in (1_428, 1_430):
+        rates.append(own_recipe(OWN_DATA_RECIPE, "own.csv", usable, PROFILES["quick"], base)[0].learning_rate)
+    assert rates[0] == FEW_ROWS_RATE != rates[1]

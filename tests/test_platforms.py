@@ -56,12 +56,6 @@ def test_versions_in_range_are_kept_and_others_are_free(tmp_path):
     assert start.constraints(installed, wrong) == ["peft==0.20.0rc1", "torch==2.11.0+cu128"]
 
 
-def test_nothing_is_asked_of_pip_where_nothing_is_missing(monkeypatch, capsys):
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))
-    start.install_missing(REQUIREMENTS)
-    assert capsys.readouterr().out == ""
-
-
 def test_a_package_in_use_is_not_exchanged(tmp_path):
     (tmp_path / "needs.txt").write_text("packaging<1\n")
     with pytest.raises(RuntimeError, match=r"packaging is in use but out of range \(packaging<1\)\. Restart the run"):

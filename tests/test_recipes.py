@@ -36,17 +36,6 @@ def test_lora_is_what_the_recipe_says():
     assert replace(BERT, target_modules=("all-linear",)).lora_config().target_modules == "all-linear"
 
 
-def test_few_rows_take_as_many_epochs_as_the_fewest_updates():
-    recipe = replace(SST2, num_train_epochs=3, min_updates=400, per_device_train_batch_size=16)
-    assert [recipe.epochs(n) for n in (100, 1_000, 100_000)] == [58, 7, 3]
-    assert replace(recipe, gradient_accumulation_steps=2).epochs(1_000) == 13
-
-
-def test_a_method_without_an_adapter_has_no_4_bits():
-    for recipe in (BERT.full_finetune(), BERT.with_method("head_only")):
-        assert recipe.variant == recipe.method != "adapter" and recipe.quantization is None
-
-
 def test_settings_given_as_text_change_a_recipe_and_its_name():
     recipe = SST2.with_settings(["r=32", "learning_rate=1e-3", "target_modules=query, key", "model_dropout=None"])
     assert (recipe.r, recipe.learning_rate, recipe.target_modules) == (32, 1e-3, ("query", "key"))
@@ -54,3 +43,5 @@ def test_settings_given_as_text_change_a_recipe_and_its_name():
     assert recipe.name.startswith("lora_bert_sst2,r=32,learning_rate=1e-3,")
     assert SST2.with_settings(["dataset=USER/NAME"]).name == "lora_bert_sst2,dataset=USER--NAME"
     assert SST2.with_settings([]) == SST2
+    assert SST2.improved().with_settings(["num_train_epochs=1"]).epochs(42) == 1
+    assert replace(SST2, min_updates=400, gradient_accumulation_steps=4).epochs(1_000) == 13

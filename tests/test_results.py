@@ -103,10 +103,6 @@ def test_a_saved_figure_shows_the_intervals_and_says_where_it_comes_from(record,
     text = figure.texts[-1].get_text()
     for part in ("quick", "minilm-l6-bert", "imdb", "10 train", "2 validation", "4 test", "cpu", "bf16", "20"):
         assert part in text
-    plt.close(figure)
-
-
-# -- whole or not at all ---------------------------------------------------------------------------------------------
 
 
 def _contents(folder):
@@ -159,7 +155,6 @@ def test_a_full_disk_is_one_clear_error_and_leaves_what_was_there(full, record, 
         assert "\n" not in str(caught.value)
     make_room()
     assert _contents(folder) == before
-    plt.close(figure)
 
 
 def test_stored_accuracies_are_compared_to_within_points(monkeypatch):

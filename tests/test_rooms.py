@@ -48,29 +48,11 @@ def test_a_notebook_imports_what_it_may(path):
     assert {module.split(".")[0] for module in imported(code_of(path))} <= allowed
 
 
-def test_modules_that_notebooks_and_lab_import_are_there():
-    sources = {path.name: path.read_text(encoding="utf-8") for room in ROOMS for path in python_files(room)}
-    sources |= {path.name: code_of(path) for path in (ROOT / "notebooks").glob("*.ipynb")}
-    lost = {
-        (name, module)
-        for name, source in sources.items()
-        for module in imported(source)
-        if not any((ROOT / module.replace(".", "/")).with_suffix(end).exists() for end in (".py", ""))
-    }
-    assert lost == set()
-
-
-def test_helpers_is_flat_and_its_files_are_short():
-    files = python_files("helpers")
-    assert {path.parent.name for path in files} == {"helpers"} and len(files) <= FILES
-    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
-    assert {name: length for name, length in lengths.items() if length >= LINES_OF_ONE} == {}
-
-
-def test_each_room_stays_within_its_lines():
-    sums = {
-        room: sum(len(path.read_text(encoding="utf-8").splitlines()) for path in python_files(room)) for room in ROOMS
-    }
-    shown = ", ".join(f"{room} {lines:,} of {LINES[room]:,} lines" for room, lines in sums.items())
+def test_each_room_stays_within_its_lines_and_helpers_in_short_files_side_by_side():
+    texts = {room: [path.read_text(encoding="utf-8") for path in python_files(room)] for room in ROOMS}
+    lengths = {room: [len(text.splitlines()) for text in found] for room, found in texts.items()}
+    assert len(lengths["helpers"]) <= FILES and max(lengths["helpers"]) < LINES_OF_ONE
+    assert {path.parent.name for path in python_files("helpers")} == {"helpers"}
+    shown = ", ".join(f"{room} {sum(found):,} of {LINES[room]:,} lines" for room, found in lengths.items())
     print(shown)
-    assert all(sums[room] <= LINES[room] for room in ROOMS), shown
+    assert all(sum(found) <= LINES[room] for room, found in lengths.items()), shown

@@ -16,11 +16,10 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from helpers import export, profiles, train
+from helpers import export, train
 from helpers.export import push_to_hub
 from helpers.inference import SentimentClassifier
 from helpers.models import load_tokenizer
-from helpers.own_data import FEW_ROWS_RATE
 from helpers.profiles import PROFILES, ROOT
 from helpers.results import RunRecord, load_records
 
@@ -119,49 +118,12 @@ def test_what_is_uploaded_names_no_place_of_this_machine(trained, tiny_checkpoin
         assert not [name for name, text in uploads.files.items() for place in places if place in text]
 
 
-@pytest.fixture
-def asked(tiny_checkpoints, here, monkeypatch):
-    """`asked(pairs, *options)` is the recipe that the command would train on (text, label) pairs."""
-    recipes = []
-
-    def stop(model, recipe, *_, **__):
-        recipes.append(recipe)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "fine_tune", stop)
-
-    def run(pairs, *options):
-        pd.DataFrame(pairs, columns=["text", "label"]).to_csv("rows.csv", index=False)
-        own = ["--data", "rows.csv", "--base-model", tiny_checkpoints["bert"], "--output", "model"]
-        assert train.main([*own, *options]) == 130
-        return recipes[-1]
-
-    return run
-
-
-def test_the_rate_is_chosen_by_the_rows_that_are_left_and_settings_are_what_trains(asked):
-    distinct = [(f"text {index}", "ab"[index % 2]) for index in range(1_430)]
-    rate = asked(distinct).learning_rate
-    repeated = [(text.upper(), label) for text, label in distinct[:700]]
-    torn = [(f"torn {index}", label) for index in range(300) for label in "ab"]
-    assert rate != FEW_ROWS_RATE == asked([*distinct[:730], *repeated, *torn]).learning_rate
-    recipe = asked(distinct[:60], "--set", "r=3", "--set", "num_train_epochs=1", "--class-weights", "balanced")
-    assert (recipe.r, recipe.class_weights, recipe.epochs(42)) == (3, "balanced", 1)
-    assert recipe.name.endswith("r=3,num_train_epochs=1")
-
-
-@pytest.fixture
-def small_quick(here, monkeypatch):
-    """`quick` in a matter of seconds."""
-    profile = replace(PROFILES["quick"], n_train=32, n_validation=16, n_test=16, max_length=16, max_epochs=1)
-    monkeypatch.setitem(profiles.PROFILES, "quick", profile)
-    return profile
-
-
-def test_a_recipe_leaves_a_record_and_an_adapter_named_by_what_was_asked(small_quick, here, capsys):
+def test_a_recipe_leaves_a_record_and_an_adapter_named_by_what_was_asked(here, monkeypatch, capsys):
+    quick = replace(PROFILES["quick"], n_train=32, n_validation=16, n_test=16, max_length=16, max_epochs=1)
+    monkeypatch.setitem(PROFILES, "quick", quick)
     recipe = ["lora_bert_sst2", "--seed", "7", "--set", "r=3", "--set", "learning_rate=2e-3", "--output", "models/one"]
     assert train.main(recipe) == 0
-    record, bag = load_records(small_quick.results)
+    record, bag = load_records(quick.results)
     assert bag.variant == "bag_of_words" and bag.n_test == len(bag.correct) == 16
     assert record.name == "lora_bert_sst2,r=3,learning_rate=2e-3-as_written-seed7" and bag.seed == 7
     assert (record.settings["r"], record.settings["learning_rate"], record.seed) == (3, 2e-3, 7)
@@ -172,7 +134,7 @@ def test_a_recipe_leaves_a_record_and_an_adapter_named_by_what_was_asked(small_q
     assert out.strip().splitlines()[-1] == "Adapter: models/one"
     assert record.adapter_bytes == (here / "models" / "one" / "adapter_model.safetensors").stat().st_size
     assert len(SentimentClassifier.from_pretrained("models/one", "fp32").predict(["fine"])) == 1
-    assert not list(small_quick.checkpoints.iterdir()), "checkpoints are left"
+    assert not list(quick.checkpoints.iterdir()), "checkpoints are left"
 
 
 @pytest.mark.slow

@@ -33,8 +33,7 @@ def tokens(toy_reviews, tiny_checkpoints) -> DatasetDict:
 def recipe(tiny_checkpoints):
     return replace(
         RECIPES["lora_bert_sst2"].improved(), base_model=tiny_checkpoints["bert"], learning_rate=2e-2,
-        num_train_epochs=2, min_updates=None, per_device_train_batch_size=16, max_length=16, model_dropout=0.0,
-        lora_dropout=0.0,
+        num_train_epochs=2, min_updates=None, per_device_train_batch_size=16, max_length=16,
     )  # fmt: skip
 
 
@@ -104,9 +103,6 @@ def test_balanced_classes_weigh_the_same_however_the_rows_are_batched():
     assert parts.item() == pytest.approx(whole)
 
 
-# -- memory that runs out --------------------------------------------------------------------------------------------
-
-
 def _cuda_refuses():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ...")
 
@@ -153,9 +149,6 @@ def test_where_smaller_batches_cannot_help_the_error_says_what_can(
     with pytest.raises(MemoryError, match=said) as error:
         _trained(recipe, tokens, tiny_profile, look=lambda rows: (sizes.append(rows), _cpu_refuses()))
     assert "\n" not in str(error.value) and sizes == ([4, 2, 1] if processes == 1 else [4])
-
-
-# -- a loss that is no number ----------------------------------------------------------------------------------------
 
 
 def test_a_training_that_diverges_stops_within_a_logging_step(recipe, tokens, tiny_profile, tmp_path):

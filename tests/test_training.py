@@ -74,16 +74,6 @@ def test_calibrating_divides_the_head_by_one_temperature(splits, recipe, tiny_pr
     assert calibrated.record.metrics == plain.record.metrics and "temperature" not in plain.record.settings
 
 
-def test_without_validation_rows_the_last_update_counts_and_without_save_nothing_is_written(
-    splits, recipe, tiny_profile, tmp_path
-):
-    del splits["validation"]
-    result = run(recipe, splits, tiny_profile, save=False)
-    assert (result.record.n_validation, result.record.history["validation"], result.adapter) == (0, [], None)
-    assert len(result.record.history["train"]) > 4 and result.record.train_seconds > 0
-    assert not (tmp_path / "Data").exists()
-
-
 def test_a_trained_model_leaves_the_precision_it_was_trained_in_and_is_freed(splits, recipe, tiny_profile, tmp_path):
     """accelerate wraps the forward pass in autocast; left there, an fp32 prediction would silently run in bf16."""
     profile, whole = replace(tiny_profile, precision="bf16"), recipe.with_method("full_finetune")
@@ -131,17 +121,6 @@ def test_without_an_adapter_the_encoder_trains_or_stays(method, splits, recipe, 
     assert (result.record.trainable_params == result.record.total_params) == (method == "full_finetune")
 
 
-# -- one seed, one run -----------------------------------------------------------------------------------------------
-
-
-def test_one_seed_fixes_the_run(splits, recipe, tiny_profile):
-    recipe = replace(recipe, model_dropout=0.1, lora_dropout=0.1)
-    runs = [run(recipe, splits, replace(tiny_profile, seed=seed)) for seed in (1, 1, 2)]
-    records = [{key: value for key, value in vars(one.record).items() if key not in MEASURED} for one in runs]
-    assert records[0] == records[1] and np.array_equal(runs[0].probabilities, runs[1].probabilities)
-    assert not np.array_equal(runs[0].probabilities, runs[2].probabilities)
-
-
 @pytest.mark.slow
 def test_another_process_gives_the_same_record_and_the_same_bytes(tmp_path):
     settings = [word for one in ("num_train_epochs=1", "max_length=16", "model_dropout=0.1") for word in ("--set", one)]
@@ -159,9 +138,6 @@ def test_another_process_gives_the_same_record_and_the_same_bytes(tmp_path):
             assert [(records[0].pop(name), records[1].pop(name)) for name in MEASURED] and records[0] == records[1]
         else:
             assert here[path] == there[path], path
-
-
-# -- W&B, which is optional ------------------------------------------------------------------------------------------
 
 
 def test_tracking_is_off_without_a_key_and_follows_the_run_offline(splits, recipe, tiny_profile, wandb_folder, capsys):

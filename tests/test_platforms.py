@@ -73,13 +73,13 @@ def test_without_internet_the_switch_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("profile", "said"), [("hub", True), ("quick", False), ("full", False)])
-def test_a_first_cell_says_what_quick_takes_where_a_gpu_alone_chose_hub(profile, said, monkeypatch, capsys):
+def test_a_first_cell_says_what_hub_is_where_a_gpu_alone_chose_hub(profile, said, monkeypatch, capsys):
     monkeypatch.setattr("helpers.profiles.current_profile", lambda: PROFILES[profile])
     monkeypatch.delenv("PROFILE", raising=False)
-    start.say_what_quick_takes()
-    assert ("PROFILE=quick takes 5 minutes at most" in capsys.readouterr().out) == said
+    start.say_what_hub_is()
+    assert ("PROFILE=quick takes minutes" in capsys.readouterr().out) == said
     monkeypatch.setenv("PROFILE", profile)  # somebody chose it
-    start.say_what_quick_takes()
+    start.say_what_hub_is()
     assert capsys.readouterr().out == ""
 
 

@@ -1,7 +1,7 @@
 """`python -m helpers.series` on notebooks that are made here."""
 
+import signal
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import nbformat
 import pytest
@@ -28,12 +28,12 @@ def cells_of(path: Path) -> list:
 
 
 @pytest.mark.slow
-def test_notebooks_run_in_order_each_in_a_fresh_kernel_and_are_stored_when_asked(notebooks, tmp_path, capsys):
+def test_each_notebook_runs_in_a_fresh_kernel_and_is_stored_when_asked(notebooks, tmp_path, capsys):
     notebooks("02_b", "print('x' in dir())", "import os\nprint(os.environ['SERIES_COMMAND'])")
     notebooks("01_a", "x = 1", "x + 1")
     assert series.main([]) == 0
     output = capsys.readouterr().out
-    assert output.index("01_a") < output.index("02_b") < output.index("All done in 0:")
+    assert "two at a time" in output and output.index("02_b") < output.index("All done in 0:")
     cells = cells_of(tmp_path / "Data/quick/notebooks/02_b.ipynb")
     assert [cell.outputs[0].text for cell in cells] == ["False\n", "python -m helpers.series 02\n"]
     assert cells_of(tmp_path / "notebooks/01_a.ipynb")[1].outputs == [], "nothing is stored unasked"
@@ -54,7 +54,8 @@ def test_notebooks_run_in_order_each_in_a_fresh_kernel_and_are_stored_when_asked
 )
 def test_a_notebook_that_fails_ends_the_series_in_one_line(notebooks, tmp_path, capsys, fault, said):
     notebooks("01_a", "print('written')", fault, "1")
-    notebooks("02_b", "2")
+    notebooks("02_b", "import time\ntime.sleep(600)")
+    notebooks("10_c", "3")
     stored = (tmp_path / "notebooks/01_a.ipynb").read_text()
     assert series.main(["--store"]) == 1
     out, err = capsys.readouterr()
@@ -63,13 +64,16 @@ def test_a_notebook_that_fails_ends_the_series_in_one_line(notebooks, tmp_path, 
     assert "Traceback" not in out + err
     assert cells_of(tmp_path / "Data/quick/notebooks/01_a.ipynb")[0].outputs[0].text == "written\n"
     assert (tmp_path / "notebooks/01_a.ipynb").read_text() == stored, "only a whole one replaces a stored notebook"
-    assert not (tmp_path / "Data/quick/notebooks/02_b.ipynb").exists()
+    assert not (tmp_path / "Data/quick/notebooks/10_c.ipynb").exists()
 
 
-def test_ctrl_c_is_one_line_and_status_130(notebooks, monkeypatch, capsys):
-    notebooks("01_a", "1")
-    monkeypatch.setattr(series.NotebookClient, "execute", MagicMock(side_effect=KeyboardInterrupt))
+@pytest.mark.slow
+def test_ctrl_c_ends_all_kernels_in_one_line_with_status_130(notebooks, capsys):
+    notebooks("01_a", "import time\ntime.sleep(600)")
+    notebooks("02_b", "import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(600)")
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     assert series.main([]) == 130
+    signal.signal(signal.SIGINT, handler)
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith("Stopped; started again")
 
 

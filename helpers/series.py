@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not chosen:
         parser.error(f"no notebook starts with {' or '.join(names)}")
     at_once = 2 if device() == "cpu" and profile.name == "quick" else 1  # two trainings of half the threads are faster
-    print(f"Profile {profile.name}: {len(chosen)} notebooks{', two at a time' if at_once == 2 else ''}", flush=True)
+    print(f"Profile: {profile.name}, notebooks: {len(chosen)}, at a time: {at_once}", flush=True)
     start, folder = perf_counter(), profile.figures / "notebooks"
     try:
         together = [path for path in chosen if not path.stem.startswith(ALONE)]

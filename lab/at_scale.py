@@ -21,7 +21,6 @@ BASELINES = {
     ("bag_of_words", "cut to 512"): "bag of words, cut to 512 tokens",
     ("frozen_encoder", "cut"): "frozen encoder",
 }
-TOKENS = {"frozen_encoder": 256}
 VARIANTS = {
     "head_only": "head alone",
     "as_written": "{} as written",
@@ -36,21 +35,22 @@ VARIANTS = {
 def rows_at_scale(folder: Path = RECORDS) -> list[dict[str, Any]]:
     """A row for each run at a source's own scale that has a record in `folder`, the baselines first.
 
-    Each has what `compare.summarize` reads and `corpus`, `method` (in words), `recipe`, `variant`, `tokens` (the limit)
-    and `minutes` of training, None for a baseline and for a run that shared its device with others. The `seed` of a
-    baseline on all reviews is None, as its only use is to draw fewer of them. Of several rates of full fine-tuning the
-    one with the best validation accuracy is called that, the others by their rates.
+    Each has what `compare.summarize` reads and `corpus`, `method` (in words), `recipe`, `variant` and `minutes` of
+    training, None for a baseline and for a run that shared its device with others. The `seed` of a baseline on all
+    reviews is None, as its only use is to draw fewer of them. Of several rates of full fine-tuning the one with the
+    best validation accuracy is called that, the others by their rates.
     """
-    found = read_study("baselines").rows
+    found = read_study("baselines", folder).rows
     most = max(row["n_train"] for row in found)
     rows = []
     for row in found:
-        labels = {"corpus": "imdb", "recipe": row["rows_of"], "variant": row["method"], "minutes": None}
-        labels |= {"method": BASELINES[row["method"], row["text"]], "tokens": TOKENS.get(row["method"])}
-        rows.append({**row, **labels, "seed": None if row["n_train"] == most else row["seed"]})
+        seed = None if row["n_train"] == most else row["seed"]
+        labels = {"corpus": "imdb", "recipe": row["rows_of"], "variant": row["method"], "minutes": None, "seed": seed}
+        rows.append({**row, **labels, "method": BASELINES[row["method"], row["text"]]})
     records = sorted(load_records(folder), key=lambda one: (list(RECIPES).index(one.recipe), one.seed))
     whole = sorted((record for record in records if record.variant in FULL_VARIANTS), key=_best_epoch)
-    rates = {record.variant: f"{record.settings['learning_rate']:.0e}".replace("e-0", "e-") for record in whole[:-1]}
+    worse = [record for record in whole if record.variant != whole[-1].variant]
+    rates = {record.variant: f"{record.settings['learning_rate']:.0e}".replace("e-0", "e-") for record in worse}
     words = VARIANTS | {variant: f"{FULL} at {rate}" for variant, rate in rates.items()}
     return rows + [_row(record, words[name]) for name in words for record in records if record.variant == name]
 
@@ -60,24 +60,14 @@ def _best_epoch(record: RunRecord) -> float:
 
 
 def _row(record: RunRecord, words: str) -> dict[str, Any]:
-    return {
-        "corpus": record.dataset.removesuffix(" (embedded)"),
-        "method": words.format(record.settings["source"]),
-        "recipe": record.recipe,
-        "variant": record.variant,
-        "tokens": record.max_length,
-        "minutes": None if "runs_at_once" in record.settings else record.train_seconds / 60,
-        "n_train": record.n_train,
-        "seed": record.seed,
-        "trainable_params": record.trainable_params,
-        "accuracy": record.metrics["accuracy"],
-        "correct": record.correct,
-    }
+    labels = {"corpus": record.dataset.removesuffix(" (embedded)"), "method": words.format(record.settings["source"])}
+    minutes = None if "runs_at_once" in record.settings else record.train_seconds / 60
+    return vars(record) | labels | {"minutes": minutes, "accuracy": record.metrics["accuracy"]}
 
 
 def points_at_scale(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """`rows_at_scale` over their seeds: the points of `compare.summarize`, by corpus, number of rows and method."""
-    points = summarize(rows, ["corpus", "n_train", "method", "variant", "tokens"])
+    points = summarize(rows, ["corpus", "n_train", "method", "variant"])
     for point in points:
         minutes = [row["minutes"] for row in rows if all(row[k] == point[k] for k in ("corpus", "n_train", "method"))]
         point["minutes"] = None if None in minutes else sum(minutes) / len(minutes)

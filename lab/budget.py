@@ -1,5 +1,6 @@
 """What a recipe must hold in memory, counted from the shapes of the real checkpoints: no weights, no hub."""
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 
 import torch
@@ -57,28 +58,28 @@ def memory_budget(recipe: Recipe, checkpoint: str | None = None, dtype: str = "f
     `dtype` is "fp32" or "bf16"; what trains is fp32 in any case. The method "full_finetune" trains all.
     """
     model: PreTrainedModel | PeftModel = real_model(checkpoint or recipe.base_model)
-    quantized = {id(layer.weight) for layer in _encoder_linears(model)} if recipe.quantization else set()
+    heads = tuple(head_modules(model))  # which 4-bit loading leaves out
+    linear = [part for name, part in model.named_modules() if isinstance(part, Linear) and not name.startswith(heads)]
+    quantized = {id(layer.weight) for layer in linear} if recipe.quantization else set()
     if recipe.method != "full_finetune":
         with torch.device("meta"):
             model = get_peft_model(model, recipe.lora_config())
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    stored: dict[str, int] = {}
+    stored: Counter[str] = Counter()
     for parameter in parameters:
         count = parameter.numel()
         if id(parameter) in quantized:
-            parts = {"nf4": count // 2, "nf4 statistics": nf4_statistics_bytes(count)}
+            stored.update({"nf4": count // 2, "nf4 statistics": nf4_statistics_bytes(count)})
         elif parameter.requires_grad or dtype == "fp32":
-            parts = {"fp32": 4 * count}
+            stored["fp32"] += 4 * count
         else:
-            parts = {dtype: 2 * count}
-        for kind, size in parts.items():
-            stored[kind] = stored.get(kind, 0) + size
+            stored[dtype] += 2 * count
     trainable = sum(parameter.numel() for parameter in trained)
     return MemoryBudget(
         trainable=trainable,
         total=sum(parameter.numel() for parameter in parameters),
-        weights=stored,
+        weights=dict(stored),
         gradients=4 * trainable,
         adamw=8 * trainable,
         adamw_8bit=sum(adamw_8bit_bytes(parameter.numel()) for parameter in trained),
@@ -113,10 +114,3 @@ def print_budgets() -> None:
         print(f"{recipe.name:20s} {budget.trainable:12,} {budget.share:8.2%}", end="")
         sizes = sum(budget.weights.values()), budget.static(), full.static()
         print("{:7.0f} MB {:8.0f} MB {:9.0f} MB".format(*(size / 1e6 for size in sizes)))
-
-
-def _encoder_linears(model: PreTrainedModel) -> list[Linear]:
-    """The linear layers that 4-bit loading packs: all but the head's."""
-    heads = tuple(head_modules(model))
-    named = model.named_modules()
-    return [module for name, module in named if isinstance(module, Linear) and not name.startswith(heads)]

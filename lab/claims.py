@@ -1,4 +1,4 @@
-"""`python -m lab.claims`: the write-ups' claims, and the verdicts on them, from the records in `Data/`.
+"""`python -m lab.claims`: the write-ups' claims, and the verdicts on them, from the records in `Data/`, yours first.
 
 `claims.yaml` has each claim's source, its words, the rule by which it is decided and a label for the figure. A claim is
 never decided by hand: a function reads records and returns a verdict.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from helpers.profiles import Profile
+from helpers.profiles import Profile, current_profile
 from helpers.start import prepare_process
 from lab import claims_accuracy as accuracy
 from lab import claims_costs as costs
@@ -67,7 +67,7 @@ def decide(claim: Claim, profile: Profile | None = None) -> Verdict:
     evidence = Evidence(profile)
     try:
         verdict = DECIDED_BY[claim.id](evidence)
-    except FileNotFoundError as missing:
+    except (FileNotFoundError, ValueError) as missing:
         return Verdict(UNDECIDED, {}, {}, needs=str(missing))
     return replace(verdict, records=tuple(evidence.read) or ("lab/budget.py",))
 
@@ -81,7 +81,7 @@ def main() -> int:
     """Prints every claim with its verdict, the numbers and the records it rests on."""
     prepare_process()
     for claim in CLAIMS:
-        verdict = decide(claim)
+        verdict = decide(claim, current_profile())
         print(f"{claim.id}  {claim.label}: {verdict.kind}", f"(needs {verdict.needs})" if verdict.needs else "")
         for name, value in verdict.numbers.items():
             print(f"      {value:13,}  {name}" if isinstance(value, int) else f"      {value:13.4f}  {name}")

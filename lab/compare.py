@@ -49,20 +49,12 @@ def summarize(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> list[dict[st
     for row in rows:
         groups.setdefault(tuple(row[label] for label in by), []).append(row)
     points = []
-    for labels, runs in groups.items():
+    for runs in groups.values():
+        shared = {label: runs[0][label] for label in (*by, "trainable_params", "n_train")}
         low, high, _ = crossed_interval(right_rows(runs))
         accuracies = [run["accuracy"] for run in runs]
-        points.append(
-            {
-                **dict(zip(by, labels, strict=True)),
-                "trainable_params": runs[0]["trainable_params"],
-                "n_train": runs[0]["n_train"],
-                "accuracies": accuracies,
-                "accuracy": float(np.mean(accuracies)),
-                "low": low,
-                "high": high,
-            }
-        )
+        scores = {"accuracies": accuracies, "accuracy": float(np.mean(accuracies)), "low": low, "high": high}
+        points.append(shared | scores)
     return points
 
 

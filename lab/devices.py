@@ -3,14 +3,13 @@
 Records go to `cpu/<device>` or `gpu/<device>` below the data folder: they depend on the machine, not on the profile.
 """
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
-from helpers.profiles import COMMITTED, current_precision, data_dir, device, device_name
+from helpers.profiles import COMMITTED, current_precision, data_dir, device, device_name, setting
 from helpers.results import StudyRecord
 from helpers.start import prepare_process
 
@@ -20,7 +19,7 @@ COMMAND = "python -m lab.benchmarks"
 def device_label() -> str:
     """The device's name. A CPU that multiplies no bf16 says so, as another of the same name may; and what `PRECISION`
     keeps a device to is part of it."""
-    limited = os.environ.get("PRECISION", "").strip() or (device() == "cpu" and current_precision() == "fp32")
+    limited = setting("PRECISION") or (device() == "cpu" and current_precision() == "fp32")
     return device_name() + (f", {current_precision()} alone" if limited else "")
 
 

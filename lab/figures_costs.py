@@ -19,16 +19,12 @@ from helpers.plots import COLORS
 from helpers.results import StudyRecord
 from lab.budget import MemoryBudget
 from lab.claims import CLAIMS, Claim
+from lab.figures_studies import METHODS, WIDTH
 from lab.verdict import KINDS, Bar, Verdict
 
-WIDTH = 7.5
-NARROW = 5.4  # as in figures_studies: a phone shows its letters
-METHOD_NAMES = {
-    "full_finetune": "full fine-tuning",
-    "lora": "LoRA",
+METHOD_NAMES = METHODS | {
     "lora_query_value": "LoRA, query and value",
     "lora_fp32_base": "LoRA as peft attaches it",
-    "qlora": "QLoRA",
     "qlora_checkpointing": "QLoRA, checkpointing",
     "qlora_as_written": "bert-qlora as written",
 }
@@ -61,7 +57,7 @@ def plot_efficiency_comparison(
     `budgets` maps a method to its budget, `stated_mb` to the megabytes of weights that bert-qlora states (a line).
     `steps` are rows of the `steps` benchmark at one shape, one a method. `titles` holds one finding a panel.
     """
-    figure, panels = plt.subplots(3, figsize=(NARROW, 0.45 * 3 * (len(budgets) + 2)), layout="constrained")
+    figure, panels = plt.subplots(3, figsize=(WIDTH, 0.45 * 3 * (len(budgets) + 2)), layout="constrained")
     names, colors = [METHOD_NAMES[method] for method in budgets], [COLORS[method] for method in budgets]
     parameters, weights, speed = panels
     counts = [budget.trainable for budget in budgets.values()]
@@ -106,7 +102,7 @@ def plot_memory_breakdown(rows: Sequence[Mapping[str, Any]], title: str) -> Figu
     """
     shapes = sorted({(row["batch_size"], row["tokens"]) for row in rows})
     figure, axes = plt.subplots(
-        len(shapes), figsize=(NARROW, 1.9 * len(shapes) + 0.8), sharex=True, squeeze=False, layout="constrained"
+        len(shapes), figsize=(WIDTH, 1.9 * len(shapes) + 0.8), sharex=True, squeeze=False, layout="constrained"
     )
     for panel, shape in zip(axes[:, 0], shapes, strict=True):
         chosen = [row for row in rows if (row["batch_size"], row["tokens"]) == shape]
@@ -134,7 +130,7 @@ def plot_speed_ladder(record: StudyRecord, titles: Mapping[str, str]) -> Figure:
     ladders = {name: [row for row in record.rows if row["ladder"] == name] for name in titles}
     heights = [len(rows) + 2 for rows in ladders.values()]
     figure, axes = plt.subplots(
-        len(ladders), figsize=(NARROW, 4.2 * len(ladders)), height_ratios=heights, squeeze=False, layout="constrained"
+        len(ladders), figsize=(WIDTH, 4.2 * len(ladders)), height_ratios=heights, squeeze=False, layout="constrained"
     )
     for panel, (name, rows) in zip(axes[:, 0], ladders.items(), strict=True):
         changes = [row["change"].replace("improved()", "our version's") for row in rows]
@@ -158,7 +154,7 @@ def plot_claims(verdicts: Mapping[str, Verdict], title: str) -> Figure:
     bars = {axis: found for axis, found in bars.items() if found}
     others = [claim for claim in CLAIMS if not verdicts[claim.id].bars]
     heights = [*(len(found) + 0.3 for found in bars.values()), 0.6 * len(others)]
-    size = 5.4, 0.26 * (sum(heights) + 2 * len(heights)) + 1.2
+    size = WIDTH, 0.26 * (sum(heights) + 2 * len(heights)) + 1.2
     figure, panels = plt.subplots(len(heights), figsize=size, height_ratios=heights, layout="constrained")
     for panel, (axis, found) in zip(panels, bars.items(), strict=False):
         _draw_bars(panel, found, verdicts)
@@ -198,11 +194,7 @@ def _draw_bars(axes: Axes, bars: Sequence[tuple[Claim, Bar]], verdicts: Mapping[
             axes.plot(bar.value, row, "o", color=color, ms=6)
         above = {"y": row - 0.45, "transform": axes.get_yaxis_transform(), "fontsize": 8.5, "va": "center"}
         axes.text(x=0.01, s=": ".join(filter(None, (claim.label, bar.label))), **above)
-        axes.text(x=0.99, s=_measured(bar), ha="right", color=color, weight="bold", **above)
+        ends = [bar.low, bar.high] if bar.value is None else [bar.value]
+        measured = " to ".join(AXES[bar.axis][1](end) for end in ends)
+        axes.text(x=0.99, s=measured, ha="right", color=color, weight="bold", **above)
     axes.set(yticks=[], ylim=(len(bars) - 0.6, -0.8), xlim=(left, right))
-
-
-def _measured(bar: Bar) -> str:
-    """The value that was measured, or the range."""
-    ends = [bar.value] if bar.value is not None else [bar.low, bar.high]
-    return " to ".join(AXES[bar.axis][1](end) for end in ends)

@@ -22,13 +22,6 @@ METHODS = {
     "full_finetune": "full fine-tuning",
 }
 EARLIER = ("query_value", "thirty_epochs", "half_rate")  # versions of ours that a search replaced
-METHOD_COLORS = {  # what the PEFT methods are compared with; they have another colour
-    "LoRA": COLORS["lora"],
-    "full fine-tuning": COLORS["full_finetune"],
-    "head alone": COLORS["head_only"],
-    "bag of words": COLORS["bag_of_words"],
-    "frozen encoder": COLORS["frozen_encoder"],
-}
 WIDTH = 5.4
 
 
@@ -164,7 +157,8 @@ def plot_methods(points: Sequence[dict], titles: Sequence[str], n_scored: int) -
     for point in sorted(points, key=lambda point: (point["trainable_params"], -point["accuracy"])):
         if all(point["accuracy"] > other["accuracy"] for other in front):
             front.append(point)
-    colors = {point["method"]: METHOD_COLORS.get(point["method"], COLORS["qlora"]) for point in points}
+    known = {name: COLORS[method] for method, name in METHODS.items()}  # the other PEFT methods have QLoRA's colour
+    colors = {point["method"]: known.get(point["method"], COLORS["qlora"]) for point in points}
     heights = [0.42 * len(points) + 1.2, 4.6]
     figure, axes = plt.subplots(2, figsize=(WIDTH, sum(heights)), height_ratios=heights, layout="constrained")
     _draw_named(axes[0], [point["method"] for point in points], points, list(colors.values()))

@@ -14,7 +14,7 @@ from helpers.profiles import PROFILES, current_precision, device
 from helpers.recipes import RECIPES, Recipe
 from helpers.results import StudyRecord
 from lab.devices import device_record, in_fresh_process
-from lab.timing import TrainingStep
+from lab.timing import TrainingStep, timed_window
 
 # The recipes that have a ladder, and the limit that their texts are cut to; Assignment 7 states none.
 TOKENS = {"lora_distilbert_qv": 256, "lora_bert_sst2": 128, "qlora_bert": 256}
@@ -102,28 +102,19 @@ class _Runner:
         recipe = rung.recipe
         how = {"quantization": recipe.quantization, "model_dropout": recipe.model_dropout, "fast": rung.fast}
         model = load_classifier(base_model, precision=rung.nf4_compute or rung.precision, seed=0, **how)
-        if recipe.method != "full_finetune":
-            model = attach_lora(model, recipe)
-            model = store_frozen(model, rung.precision) if rung.stored else model
+        model = attach_lora(model, recipe)
+        model = store_frozen(model, rung.precision) if rung.stored else model
         checkpointing = recipe.gradient_checkpointing
         self.step = TrainingStep(model, rung.precision, recipe.optim, gradient_checkpointing=checkpointing)
-        self.batches = _window(_batches(rung, encoded, base_model, max_length))
+        self.batches = [batch.to(device()) for batch in _window(_batches(rung, encoded, base_model, max_length))]
 
     def measure(self, seconds: float) -> float:
         """Samples a second over the window's batches, once or as often as `seconds` allow.
 
         The batch with the most tokens goes first and is not counted: it brings the memory that is kept where it is.
         """
-        self._timed(max(self.batches, key=lambda batch: batch["input_ids"].numel()))
-        spent, samples = 0.0, 0
-        while spent < seconds:
-            spent += sum(map(self._timed, self.batches))
-            samples += sum(len(batch["input_ids"]) for batch in self.batches)
-        return samples / spent
-
-    def _timed(self, batch: BatchEncoding) -> float:
-        labels = torch.zeros(len(batch["input_ids"]), dtype=torch.long, device=device())
-        return self.step.timed(batch.to(device()), labels)
+        self.step.run(max(self.batches, key=lambda batch: batch["input_ids"].numel()))
+        return timed_window(self.step, self.batches, seconds)
 
 
 def _batches(rung: Rung, encoded: list[list[int]], base_model: str, max_length: int) -> list[BatchEncoding]:
@@ -136,7 +127,7 @@ def _batches(rung: Rung, encoded: list[list[int]], base_model: str, max_length: 
     padding = {"padding": "longest"} if rung.pad_to_longest else {"padding": "max_length", "max_length": max_length}
     rows = [[ids[index] for index in order[start : start + size]] for start in range(0, len(ids) - size + 1, size)]
     pad = load_tokenizer(base_model).pad
-    return [pad({"input_ids": batch}, **padding, return_tensors="pt") for batch in rows]
+    return [pad({"input_ids": batch, "labels": [0] * len(batch)}, **padding, return_tensors="pt") for batch in rows]
 
 
 def _window(batches: list[BatchEncoding]) -> list[BatchEncoding]:

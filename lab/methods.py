@@ -5,19 +5,8 @@ from copy import deepcopy
 from functools import partial
 from typing import NamedTuple
 
+import peft
 import torch
-from peft import (
-    AdaLoraConfig,
-    IA3Config,
-    LilyConfig,
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    PromptTuningConfig,
-    TaskType,
-    VeraConfig,
-    get_peft_model,
-)
 from peft.optimizers import create_loraplus_optimizer
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
@@ -25,13 +14,13 @@ from helpers.models import load_classifier, store_frozen
 
 QUERY_VALUE = ["query", "value"]  # peft's default for BERT
 EVERY_LINEAR = [*QUERY_VALUE, "key", "attention.output.dense", "intermediate.dense", "output.dense"]
-LoRA = partial(LoraConfig, r=16, lora_alpha=32, target_modules=QUERY_VALUE)
+LoRA = partial(peft.LoraConfig, r=16, lora_alpha=32, target_modules=QUERY_VALUE)
 
 
 class Method(NamedTuple):
     """`config`: peft's; or by name which weights of the model train. `prepare` changes the Trainer."""
 
-    config: PeftConfig | Callable[[str], bool]
+    config: peft.PeftConfig | Callable[[str], bool]
     prepare: Callable[[Trainer], None] | None = None
     quantization: str | None = None
 
@@ -56,8 +45,8 @@ METHODS = {
     "full fine-tuning": Method(lambda name: True),
     "head alone": Method(lambda name: name.startswith(("bert.pooler.", "classifier."))),
     "BitFit": Method(lambda name: name.endswith(".bias") or name.startswith("classifier.")),  # peft has no class for it
-    "IA3": Method(IA3Config()),
-    "prompt tuning": Method(PromptTuningConfig(num_virtual_tokens=20)),
+    "IA3": Method(peft.IA3Config()),
+    "prompt tuning": Method(peft.PromptTuningConfig(num_virtual_tokens=20)),
     "LoRA": Method(LoRA()),
     "LoRA, every linear layer": Method(LoRA(target_modules=EVERY_LINEAR)),
     "QLoRA": Method(LoRA(), quantization="nf4"),
@@ -66,20 +55,20 @@ METHODS = {
     "PiSSA": Method(LoRA(lora_alpha=16, init_lora_weights="pissa")),
     "LoRA+": Method(LoRA(), loraplus),
     "AdaLoRA": Method(
-        AdaLoraConfig(
+        peft.AdaLoraConfig(
             init_r=24, target_r=16, lora_alpha=32, tinit=50, tfinal=100, deltaT=5, total_step=1_000,
             target_modules=QUERY_VALUE,
         ),
         lambda trainer: trainer.add_callback(Allocate()),
     ),
-    "VeRA": Method(VeraConfig(r=256, target_modules=QUERY_VALUE)),
-    "Lily": Method(LilyConfig(r=32, stride_A=2, num_B=3, target_modules=QUERY_VALUE)),  # first in peft's comparison
+    "VeRA": Method(peft.VeraConfig(r=256, target_modules=QUERY_VALUE)),
+    "Lily": Method(peft.LilyConfig(r=32, stride_A=2, num_B=3, target_modules=QUERY_VALUE)),  # leads peft's comparison
 }  # fmt: skip
 
 
 def build_method(
     name: str, base_model: str, precision: str, seed: int, rank: int | None = None
-) -> PreTrainedModel | PeftModel:
+) -> PreTrainedModel | peft.PeftModel:
     """A BERT with what `METHODS[name]` trains of it, an adapter's frozen base stored as it is multiplied.
 
     With another `rank` alpha goes with it, so that alpha / rank stays; rsLoRA keeps its alpha.
@@ -91,9 +80,9 @@ def build_method(
     # A prompt comes before [CLS], at whose place alone the fast last layer answers.
     how = {"model_dropout": 0.0, "quantization": METHODS[name].quantization, "fast": name != "prompt tuning"}
     model = load_classifier(base_model, precision=precision, seed=seed, **how)
-    if isinstance(config, PeftConfig):
-        config.task_type = TaskType.SEQ_CLS
-        return store_frozen(get_peft_model(model, config), precision)
+    if isinstance(config, peft.PeftConfig):
+        config.task_type = peft.TaskType.SEQ_CLS
+        return store_frozen(peft.get_peft_model(model, config), precision)
     for weight, parameter in model.named_parameters():
         parameter.requires_grad = config(weight)
     return model

@@ -80,10 +80,10 @@ def measure_step(spec: StepSpec, base_model: str, min_seconds: float | None = No
     held = sum(weight_bytes(model).values())
     reset_peak_memory(device())
     for _ in range(2):  # the optimizer's state is there in the second
-        step.run(*step.random_batch(spec.batch_size, spec.tokens))
+        step.run(step.random_batch(spec.batch_size, spec.tokens))
     peak, peak_method = peak_memory(device())
     seconds = MIN_SECONDS[device()] if min_seconds is None else min_seconds
-    speed = timed_window(step, spec.batch_size, spec.tokens, seconds)
+    speed = timed_window(step, [step.random_batch(spec.batch_size, spec.tokens)], seconds)
     trainable, total = count_parameters(model)
     return {
         **asdict(spec),
@@ -165,10 +165,10 @@ def benchmark_compile() -> StudyRecord:
                 model.compile(dynamic=False, mode="reduce-overhead" if device() == "cuda" else None)
             steps[form] = TrainingStep(model, precision)
         with torch._inductor.config.patch(force_disable_caches=True):  # what an earlier process compiled is on disk
-            first = steps["compiled"].timed(*steps["compiled"].random_batch(ROWS, tokens))
+            first = steps["compiled"].timed(steps["compiled"].random_batch(ROWS, tokens))
         windows: dict[str, list[float]] = {form: [] for form in steps}
         for form, step in [*steps.items()] * WINDOWS:
-            windows[form].append(timed_window(step, ROWS, tokens, MIN_SECONDS[device()]))
+            windows[form].append(timed_window(step, [step.random_batch(ROWS, tokens)], MIN_SECONDS[device()]))
         eager, compiled = (ROWS / median(windows[form]) for form in steps)
         paid = (first - compiled) / (eager - compiled) if eager > compiled else None
         row = {"method": method, "batch_size": ROWS, "tokens": tokens, "compile_seconds": first - compiled}

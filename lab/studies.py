@@ -1,7 +1,8 @@
 """Studies: many runs that answer one question. Each is a list in lab/runs, and this command does what has no row yet.
 
 Rows go to Data/full/results/studies as each run ends. The runs of `at_scale` have a record and an adapter each. Stop it
-whenever you like: the same command goes on with what is left.
+whenever you like: the same command goes on with what is left. With PROFILE=hub the checkpoints are the hub's, and the
+rows go to Data/hub.
 """
 
 import argparse
@@ -24,18 +25,12 @@ from scipy.special import softmax
 from sklearn import metrics
 
 from helpers.data import load_splits, split_reviews, tokenize
-from helpers.evaluation import (
-    bag_of_words,
-    fitted_temperature,
-    frozen_encoder,
-    mean_embeddings,
-    predict_logits,
-)
+from helpers.evaluation import bag_of_words, fitted_temperature, frozen_encoder, mean_embeddings, predict_logits
 from helpers.models import build_model, load_tokenizer
-from helpers.profiles import COMMITTED, PROFILES, Profile, current_precision, device_name
+from helpers.profiles import COMMITTED, PROFILES, Profile, current_precision, device_name, setting
 from helpers.recipes import RECIPES, Recipe
 from helpers.results import RunRecord, StudyRecord, make_record, now
-from helpers.start import prepare_process
+from helpers.start import exit_status, prepare_process
 from helpers.tasks import label_names
 from helpers.training import FineTuned, fine_tune
 from lab.methods import METHODS, build_method
@@ -93,14 +88,8 @@ class StudyRun:
 
 
 def read_runs(name: str) -> list[StudyRun]:
-    """The runs of the study `name`, in the order of its list (its form is in lab/README.md).
-
-    Raises FileNotFoundError, naming the studies there are, for an unknown one.
-    """
-    path = LISTS / f"{name}.json"
-    if not path.exists():
-        raise FileNotFoundError(f"There is no study {name!r} in lab/runs; there is {', '.join(NAMES)}.")
-    listed = json.loads(path.read_text(encoding="utf-8"))
+    """The runs of the study `name`, in the order of its list (its form is in lab/README.md)."""
+    listed = json.loads((LISTS / f"{name}.json").read_text(encoding="utf-8"))
     return [run for group in listed["runs"] for run in _runs_of(name, listed, group)]
 
 
@@ -115,9 +104,12 @@ def _runs_of(name: str, shared: dict[str, Any], group: dict[str, Any]) -> Iterat
         yield StudyRun(name, recipe, seed, entry["n_validation"], entry["n_test"], labels=labels, **own)
 
 
-def read_study(name: str) -> StudyRecord:
-    """The record of a study's rows that the repository holds. Raises FileNotFoundError, naming the command."""
-    path = COMMITTED / "full" / "results" / "studies" / f"{name}.json"
+def read_study(name: str, results: Path = COMMITTED / "full" / "results") -> StudyRecord:
+    """The record of a study's rows in a folder of results, the repository's unless another is named.
+
+    Raises FileNotFoundError, naming the command that makes it.
+    """
+    path = results / "studies" / f"{name}.json"
     if not path.exists():
         raise FileNotFoundError(f"{path.name} is not there yet: python -m lab.studies {name}")
     return StudyRecord.load(path)
@@ -272,14 +264,13 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := sorted(set(options.names) - set(NAMES)):
         parser.error(f"no study {', '.join(unknown)}; there is {', '.join(NAMES)}")
     prepare_process()
-    profile = replace(FULL, precision=current_precision())
-    try:
+
+    def sit() -> None:
+        profile = PROFILES["hub"] if setting("PROFILE") == "hub" else FULL
         for name in options.names or NAMES:
-            _sitting(name, profile, only_list=options.list)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on with what is left.", file=sys.stderr)
-        return 130
-    return 0
+            _sitting(name, replace(profile, precision=current_precision()), only_list=options.list)
+
+    return exit_status(sit, "Stopped. The same command goes on with what is left.")
 
 
 def _sitting(name: str, profile: Profile, only_list: bool) -> None:

@@ -1,6 +1,6 @@
 """Training steps, timed in windows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from time import perf_counter
 
@@ -26,16 +26,10 @@ def ratio_range(windows: Sequence[float], over: Sequence[float]) -> tuple[float,
     return min(windows) / max(over), max(windows) / min(over)
 
 
-def synchronize() -> None:
-    """Waits until the work handed to a GPU is done."""
-    if device() == "cuda":
-        torch.cuda.synchronize()
-
-
 class TrainingStep:
     """Forward, backward, clipping and optimizer step of a model, as Trainer does them, without its bookkeeping.
 
-    `optimizer` is a recipe's `optim`. Its learning rate is constant.
+    `optimizer` is a recipe's `optim`. Its learning rate is constant. Batches hold their labels.
     """
 
     def __init__(
@@ -54,15 +48,15 @@ class TrainingStep:
         self.optimizer = OPTIMIZERS[optimizer][1](trained, lr=learning_rate, weight_decay=0.0)
         self.scaler = torch.amp.GradScaler(self.device, enabled=precision == "fp16" and self.device == "cuda")
 
-    def random_batch(self, rows: int, tokens: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """A batch of random tokens, shape (rows, tokens), and its labels, shape (rows,), on the device."""
+    def random_batch(self, rows: int, tokens: int) -> dict[str, torch.Tensor]:
+        """A batch of random tokens, shape (rows, tokens), on the device; its labels, shape (rows,), are zeros."""
         ids = torch.randint(5, self.model.config.vocab_size, (rows, tokens), device=self.device)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.zeros_like(ids[:, 0])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros_like(ids[:, 0])}
 
-    def run(self, batch: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
+    def run(self, batch: Mapping[str, torch.Tensor]) -> None:
         """One update on `batch`."""
         with torch.autocast(self.device, DTYPES[self.precision], enabled=self.precision != "fp32"):
-            loss = self.model(**batch, labels=labels).loss
+            loss = self.model(**batch).loss
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
@@ -70,12 +64,13 @@ class TrainingStep:
         self.scaler.update()
         self.model.zero_grad()
 
-    def timed(self, batch: dict[str, torch.Tensor], labels: torch.Tensor) -> float:
+    def timed(self, batch: Mapping[str, torch.Tensor]) -> float:
         """`run`, and how many seconds it took."""
-        synchronize()
+        device_done = torch.get_device_module(self.device).synchronize  # a CPU's waits for nothing
+        device_done()
         start = perf_counter()
-        self.run(batch, labels)
-        synchronize()
+        self.run(batch)
+        device_done()
         return perf_counter() - start
 
     def optimizer_bytes(self) -> int:
@@ -85,9 +80,10 @@ class TrainingStep:
         return sum(tensors.values())
 
 
-def timed_window(step: TrainingStep, rows: int, tokens: int, min_seconds: float) -> float:
-    """Samples a second of `step` on random batches, over `min_seconds` and at least one batch."""
-    seconds, steps = 0.0, 0
-    while not steps or seconds < min_seconds:
-        seconds, steps = seconds + step.timed(*step.random_batch(rows, tokens)), steps + 1
-    return rows * steps / seconds
+def timed_window(step: TrainingStep, batches: Sequence[Mapping[str, torch.Tensor]], min_seconds: float) -> float:
+    """Samples a second of `step` on `batches`, once or as often as `min_seconds` allow."""
+    seconds, samples = 0.0, 0
+    while not samples or seconds < min_seconds:
+        seconds += sum(map(step.timed, batches))
+        samples += sum(len(batch["input_ids"]) for batch in batches)
+    return samples / seconds

@@ -81,7 +81,8 @@ def verdict_on(
 class Evidence:
     """The records that claims are decided on, and in `read` the paths of those that were asked for.
 
-    They are the committed ones; with a `profile` its own runs, and the data folder's devices, come before them.
+    They are the committed ones; with a `profile` its own runs and studies, and the data folder's devices, come before
+    them.
     """
 
     def __init__(self, profile: Profile | None = None):
@@ -97,10 +98,14 @@ class Evidence:
                 return [RunRecord.load(self._noted(path)) for path in paths]
         raise FileNotFoundError(f"a run of {recipe}, {variant.replace('_', ' ')}")
 
+    def folder(self, study: str) -> Path:
+        """The first folder that has the record of a study, RECORDS where none has."""
+        return next((one for one in self.folders if (one / "studies" / f"{study}.json").exists()), RECORDS)
+
     def study(self, name: str) -> StudyRecord:
         """The record of a study. Raises FileNotFoundError."""
-        record = read_study(name)
-        self._noted(RECORDS / "studies" / f"{name}.json")
+        record = read_study(name, folder := self.folder(name))
+        self._noted(folder / "studies" / f"{name}.json")
         return record
 
     def devices(self, name: str) -> list[StudyRecord]:

@@ -44,7 +44,7 @@ def test_a_step_is_training_s_own(tiny_checkpoints, tmp_path):
     step = TrainingStep(models[1], "fp32", recipe.optim, learning_rate=1e-3)
     for start in (0, 4):
         batch = {"input_ids": ids[start : start + 4], "attention_mask": torch.ones(4, 12, dtype=torch.long)}
-        step.run(batch, torch.tensor([0, 0, 0, 1]))
+        step.run(batch | {"labels": torch.tensor([0, 0, 0, 1])})
     by_name = dict(models[0].named_parameters())
     for name, parameter in models[1].named_parameters():
         torch.testing.assert_close(parameter, by_name[name], rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")

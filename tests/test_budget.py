@@ -21,7 +21,7 @@ def test_the_count_is_what_a_real_quantized_model_and_optimizer_hold(tiny_checkp
     assert (counted.trainable, counted.total) == count_parameters(model)
     for optimizer, expected in (("adamw_torch", counted.adamw), ("paged_adamw_8bit", counted.adamw_8bit)):
         step = TrainingStep(model, "fp32", optimizer)
-        step.run(*step.random_batch(2, 8))
+        step.run(step.random_batch(2, 8))
         states = list(step.optimizer.state.values())
         averages = ("exp_avg", "exp_avg_sq", "state1", "state2", "absmax1", "absmax2")
         assert sum(state[name].nbytes for state in states for name in averages if name in state) == expected

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from helpers.profiles import ROOT, Profile
+from helpers.profiles import PROFILES, ROOT, Profile
 from helpers.results import StudyRecord
 from lab import claims, verdict
 from lab.claims import CLAIMS, DECIDED_BY, decide
@@ -114,12 +114,12 @@ def _rows(correct, seeds=3, **labels):
 
 
 @pytest.fixture
-def studies(monkeypatch):
+def studies(monkeypatch, tmp_path):
     """A function that puts a study's rows in place of its record."""
+    monkeypatch.setattr(verdict, "RECORDS", tmp_path / "full")
 
     def put(name, rows, profile="hub"):
-        made = StudyRecord(name, "x", profile, "cpu", {"n_test": 200}, rows)
-        monkeypatch.setattr(verdict, "read_study", lambda asked: made)
+        StudyRecord(name, "x", profile, "cpu", {"n_test": 200}, rows).save(tmp_path / "full" / "studies")
 
     return put
 
@@ -215,8 +215,11 @@ def test_a_claim_without_its_record_says_what_is_missing(evidence, measured):
     assert found["B1"].kind == CONFIRMED, "a count needs no record"
 
 
-def test_a_profile_s_own_runs_come_before_the_committed_ones(evidence, record, tmp_path, monkeypatch):
+def test_a_profile_s_own_runs_come_before_the_committed_ones(evidence, studies, record, tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "own"))
+    studies("few_rows", [], profile="full")
+    StudyRecord("few_rows", "x", "hub", "gpu", {}, []).save(PROFILES["hub"].results / "studies")
+    assert [Evidence(profile).study("few_rows").profile for profile in (None, PROFILES["hub"])] == ["full", "hub"]
     evidence("lora_distilbert_qv", "untrained", 0.5, [0.4, 0.6], profile="quick")
     mine, own = Profile("mine", embedded=True), replace(record, recipe="lora_distilbert_qv", variant="untrained")
     own.save(mine.results)
@@ -225,7 +228,7 @@ def test_a_profile_s_own_runs_come_before_the_committed_ones(evidence, record, t
 
 
 def test_the_command_prints_every_verdict_with_its_numbers_and_records(verdicts, monkeypatch, capsys):
-    monkeypatch.setattr(claims, "decide", lambda claim: verdicts[claim.id])
+    monkeypatch.setattr(claims, "decide", lambda claim, profile: verdicts[claim.id])
     assert claims.main() == 0
     printed = capsys.readouterr().out
     for claim in CLAIMS:

@@ -33,7 +33,7 @@ def test_each_notebook_runs_in_a_fresh_kernel_and_is_stored_when_asked(notebooks
     notebooks("01_a", "x = 1", "x + 1")
     assert series.main([]) == 0
     output = capsys.readouterr().out
-    assert "two at a time" in output and output.index("02_b") < output.index("All done in 0:")
+    assert "notebooks: 2, at a time: 2" in output and output.index("02_b") < output.index("All done in 0:")
     cells = cells_of(tmp_path / "Data/quick/notebooks/02_b.ipynb")
     assert [cell.outputs[0].text for cell in cells] == ["False\n", "python -m helpers.series 02\n"]
     assert cells_of(tmp_path / "notebooks/01_a.ipynb")[1].outputs == [], "nothing is stored unasked"

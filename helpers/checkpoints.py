@@ -8,14 +8,12 @@ import hashlib
 import importlib.util
 import os
 import re
-from contextlib import suppress
 from functools import lru_cache
 from inspect import signature
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
-from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn import Linear
@@ -57,8 +55,8 @@ VERSION = "sha256:53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 def from_hub(load, base_model: str, revision: str | None = None, **options):
     """`load(checkpoint, **options)`, a `from_pretrained`, with one clear error where there is none to be had.
 
-    Raises ConnectionError when neither the hub nor its cache has it, and ValueError for a folder without a checkpoint,
-    or weights in another format than safetensors.
+    Raises ConnectionError when neither the hub nor its cache has it, and ValueError for what does not load and
+    for weights in another format than safetensors.
     """
     checkpoint = resolve_checkpoint(base_model)
     is_folder = os.path.isdir(checkpoint)
@@ -71,14 +69,12 @@ def from_hub(load, base_model: str, revision: str | None = None, **options):
         spm = not is_folder or next(Path(checkpoint).glob("*.model"), None)
         if spm and re.search("sentencepiece|tiktoken", str(error)) and not importlib.util.find_spec("sentencepiece"):
             raise ValueError(f"The tokenizer of {base_model!r} needs a package: pip install sentencepiece") from error
-        if is_folder or isinstance(error, ImportError):
-            adapter = "it is an adapter; --continue-from goes on training it, and its folder `merged` is a base model"
-            why = adapter if (Path(checkpoint) / "adapter_config.json").is_file() else error
-            where = f"{'The folder ' if is_folder else ''}{base_model!r}"
-            raise ValueError(f"{where} holds no checkpoint that loads: {why}") from error
-        if isinstance(error, ValueError):
-            raise
-        raise hub_error(base_model, error) from error
+        if isinstance(error, OSError) and not is_folder:
+            raise hub_error(base_model, error) from error
+        adapter = "it is an adapter; --continue-from goes on training it, and its folder `merged` is a base model"
+        why = adapter if (Path(checkpoint) / "adapter_config.json").is_file() else error
+        where = f"{'The folder ' if is_folder else ''}{base_model!r}"
+        raise ValueError(f"{where} holds no checkpoint that loads: {why}") from error
 
 
 def skeleton(base_model: str, revision: str | None = None) -> PreTrainedModel:
@@ -135,23 +131,27 @@ def model_folder(name: str | Path) -> Path:
     if Path(name).exists():
         return Path(name)
     repo_id, _, revision = Path(name).as_posix().partition("@")
-    options = {"revision": revision or None, "allow_patterns": ["*.json", "*.txt", "*.model", "*.safetensors"]}
     try:
-        return Path(snapshot_download(repo_id, **options))
-    except Exception as error:  # no network, no hub, no such name: what the cache holds has to do
-        with suppress(Exception):
-            return Path(snapshot_download(repo_id, local_files_only=True, **options))
-        raise ConnectionError(
-            f"There is no folder {str(name)!r}, and the Hugging Face Hub did not give a model of that name "
-            f"({type(error).__name__}). For a private one set HF_TOKEN."
-        ) from error
+        return snapshot(repo_id, revision or None, ["*.json", "*.txt", "*.model", "*.safetensors"])
+    except Exception as error:
+        raise hub_error(str(name), error) from error
+
+
+def snapshot(name: str, revision: str | None, files: list[str], repo_type: str = "model") -> Path:
+    """The folder in the hub's cache that holds these files of a repository, fetched if need be. Raises as the hub."""
+    options = {"revision": revision, "repo_type": repo_type}
+    try:
+        HfApi().repo_info(name, timeout=SECONDS_TO_ANSWER, **options)
+    except Exception:  # no network, no hub, no such name: what the cache holds has to do
+        options["local_files_only"] = True
+    return Path(snapshot_download(name, allow_patterns=files, **options))
 
 
 def hub_error(name: str, cause: BaseException) -> ConnectionError:
     """The one error for whatever the hub did not give."""
     return ConnectionError(
         f"Could not load {name!r}: it is not here, and the Hugging Face Hub did not give it ({type(cause).__name__}). "
-        "PROFILE=quick runs on data and weights that pip installs."
+        "What is private needs HF_TOKEN; PROFILE=quick runs on data and weights that pip installs."
     )
 
 
@@ -162,7 +162,8 @@ def loaded_revision(name: str, repo_type: str = "model") -> dict[str, str]:
     if os.path.isdir(name):
         weights = Path(name) / "model.safetensors"
         return {name: f"sha256:{hashlib.sha256(weights.read_bytes()).hexdigest()}"} if weights.is_file() else {}
-    newest = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=repo_type) / "refs" / "main"
+    folder = "--".join([f"{repo_type}s", *name.split("/")])  # as the hub's cache has it; also of what no repository is
+    newest = Path(constants.HF_HUB_CACHE) / folder / "refs" / "main"
     commit = REVISIONS.get(name) or (newest.read_text(encoding="utf-8").strip() if newest.is_file() else None)
     return {name: commit} if commit else {}
 

@@ -5,33 +5,27 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 from datasets.utils.stratify import stratified_shuffle_split_generate_indices
-from huggingface_hub import HfApi, snapshot_download
 from transformers import PreTrainedTokenizerBase
 
-from helpers.checkpoints import REVISIONS, SECONDS_TO_ANSWER, hub_error, loaded_revision, package_folder
+from helpers.checkpoints import REVISIONS, hub_error, loaded_revision, package_folder, snapshot
 from helpers.profiles import Profile
 from helpers.recipes import Recipe
 
 LABELS = ("NEGATIVE", "POSITIVE")
 FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=list(LABELS))})
 
-# What stands for each hub dataset in the embedded profiles. Rotten Tomatoes is the corpus SST-2 was cut from.
-EMBEDDED_SOURCES = {
-    "imdb": "imdb",
-    "dipanjanS/imdb_sentiment_finetune_dataset20k": "imdb",
-    "rotten_tomatoes": "rotten_tomatoes",
-    "glue/sst2": "rotten_tomatoes",
-}
-HUB_PATHS = {
-    "imdb": ("stanfordnlp/imdb", "plain_text"),
-    "rotten_tomatoes": ("cornell-movie-review-data/rotten_tomatoes", None),
-    "glue/sst2": ("nyu-mll/glue", "sst2"),
+# What stands for a dataset in the embedded profiles (Rotten Tomatoes is the corpus SST-2 was cut from), and where the
+# hub has it.
+SOURCES = {
+    "imdb": ("imdb", "stanfordnlp/imdb", "plain_text"),
+    "dipanjanS/imdb_sentiment_finetune_dataset20k": ("imdb", "dipanjanS/imdb_sentiment_finetune_dataset20k", None),
+    "rotten_tomatoes": ("rotten_tomatoes", "cornell-movie-review-data/rotten_tomatoes", None),
+    "glue/sst2": ("rotten_tomatoes", "nyu-mll/glue", "sst2"),
 }
 SPLITS = ("train", "validation", "test")  # IMDb has one more, without labels
 
@@ -68,16 +62,15 @@ def load_reviews(dataset: str, profile: Profile) -> DatasetDict:
     """
     if not profile.embedded:
         return _load_hub(dataset)
-    if dataset not in EMBEDDED_SOURCES:
-        raise ValueError(f"No embedded data for {dataset!r}; there is {', '.join(EMBEDDED_SOURCES)}.")
-    return DatasetDict(train=_load_embedded(EMBEDDED_SOURCES[dataset]))
+    if dataset not in SOURCES:
+        raise ValueError(f"No embedded data for {dataset!r}; there is {', '.join(SOURCES)}.")
+    return DatasetDict(train=_load_embedded(SOURCES[dataset][0]))
 
 
 def dataset_name(dataset: str, profile: Profile) -> str:
     """What the records call `dataset` in this profile."""
-    if profile.embedded:
-        return f"{EMBEDDED_SOURCES.get(dataset, dataset)} (embedded)"
-    return HUB_PATHS.get(dataset, (dataset,))[0]
+    embedded, path, _ = SOURCES.get(dataset, (dataset, dataset, None))
+    return f"{embedded} (embedded)" if profile.embedded else path
 
 
 def dataset_revision(dataset: str, profile: Profile) -> dict[str, str]:
@@ -95,17 +88,12 @@ def _load_embedded(source: str) -> Dataset:
 
 
 def _load_hub(dataset: str) -> DatasetDict:
-    path, config = HUB_PATHS.get(dataset, (dataset, None))
+    _, path, config = SOURCES.get(dataset, (dataset, dataset, None))
     patterns = [f"{config}/{split}-*.parquet" for split in SPLITS] if config else ["*.parquet"]
-    revision, options = REVISIONS.get(path, "main"), {"repo_type": "dataset"}
     try:
-        try:
-            HfApi().dataset_info(path, revision=revision, timeout=SECONDS_TO_ANSWER)
-        except Exception:  # no network, no hub: what the cache holds has to do
-            options["local_files_only"] = True
-        folder = snapshot_download(path, revision=revision, allow_patterns=["README.md", *patterns], **options)
+        folder = snapshot(path, REVISIONS.get(path), ["README.md", *patterns], "dataset")
         # By folder, as `load_dataset(path)` asks the network even for what the hub's cache holds.
-        found = load_dataset(str(Path(folder) / (config or "")))
+        found = load_dataset(str(folder / (config or "")))
     except Exception as error:  # for example a connection that broke, a disk that is full, half a dataset in the cache
         raise hub_error(path, error) from error
     if "train" not in found:

@@ -27,12 +27,14 @@ def evaluate(
     text_pair_column: str | None = None,
     label_separator: str | None = None,
     output: Path | None = None,
-) -> StudyRecord:
+) -> None:
     """Scores a model on a labelled file: accuracy (micro F1, R2) with its 95 % interval, and the scores of each class.
 
     Where the model's folder knows which texts it was trained on (or its epoch chosen on), they are counted, and the
     other rows scored alone. Rows without text or label are left out; a label that the model does not have is an error.
     """
+    if output and output.suffix != ".json":
+        raise ValueError(f"--output {output} is a record; name a file that ends in .json.")
     rows, name = read_rows(file, text_column, label_column, text_pair_column), Path(file).name
     classifier = SentimentClassifier.from_pretrained(model)
     labels, task = classifier.labels, TASKS[classifier.task]
@@ -62,11 +64,9 @@ def evaluate(
         print(f"{seen.sum():,} of these texts were seen in training{alone}")
     found |= {"precision": classifier.precision, "correct": correct_rows(predictions, references)}
     rows = table.rename_axis("class").reset_index().to_dict("records")
-    path = Path(output or f"{Path(file).stem}-evaluation")
-    record = StudyRecord(path.stem, f"python -m helpers.evaluate {model} {name}", None, device_name(), found, rows)
     if output:
-        record.save(path.parent)
-    return record
+        command_line = f"python -m helpers.evaluate {model} {name}"
+        StudyRecord(output.stem, command_line, None, device_name(), found, rows).save(output.parent)
 
 
 def _references(labels: pd.Series, classifier: SentimentClassifier, name: str) -> np.ndarray:

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ def check_empty(folder: str | Path) -> Path:
     """`folder` as a path. Raises FileExistsError when it holds something, or is a file."""
     folder = Path(folder)
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is not empty; choose another folder or delete it.")
+        raise FileExistsError(f"{folder} is not empty; choose a new folder.")
     return folder
 
 
@@ -60,7 +61,7 @@ def push_to_hub(folder: str | Path, repo_id: str | None = None) -> str:
     What lies in folders below it stays here (the report quotes rows), and so do the hashes of the training texts.
     """
     kept = f"--exclude '*/*' --exclude {TRAINING_TEXTS}"
-    command = f"hf upload {repo_id or 'USER/NAME'} {folder} . --private {kept}"
+    command = f"hf upload {repo_id or 'USER/NAME'} {quote(str(folder))} . --private {kept}"
     if repo_id is None or get_token() is None:
         return f"To upload: HF_TOKEN=... {command}"
     paths = [path for path in sorted(Path(folder).iterdir()) if path.is_file() and path.name != TRAINING_TEXTS]
@@ -127,7 +128,7 @@ def export_onnx(model: str | Path, folder: str | Path, texts: Sequence[str], lab
             same = np.isclose(*answers, atol=TOLERANCE).reshape(len(texts), -1).all(axis=1).sum()
             line = f"{file}, {size:.1f} MB: {same:,} of {len(texts):,} answers are the model's"
             line += f", off by {off:.4f} at most"
-            if labels:
+            if labels and classifier.task == "single":
                 scores = [np.mean(np.array(classifier.labels)[one.argmax(axis=1)] == labels) for one in (found, ours)]
                 line += "; accuracy {:.1%}, the model's {:.1%}".format(*scores)
             said.append(line)

@@ -31,7 +31,7 @@ def new_file(path: Path) -> Iterator[Path]:
         try:
             temporary.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            if Path(path).is_dir():  # which nothing replaces in one step
+            if Path(path).is_dir() and temporary.is_dir():  # which nothing replaces in one step; a file never does
                 os.replace(path, earlier)
             os.replace(temporary, path)
         finally:

@@ -17,6 +17,7 @@ from helpers.data import clean, encode
 from helpers.evaluation import predict_logits
 from helpers.files import new_folder, write_json
 from helpers.models import load_classifier, store_frozen, trained_whole
+from helpers.own_data import token_limit
 from helpers.profiles import DTYPES, current_precision
 from helpers.recipes import Recipe
 from helpers.tasks import TASKS
@@ -112,9 +113,7 @@ def load_adapter(
     return model, tokenizer, settings
 
 
-def load_plain(
-    folder: Path, precision: str, dequantize: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
+def load_plain(folder: Path, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
     """As `load_adapter`, of a plain model in `folder`. In a merged one's config stands what inference.json has."""
     model = load_classifier(str(folder), precision=precision, labels=None, task=None)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -122,7 +121,7 @@ def load_plain(
     settings = {
         "quantization": None,
         "task": next(task for task in TASKS if TASKS[task].problem_type == config.problem_type),
-        "max_length": min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512)),
+        "max_length": token_limit(str(folder)),
         "truncation": "tail" if tokenizer.truncation_side == "left" else "head",
     }
     stored = {name: getattr(config, name) for name in MERGED_SETTINGS if hasattr(config, name)}
@@ -158,7 +157,8 @@ class SentimentClassifier:
         """
         folder, precision = model_folder(folder), precision or current_precision()
         plain = (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file()
-        model, tokenizer, settings = (load_plain if plain else load_adapter)(folder, precision, dequantize)
+        loaded = load_plain(folder, precision) if plain else load_adapter(folder, precision, dequantize)
+        model, tokenizer, settings = loaded
         precision = "fp32" if settings["task"] == "regression" else precision  # see `training.fine_tune`
         if dequantize or settings["quantization"] is None:  # merging into 4 bits would round them anew
             model = model.merge_and_unload() if isinstance(model, PeftModel) else model

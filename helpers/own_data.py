@@ -17,7 +17,7 @@ from helpers.data import clean, split_reviews, text_key, token_lengths
 from helpers.models import load_tokenizer
 from helpers.profiles import Profile
 from helpers.recipes import RECIPES, Recipe
-from helpers.tasks import ROWS_PER_CLASS
+from helpers.tasks import ROWS_PER_CLASS, task_of
 
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 SKEW = 3  # times the smallest class's rows; with more in the largest, a file's classes count as skewed
@@ -77,7 +77,7 @@ def listed(items: list) -> str:
 def examine(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> Findings:
     """What is in `rows` (see `tables.read_rows` and `tasks.read_labels`)."""
     left, duplicates, conflicts = _distinct(rows)
-    task, counts = _task(left["label"]), left["label"].explode().value_counts()
+    task, counts = task_of(left["label"]), left["label"].explode().value_counts()
     measured = left.sample(min(10_000, len(left)), random_state=0)
     return Findings(
         rows=len(rows),
@@ -116,7 +116,7 @@ def split_rows(rows: pd.DataFrame, seed: int = 42, drop_incomplete: bool = False
 def _numbered(labels: pd.Series) -> tuple[pd.Series, pd.Series, object]:
     """Labels as numbers; groups to draw from alike: classes, the rarest label of a text, tenths of the numbers; and the
     labels' feature. Raises ValueError as `split_rows`."""
-    task, counts = _task(labels), labels.explode().value_counts()
+    task, counts = task_of(labels), labels.explode().value_counts()
     if task == "regression":
         if len(counts) < 2 or len(labels) < 2 * ROWS_PER_CLASS:
             found = f"there are {len(labels):,} texts and {len(counts):,} different numbers"
@@ -138,11 +138,6 @@ def _numbered(labels: pd.Series) -> tuple[pd.Series, pd.Series, object]:
     rarest = labels.map(lambda several: min(several, key=counts.get, default=""))
     few = rarest.map(rarest.value_counts()) < ROWS_PER_CLASS
     return numbers, rarest.mask(few, rarest.mode()[0]).factorize()[0], List(ClassLabel(names=names))
-
-
-def _task(labels: pd.Series) -> str:
-    kinds = set(labels.map(type))
-    return "multi" if tuple in kinds else "regression" if float in kinds else "single"
 
 
 def _distinct(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[int], list[int]]:
@@ -181,7 +176,7 @@ def own_recipe(name: str, file: str | Path, usable: int, profile: Profile, base_
     recipe = replace(
         recipe,
         base_model=base_model,
-        dataset=Path(file).name,
+        dataset=Path(file).name + "/" * Path(file).is_dir(),  # so that a folder's is no dataset's of the hub
         n_train=None,
         n_validation=None,
         target_modules=tuple(known[0]) if known else ("all-linear",),

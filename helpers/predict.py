@@ -18,6 +18,8 @@ from helpers.start import command
 from helpers.tables import cells_of, choose_columns, read_frame
 from helpers.tasks import decide, in_words
 
+AS_READ = {"date_format": "iso", "double_precision": 15}  # pandas would write numbers of milliseconds, and 10 digits
+
 
 def predict(
     model: str,
@@ -36,6 +38,8 @@ def predict(
     """
     if bool(file) == bool(text):
         raise ValueError("Name a FILE (- is standard input), or texts with --text.")
+    if output and output.is_dir():
+        raise IsADirectoryError(f"--output {output} is a folder; name a file in it.")
     if file and file != "-":
         frame, name = read_frame(file), Path(file).name
     else:
@@ -57,17 +61,15 @@ def predict(
             if output and Path(output).suffix.lower() != ".jsonl":
                 rows.to_csv(stream, index=False, header=start == 0, lineterminator="\n")
             else:
-                rows.to_json(stream, orient="records", lines=True, force_ascii=False)
+                rows.to_json(stream, orient="records", lines=True, force_ascii=False, **AS_READ)
             bar.update(len(rows))
     if missing := cells.isna().any(axis=1).sum():
         print(f"{missing:,} of {len(cells):,} rows have no text, and no prediction.", file=sys.stderr)
 
 
 def answers(classifier: SentimentClassifier, cells: pd.DataFrame, all: bool = False) -> pd.DataFrame:
-    """`predicted` and `probability` of each row of `text` (and `pair`), or None; with `all` each label's, too.
-
-    Several labels a text are joined by "; ", and the probability is the highest; a number that is predicted has none.
-    """
+    """`predicted` (see `tasks.in_words`) and `probability`, the highest (numbers have none), of each row, or None; with
+    `all` each label's, too."""
     cells = cells.reset_index(drop=True)
     there = cells.dropna()
     values, labels = classifier.probabilities(*(list(there[role]) for role in there)), classifier.labels

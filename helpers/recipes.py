@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from hashlib import sha256
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -92,7 +93,10 @@ class Recipe:
             changes[name] = several if isinstance(getattr(self, name), tuple) else None if text == "None" else text
         if "num_train_epochs" in changes:  # which min_updates would overrule
             changes.setdefault("min_updates", None)
-        return replace(self, **changes, name=",".join([self.name, *map(str.strip, settings)]).replace("/", "--"))
+        name = ",".join([self.name, *map(str.strip, settings)]).replace("/", "--")
+        if len(name) > 160:  # characters; a file's name takes 255 bytes
+            name = f"{name[:150]},{sha256(name.encode()).hexdigest()[:8]}"
+        return replace(self, **changes, name=name)
 
     def improved(self) -> "Recipe":
         """This recipe with every entry of `overrides` applied (each carries its reason)."""

@@ -143,11 +143,11 @@ def exit_status(run: Callable[[], object], stopped: str = "Stopped.", says: bool
         if says:
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
         return 1 if isinstance(error, MemoryError) or getattr(error, "errno", None) else 2
-    except SystemExit as ended:
-        return ended.code
-    except KeyboardInterrupt:
-        print(stopped, file=sys.stderr)
-        return 130
+    except (SystemExit, KeyboardInterrupt) as ended:
+        status = getattr(ended, "code", 130)
+        if status == 130:  # which typer ends with, too, where it is stopped
+            print(stopped, file=sys.stderr)
+        return status
 
 
 def one_line(error: Exception) -> str:

@@ -23,10 +23,7 @@ LONG, REPEATED = 20, 10  # where columns have other names: characters of an aver
 
 
 def read_rows(
-    path: str | Path,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    pair_column: str | None = None,
+    path: str | Path, text_column: str | None = None, label_column: str | None = None, pair_column: str | None = None
 ) -> pd.DataFrame:
     """The rows of a file, or of a folder that datasets wrote: columns `text` and `label`, str or None where missing,
     and `pair`, the second texts, with a `pair_column`. A list of labels is a sorted tuple.

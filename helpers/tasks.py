@@ -132,9 +132,10 @@ def targets(rows: Dataset) -> np.ndarray:
     return np.array(labels)
 
 
-def task_of(labels: np.ndarray) -> str:
-    """The task whose `targets` these are."""
-    return "multi" if labels.ndim == 2 else "regression" if labels.dtype.kind == "f" else "single"
+def task_of(labels: np.ndarray | pd.Series) -> str:
+    """The task whose `targets` these are, or whose labels as `read_labels` gives them."""
+    one = next(iter(labels), None)
+    return "multi" if isinstance(one, (tuple, np.ndarray)) else "regression" if isinstance(one, float) else "single"
 
 
 def rescale_head(model: torch.nn.Module, mean: float, scale: float) -> None:

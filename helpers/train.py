@@ -17,7 +17,7 @@ from pathlib import Path
 from huggingface_hub.utils import validate_repo_id
 
 from helpers.data import load_splits
-from helpers.export import check_packages, export_onnx, merge_adapter, push_to_hub
+from helpers.export import check_empty, check_packages, export_onnx, merge_adapter, push_to_hub
 from helpers.files import new_folder, shown
 from helpers.inference import INFERENCE_FILE, MERGED, ONNX, load_adapter
 from helpers.models import adapted, build_model, load_tokenizer
@@ -34,11 +34,7 @@ from helpers.training import checkpoint_folder, fine_tune, score_bag_of_words
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains a recipe on its own dataset, or on a file with `--data`; returns the exit status.
-
-    A recipe leaves records and an adapter; a file adapter, card and report in `--output`, or nothing at all. Bad input
-    is one line on stderr, status 2; memory or a disk that runs out, too, status 1.
-    """
+    """Trains a recipe on its own dataset, or on a file with `--data`; returns the status (see `start.exit_status`)."""
     prepare_process()
     options, state = parse(arguments), process_state()
     if not state.is_main_process:  # under torchrun the first process prints
@@ -115,8 +111,6 @@ def train_recipe(options: argparse.Namespace) -> None:
 
 def as_asked(recipe: Recipe, options: argparse.Namespace, caps: dict[str, int | None], fixed: set[str]) -> Recipe:
     """`recipe` with `--set`. Raises ValueError for a setting in `fixed`, or above the most that `caps` has for it."""
-    if not options.settings:
-        return recipe
     changed = recipe.with_settings(options.settings)
     for name in {one.split("=")[0].strip() for one in options.settings}:
         value, cap = getattr(changed, name), caps.get(name)
@@ -204,12 +198,10 @@ def train_on_file(options: argparse.Namespace) -> None:
 
 def check_output(options: argparse.Namespace) -> None:
     """Raises FileExistsError where `--output` is a file or holds something that `--overwrite` does not replace."""
-    output = options.output
-    if output and output.exists() and (output.is_file() or any(output.iterdir())):
-        if not (output / INFERENCE_FILE).is_file():
-            raise FileExistsError(f"--output {output} is not empty; choose a new folder.")
-        if not options.overwrite:
-            raise FileExistsError(f"--output {output} holds an earlier run; choose a new folder, or --overwrite it.")
+    if options.output and not (options.output / INFERENCE_FILE).is_file():
+        check_empty(options.output)
+    elif options.output and not options.overwrite:
+        raise FileExistsError(f"{options.output} holds an earlier run; choose a new folder, or --overwrite it.")
 
 
 if __name__ == "__main__":

@@ -80,11 +80,8 @@ def train(
     report_to="none",
     prepare=None,
 ) -> Trainer:
-    """Trains `model` in place on tokenized rows, its checkpoints in `folder` (None: it cannot be resumed).
-
-    Where memory runs out it starts again from the same weights. `prepare` gets each Trainer before it trains. Returns
-    the Trainer; raises as `training.fine_tune`.
-    """
+    """Trains `model` in place on tokenized rows, its checkpoints in `folder` (None: it cannot be resumed); returns the
+    Trainer. For the rest see `training.fine_tune`."""
     size, processes = recipe.per_device_train_batch_size, process_state().num_processes
 
     def smaller_sizes() -> Iterator[int]:
@@ -95,7 +92,6 @@ def train(
             "gradient_checkpointing=True and, among several processes, a smaller per_device_train_batch_size."
         )
 
-    @find_executable_batch_size(starting_batch_size=size, reduce_batch_size_fn=smaller_sizes().__next__)
     def attempt(batch_size: int) -> Trainer:
         parts = size // batch_size
         if parts > 1:
@@ -109,13 +105,14 @@ def train(
         if prepare:
             prepare(trainer)
         reset_peak_memory(device())
-        trainer.train_or_resume()
+        train_or_resume(trainer)
         return trainer
 
     with tempfile.TemporaryDirectory() as scratch, clear_disk_errors(folder or scratch):
         start = Path(scratch) / "start.pt"  # on disk: a copy in memory would count in what training takes
         torch.save({name: weight for name, weight in model.named_parameters() if weight.requires_grad}, start)
-        return attempt()
+        # Not as a decorator: before accelerate 1.15 that form takes no function for the next size.
+        return find_executable_batch_size(attempt, size, smaller_sizes().__next__)()
 
 
 def make_trainer(model, tokenizer, recipe, tokens: DatasetDict, profile, folder: Path, report_to: str) -> Trainer:
@@ -128,7 +125,7 @@ def make_trainer(model, tokenizer, recipe, tokens: DatasetDict, profile, folder:
     callbacks = [Watcher()]
     if validate and recipe.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
-    trainer = ResumableTrainer(
+    trainer = Trainer(
         model=model,
         args=training_arguments(recipe, profile, folder, report_to=report_to, disable_tqdm=not validate, **changes),
         train_dataset=tokens["train"],
@@ -147,37 +144,32 @@ def make_trainer(model, tokenizer, recipe, tokens: DatasetDict, profile, folder:
     return trainer
 
 
-class ResumableTrainer(Trainer):
-    """Trainer that goes on at its last whole checkpoint."""
-
-    resumed = False
-
-    def train_or_resume(self) -> None:
-        """`train`, from the last whole checkpoint in `output_dir` where there is one; halves of others are removed."""
-        folder, checkpoint = Path(self.args.output_dir), None
-        with self.args.main_process_first():
-            for path in folder.glob("checkpoint-*"):
-                # Trainer writes its state last, but each process its own random state.
-                try:
-                    TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
-                    whole = len(list(path.glob("rng_state*"))) == self.args.world_size
-                except (OSError, ValueError):
-                    whole = False
-                if not whole:
-                    shutil.rmtree(path, ignore_errors=True)
-        if folder.is_dir() and (checkpoint := get_last_checkpoint(str(folder))):
-            self.resumed = True
-            state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-            print(f"Resuming after {state.global_step:,} updates, from {shown(folder)}", flush=True)
-            if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
-                self.args.num_train_epochs = round(state.epoch)  # only the result is missing: Trainer would go on
-        try:
-            self.train(resume_from_checkpoint=checkpoint)
-        finally:
-            # Or later forward passes stay under autocast, and a training that starts again is not put under it.
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-            self.model._is_accelerate_prepared = False
-        self.accelerator.wait_for_everyone()  # each process reads the best checkpoint, which goes next
+def train_or_resume(trainer: Trainer) -> None:
+    """Trains, from the last whole checkpoint in `output_dir` where there is one; halves of others are removed."""
+    args, folder, checkpoint = trainer.args, Path(trainer.args.output_dir), None
+    with args.main_process_first():
+        for path in folder.glob("checkpoint-*"):
+            # Trainer writes its state last, but each process its own random state.
+            try:
+                TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
+                whole = len(list(path.glob("rng_state*"))) == args.world_size
+            except (OSError, ValueError):
+                whole = False
+            if not whole:
+                shutil.rmtree(path, ignore_errors=True)
+    if folder.is_dir() and (checkpoint := get_last_checkpoint(str(folder))):
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        print(f"Resuming after {state.global_step:,} updates, from {shown(folder)}", flush=True)
+        if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+            args.num_train_epochs = round(state.epoch)  # only the result is missing: Trainer would go on
+    trainer.resumed = checkpoint is not None  # then the seconds of all its sittings are not known
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        # Or later forward passes stay under autocast, and a training that starts again is not put under it.
+        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        trainer.model._is_accelerate_prepared = False
+    trainer.accelerator.wait_for_everyone()  # each process reads the best checkpoint, which goes next
 
 
 class Watcher(TrainerCallback):

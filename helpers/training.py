@@ -31,19 +31,14 @@ from helpers.trainer import UPDATE, process_state, train
 
 @dataclass
 class FineTuned:
-    """A trained model and what is known of it; `probabilities` (numbers), (n_test, n_labels), are of the test rows."""
+    """A trained model and what is known of it; `probabilities` (numbers), (n_test, n_labels), and what they say."""
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     record: RunRecord
     probabilities: np.ndarray
+    predictions: np.ndarray
     adapter: Path | None = None
-
-    @property
-    def predictions(self) -> np.ndarray:
-        """Predictions on the test rows (see `tasks.decide`)."""
-        settings = self.record.settings
-        return decide(settings.get("task", "single"), self.probabilities, settings.get("threshold", 0.5))
 
 
 def fine_tune(
@@ -103,13 +98,14 @@ def fine_tune(
         rescale_head(model, 0.0, 1 / chosen["temperature"])
     found = probabilities(logits_of("test"))
     threshold = chosen.get("threshold", 0.5)
-    record = make_record(recipe, splits, profile, decide(recipe.task, found, threshold), model)
+    predictions = decide(recipe.task, found, threshold)
+    record = make_record(recipe, splits, profile, predictions, model)
     record.settings |= chosen
     _add_training(record, trainer)
     if report_to == "wandb":
         wandb.log({f"test/{name}": value for name, value in record.metrics.items()})
         wandb.finish()
-    result = FineTuned(model, tokenizer, record, found)
+    result = FineTuned(model, tokenizer, record, found, predictions)
     if save and isinstance(model, PeftModel):
         place = output or profile.checkpoints / record.name
         more = {"threshold": threshold, "pairs": "pair" in splits["test"].column_names}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 from urllib.request import urlopen
 
 import numpy as np
@@ -60,6 +61,8 @@ def test_texts_and_lines_are_answered_with_every_probability(model, monkeypatch,
     assert first == pytest.approx(again, abs=1e-6) and dash["text"] == "- dash" and blank["predicted"] is None
     every = {label: first[f"probability of {label}"] for label in LABELS}
     assert sum(every.values()) == pytest.approx(1, abs=1e-6) and max(every, key=every.get) == first["predicted"]
+    monkeypatch.setattr(predict.SentimentClassifier, "from_pretrained", Mock(side_effect=KeyboardInterrupt))
+    assert predict.main([str(model), "--text", "a"]) == 130 and capsys.readouterr().err == "Stopped.\n"
 
 
 @pytest.mark.parametrize(
@@ -125,9 +128,11 @@ def test_an_exported_model_answers_without_torch(model, trained):  # noqa: F811
         (predict.main, ["MODEL", "no.csv"], "There is no file no.csv"),
         (predict.main, ["MODEL", "x.csv", "--text-column", "words"], "no column 'words'; it has 'text', 'predicted'"),
         (predict.main, ["MODEL", "x.csv"], "column 'predicted' already"),
-        (predict.main, ["no-such", "--text", "a"], "There is no folder 'no-such'"),
+        (predict.main, ["no-such", "--text", "a"], "Could not load 'no-such': it is not here"),
         (predict.main, ["BASE", "--text", "a"], "is no trained classifier: it lacks classifier.bias"),
         (evaluate.main, ["MODEL", "x.csv", "--label-column", "predicted"], "not have: y; the model has no | verdict"),
+        (predict.main, ["MODEL", "--text", "a", "--output", "MODEL"], "is a folder; name a file in it"),
+        (evaluate.main, ["MODEL", "x.csv", "--output", "scores.txt"], "name a file that ends in .json"),
         (export.main, ["MODEL", "MODEL"], "not empty"),
         (export.main, ["MODEL", "new", "--data", "no.csv"], "There is no file no.csv"),
     ],
@@ -139,6 +144,13 @@ def test_bad_input_is_one_line(model, tiny_checkpoints, capsys, main, arguments,
     out, err = capsys.readouterr()
     assert err.startswith("error: ") and err.count("\n") == 1 and message in err and not out
     assert [path.name for path in Path().iterdir()] == ["x.csv"]
+
+
+def test_dates_and_long_numbers_come_back_as_they_were(model):
+    pd.DataFrame({"text": ["a"], "at": [pd.Timestamp("2026-01-02")], "x": [0.123456789012345]}).to_parquet("a.parquet")
+    assert predict.main([str(model), "a.parquet", "--output", "b.jsonl"]) == 0
+    row = json.loads(Path("b.jsonl").read_text())
+    assert row["at"].startswith("2026-01-02T00:00:00") and row["x"] == 0.123456789012345
 
 
 @pytest.mark.parametrize(("main", "package"), [(demo.main, "gradio"), (export.main, "onnxruntime")])

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from helpers import data
+from helpers import checkpoints, data
 from helpers.checkpoints import REVISIONS
 from helpers.data import load_reviews, load_splits, split_reviews
 from helpers.models import load_tokenizer
@@ -52,7 +52,7 @@ def test_tokenize_cuts_but_does_not_pad():
 def hub(monkeypatch):
     """Stands for the hub: `hub["user/name/config"]` holds what load_dataset returns for that folder."""
     held = {}
-    monkeypatch.setattr(data, "snapshot_download", lambda path, **options: path)
+    monkeypatch.setattr(data, "snapshot", lambda path, *_: Path(path))
     monkeypatch.setattr(data, "load_dataset", lambda folder: held[Path(folder).as_posix()])
     return held
 
@@ -110,7 +110,7 @@ def test_a_dataset_is_loaded_at_its_pinned_revision_and_an_unreachable_hub_is_on
         asked.append((name, options["revision"]))
         raise OSError("no route to host")
 
-    monkeypatch.setattr(data, "snapshot_download", refuse)
+    monkeypatch.setattr(checkpoints, "snapshot_download", refuse)
     with pytest.raises(ConnectionError, match=r"stanfordnlp/imdb.*OSError.*PROFILE=quick"):
         load_reviews("imdb", HUB)
     assert asked == [("stanfordnlp/imdb", REVISIONS["stanfordnlp/imdb"])]

@@ -120,6 +120,7 @@ def load_all(root: Path) -> None:
         plain = AutoModelForSequenceClassification.from_pretrained(merged, dtype=torch.float32)
         ids, logits = ours.tokenizer(TEXTS)["input_ids"], {"ours": ours.logits(TEXTS)}
         logits["peft"] = predict_logits(peft, ours.tokenizer, ids, "fp32")  # some cannot answer under autocast
+        logits["merged, ours"] = SentimentClassifier.from_pretrained(merged, "fp32").logits(TEXTS)
         logits["merged"] = predict_logits(plain, ours.tokenizer, ids, "fp32")
         scale = np.ptp(wanted)
         found[str(folder.relative_to(root))] = {

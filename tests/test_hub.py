@@ -13,7 +13,7 @@ from helpers.checkpoints import REVISIONS
 from helpers.inference import MERGED
 from helpers.profiles import ROOT
 from helpers.recipes import RECIPES
-from helpers.results import RunRecord
+from helpers.results import RunRecord, StudyRecord
 
 pytestmark = pytest.mark.slow
 EACH_RECIPE = """
@@ -22,6 +22,11 @@ from helpers import train
 from helpers.recipes import RECIPES
 for recipe in RECIPES:
     assert train.main([recipe, *(f"--set={setting}" for setting in sys.argv[1:])]) == 0
+from lab import studies
+studies.NAMES, studies.LISTS = ["toy"], studies.PROFILES["hub"].figures
+shared, run = {"recipe": "lora_bert_sst2", "n_validation": 16, "n_test": 16}, {"changes": {"n_train": 16}, "seeds": [0]}
+(studies.LISTS / "toy.json").write_text(studies.json.dumps({**shared, "runs": [run]}))
+assert studies.main([]) == 0
 """
 SHORT = ["n_train=48", "n_validation=16", "num_train_epochs=1"]
 ONE_ERROR = """
@@ -74,6 +79,8 @@ def test_each_recipe_trains_on_its_own_checkpoint_and_data(tmp_path):
         settings = json.loads((tmp_path / "hub" / "checkpoints" / record.name / "inference.json").read_text())
         assert (settings["base_model"], settings["labels"]) == (recipe.base_model, ["NEGATIVE", "POSITIVE"])
         assert settings["base_revision"] == REVISIONS[recipe.base_model]
+    study = StudyRecord.load(tmp_path / "hub" / "results" / "studies" / "toy.json")
+    assert (study.settings["base_model"], len(study.rows[0]["correct"])) == ("bert-base-uncased", 16)
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from helpers.data import text_key
+from helpers.data import dataset_name, dataset_revision, text_key
 from helpers.models import load_tokenizer
 from helpers.own_data import FEW_ROWS_RATE, OWN_DATA_RECIPE, ROWS_PER_CLASS, examine, own_recipe, split_rows
 from helpers.profiles import PROFILES
@@ -91,6 +91,13 @@ def test_a_recipe_follows_the_encoder(tiny_checkpoints, architecture):
     assert (recipe.dataset, recipe.base_model) == ("quotes.csv", tiny_checkpoints[architecture])
     assert recipe.max_length == (62 if architecture == "roberta" else 64)  # its positions begin behind the padding's
     assert (recipe.n_train, own.n_train, own.max_epochs, own.seed) == (None, None, None, 7)
+
+
+@pytest.mark.parametrize("name", ["imdb/", "my file (1).csv", "a--b..csv"])
+def test_data_of_ones_own_are_not_the_hub_s_whatever_their_name(tiny_checkpoints, tmp_path, name):
+    (tmp_path / "imdb").mkdir()
+    recipe, own = own_recipe(OWN_DATA_RECIPE, str(tmp_path / name), 500, PROFILES["hub"], tiny_checkpoints["bert"])
+    assert dataset_name(recipe.dataset, own) == name and dataset_revision(recipe.dataset, own) == {}
 
 
 def test_the_rate_follows_from_the_rows_that_train(tiny_checkpoints):

@@ -43,5 +43,7 @@ def test_settings_given_as_text_change_a_recipe_and_its_name():
     assert recipe.name.startswith("lora_bert_sst2,r=32,learning_rate=1e-3,")
     assert SST2.with_settings(["dataset=USER/NAME"]).name == "lora_bert_sst2,dataset=USER--NAME"
     assert SST2.with_settings([]) == SST2
+    long = [SST2.with_settings([f"target_modules={'dense,' * 40}query", f"r={r}"]).name for r in (1, 2)]
+    assert [len(name) for name in long] == [159, 159] and long[0] != long[1], "as a file may be named"
     assert SST2.improved().with_settings(["num_train_epochs=1"]).epochs(42) == 1
     assert replace(SST2, min_updates=400, gradient_accumulation_steps=4).epochs(1_000) == 13

@@ -43,7 +43,8 @@ def result(record, tiny_checkpoints, tmp_path) -> FineTuned:
     run = replace(record, base_model=tiny_checkpoints["bert"], dataset="mine.csv", precision="fp32", settings=SETTINGS)
     run = replace(run, correct="1110", metrics={"accuracy": 0.75, "balanced_accuracy": 0.7}, max_length=16)
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])
-    return FineTuned(None, load_tokenizer(tiny_checkpoints["bert"]), run, probabilities, tmp_path)
+    predictions, tokenizer = probabilities.argmax(axis=1), load_tokenizer(tiny_checkpoints["bert"])
+    return FineTuned(None, tokenizer, run, probabilities, predictions, tmp_path)
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_a_report_on_500_classes_and_on_labels_like_formulas(result, findings, t
         run = replace(result.record, confusion_matrix=wrong.astype(int).tolist(), correct="0" * count, n_test=count)
         folder = tmp_path / str(count)
         folder.mkdir()
-        own = replace(result, record=run, probabilities=wrong, adapter=folder)
+        own = replace(result, record=run, probabilities=wrong, predictions=wrong.argmax(axis=1), adapter=folder)
         card = report.write_report(own, DatasetDict(train=rows, validation=rows, test=rows), findings, []).read_text()
         assert (folder / "report" / "confusion.png").is_file() == (count == 3)
         assert f"one of {count} classes" in card and len(card.split("# A LoRA adapter")[1].splitlines()[0]) < 400

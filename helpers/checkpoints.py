@@ -164,7 +164,7 @@ def loaded_revision(name: str, repo_type: str = "model") -> dict[str, str]:
         return {name: f"sha256:{hashlib.sha256(weights.read_bytes()).hexdigest()}"} if weights.is_file() else {}
     folder = "--".join([f"{repo_type}s", *name.split("/")])  # as the hub's cache has it; also of what no repository is
     newest = Path(constants.HF_HUB_CACHE) / folder / "refs" / "main"
-    commit = REVISIONS.get(name) or (newest.read_text(encoding="utf-8").strip() if newest.is_file() else None)
+    commit = REVISIONS.get(name) or (newest.read_text(encoding="utf-8").strip() if os.path.isfile(newest) else None)
     return {name: commit} if commit else {}
 
 

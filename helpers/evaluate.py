@@ -73,7 +73,7 @@ def _references(labels: pd.Series, classifier: SentimentClassifier, name: str) -
     """Labels as `tasks.decide` gives predictions. Raises ValueError for one that the model does not have."""
     if classifier.task == "regression":
         return labels.to_numpy(float)
-    unknown = [label for label in labels.explode().unique() if label not in classifier.labels]
+    unknown = [label for label in labels.explode().dropna().unique() if label not in classifier.labels]
     if unknown or labels.empty:
         lacks = f"labels that the model does not have: {listed(unknown)}" if unknown else "no row with text and label"
         raise ValueError(f"{name} has {lacks}; the model has {listed(classifier.labels)}.")

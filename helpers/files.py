@@ -23,8 +23,15 @@ class DiskFull(OSError):
 def new_file(path: Path) -> Iterator[Path]:
     """A file to write that becomes `path`, in place of what was there, when the block ends without an error.
 
-    After an error nothing is left of it, and `path` is as it was. Raises DiskFull where the disk is full.
+    After an error nothing is left of it, and `path` is as it was. Raises DiskFull where the disk is full. What is no
+    file on a disk, as /dev/stdout, is written as it is.
     """
+    path = Path(os.path.realpath(path))  # a link stays one
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
+    if os.path.ismount(path):
+        raise IsADirectoryError(f"Nothing takes the place of {path}, a mount point; name a folder in it.")
     temporary = Path(path).with_name(f".{Path(path).name}-{uuid4().hex[:8]}")
     earlier = temporary.with_name(f"{temporary.name}-earlier")
     with clear_disk_errors(path):

@@ -191,10 +191,10 @@ class SentimentClassifier:
         return TASKS[self.task].probabilities(self.logits(texts, pairs))
 
     def logits(self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None) -> np.ndarray:
-        """Logits of shape (len(texts), n_labels), in order. Raises TypeError for anything but strings, and for pairs
-        where the model reads single texts, or the other way round."""
+        """Logits of shape (len(texts), n_labels), in order. Raises TypeError for anything but strings, and ValueError
+        for pairs where the model reads single texts, or the other way round."""
         if self.pairs != (pairs is not None):
-            raise TypeError(f"This model reads {'pairs of' if self.pairs else 'single'} texts.")
+            raise ValueError(f"This model reads {'pairs of' if self.pairs else 'single'} texts.")
         texts, pairs = _strings(texts), pairs if pairs is None else _strings(pairs)
         if pairs is not None and len(pairs) != len(texts):
             raise TypeError(f"There are {len(texts):,} texts, and {len(pairs):,} second texts.")

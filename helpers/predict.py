@@ -1,5 +1,6 @@
 """A model's answers to a file, to single texts or to lines."""
 
+import csv
 import re
 import sys
 from contextlib import nullcontext
@@ -38,8 +39,8 @@ def predict(
     """
     if bool(file) == bool(text):
         raise ValueError("Name a FILE (- is standard input), or texts with --text.")
-    if output and output.is_dir():
-        raise IsADirectoryError(f"--output {output} is a folder; name a file in it.")
+    if output and (output.is_dir() or output.suffix.lower() not in (".csv", ".jsonl", "")):
+        raise ValueError(f"--output {output} must be a file that ends in .csv or .jsonl.")
     if file and file != "-":
         frame, name = read_frame(file), Path(file).name
     else:
@@ -59,7 +60,9 @@ def predict(
             rows = frame.iloc[start : start + size].reset_index(drop=True)
             rows = rows.join(answers(classifier, cells[start : start + size], all))
             if output and Path(output).suffix.lower() != ".jsonl":
-                rows.to_csv(stream, index=False, header=start == 0, lineterminator="\n")
+                torn = any("\r" in cell for cell in rows.to_numpy(dtype=object).flat if isinstance(cell, str))
+                quoting = csv.QUOTE_ALL if torn else csv.QUOTE_MINIMAL  # Python quotes "\r" itself from 3.13 on
+                rows.to_csv(stream, index=False, header=start == 0, lineterminator="\n", quoting=quoting)
             else:
                 rows.to_json(stream, orient="records", lines=True, force_ascii=False, **AS_READ)
             bar.update(len(rows))

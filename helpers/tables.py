@@ -139,6 +139,8 @@ def _read_frame(path: Path) -> pd.DataFrame:
         separators = "\t" if ending == ".tsv" else ",;\t"  # a semicolon where Excel's decimals have a comma
     widths = {sep: pd.read_csv(io.StringIO(text), sep=sep, nrows=1, **options).shape[1] for sep in separators}
     options["sep"] = max(widths, key=widths.get)
+    if widths[options["sep"]] == 1:  # there a blank line is a row without a text
+        text, options["skip_blank_lines"] = text.strip("\r\n"), False
     # TSV as many tools write it quotes nothing: there, a quote that no other closes at a field's end is part of a text.
     if options["sep"] == "\t" and len({line.count("\t") for line in lines}) == 1:
         fields = re.findall(r'(?m)(?:^|(?<=\t))"[^\t\r\n]*', text)

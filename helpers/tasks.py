@@ -156,7 +156,7 @@ def read_labels(
     words, several = labels.map(str), labels.map(lambda label: isinstance(label, tuple) and len(label) != 1)
     numbers = pd.to_numeric(words, errors="coerce").replace([np.inf, -np.inf], np.nan)
     counts, numeric, wrong = words.value_counts(), numbers.notna().all(), words[numbers.isna()]
-    listed = len(words) and words.str.fullmatch(r"\[.*\]").all()  # as CSV has lists
+    listed = words.str.fullmatch(r"\[.*\]").all() and words.str.contains(r"[,'\"]|\[\s*\]").any()  # as CSV has lists
     separator = separator or ("," if listed else _separator(words, task == "multi"))
     if separator or several.any():
         looks, what = "multi", "are lists" if listed or several.any() else f"hold {separator!r}"

@@ -14,19 +14,22 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from datasets import Dataset
 from huggingface_hub.utils import validate_repo_id
 
-from helpers.data import load_splits
+from helpers.checkpoints import model_folder
+from helpers.data import load_splits, text_hashes
 from helpers.export import check_empty, check_packages, export_onnx, merge_adapter, push_to_hub
 from helpers.files import new_folder, shown
-from helpers.inference import INFERENCE_FILE, MERGED, ONNX, load_adapter
+from helpers.inference import INFERENCE_FILE, MERGED, ONNX, TRAINING_TEXTS, load_adapter
 from helpers.models import adapted, build_model, load_tokenizer
 from helpers.own_data import OWN_DATA_RECIPE, SHOWN_CLASSES, examine, listed, own_recipe, split_rows, token_limit
 from helpers.profiles import current_profile
 from helpers.recipes import RECIPES, Recipe
 from helpers.report import advice, class_scores, compare_with_baselines, scores_table, write_report
 from helpers.results import summary
-from helpers.start import exit_status, prepare_process
+from helpers.start import exit_status, one_line, prepare_process
 from helpers.tables import ENDINGS, read_rows
 from helpers.tasks import TASKS, label_names, read_labels
 from helpers.trainer import process_state
@@ -82,6 +85,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--data needs --output; with it, name the recipe as --recipe RECIPE")
     if not options.data and (options.base_model or options.continue_from or not options.recipe):
         parser.error(f"name a RECIPE ({names}), or a file with --data; --base-model and --continue-from go with --data")
+    idle = {one.dest for one in own._group_actions if getattr(options, one.dest)} if not options.data else ()
+    if idle:
+        parser.error(f"--{min(idle).replace('_', '-')} goes with --data")
     if options.continue_from and (options.base_model or options.own_recipe):
         parser.error("--continue-from keeps the adapter's base model and settings: no --base-model or --recipe with it")
     options.own_recipe = options.own_recipe or OWN_DATA_RECIPE
@@ -101,12 +107,15 @@ def train_recipe(options: argparse.Namespace) -> None:
     print(f"Profile {profile.name}: {recipe.name}, {recipe.variant}, {len(splits['train']):,} reviews", flush=True)
     model = build_model(recipe, profile.base_model(recipe.base_model), profile.precision, seed=profile.seed)
     print(adapted(model), flush=True)
-    how = {"output": options.output, "restart": options.restart, "track": options.track}
-    if result := fine_tune(model, recipe, splits, profile, **how):
+    own = options.output and process_state().is_main_process  # opened now, so that what cannot be written ends here
+    with new_folder(options.output.resolve()) if own else nullcontext() as folder:
+        how = {"output": folder, "restart": options.restart, "track": options.track}
+        result = fine_tune(model, recipe, splits, profile, **how)
+    if result:
         bag = score_bag_of_words(recipe, splits, profile)
         result.record.save(profile.results)
         shutil.rmtree(checkpoint_folder(recipe, splits, profile), ignore_errors=True)
-        print(f"\n{summary([result.record, bag])}\nAdapter: {shown(result.adapter)}")
+        print(f"\n{summary([result.record, bag])}\nAdapter: {shown(options.output or result.adapter)}")
 
 
 def as_asked(recipe: Recipe, options: argparse.Namespace, caps: dict[str, int | None], fixed: set[str]) -> Recipe:
@@ -136,7 +145,7 @@ def prepare_file(options: argparse.Namespace):
     if options.push_to:
         validate_repo_id(options.push_to)
     if options.export:
-        check_packages()
+        check_packages(pairs=bool(options.text_pair_column))
     rows = read_rows(options.data, options.text_column, options.label_column, options.text_pair_column)
     (rows, task, why), profile = read_labels(rows, options.task, options.label_separator), current_profile()
     base_model = options.base_model or profile.base_model(RECIPES[options.own_recipe].base_model)
@@ -147,14 +156,16 @@ def prepare_file(options: argparse.Namespace):
         held = {name: getattr(lora, name) for name in ("r", "lora_alpha", "lora_dropout", "use_rslora")}
         held |= {name: tuple(sorted(getattr(lora, name) or ())) for name in ("target_modules", "modules_to_save")}
         held |= {name: settings[name] for name in ("quantization", "truncation", "source")} | {"model_dropout": 0.0}
+    for kept in (options.data, Path(base_model)):
+        if kept.exists() and kept.resolve().is_relative_to(options.output.resolve()):
+            raise ValueError(f"--output {options.output} would take the place of {kept}; name another folder.")
     findings, profile = examine(rows, load_tokenizer(base_model)), replace(profile, seed=options.seed)
     recipe, profile = own_recipe(options.own_recipe, options.data, findings.usable, profile, base_model)
     recipe = replace(recipe, task=task, **({"truncation": "head"} if "pair" in rows else {}))
     caps = {"max_length": token_limit(recipe.base_model)}
     fixed = {"n_train", "n_validation", "dataset", "base_model", *(["truncation"] if "pair" in rows else ()), *held}
     if held:
-        cut = min(recipe.max_length, settings["max_length"])
-        recipe = replace(recipe, **held, max_length=cut, name=f"{recipe.name},from {held['source']}")
+        recipe = replace(recipe, **held, max_length=settings["max_length"], name=f"{recipe.name},from {held['source']}")
     recipe = as_asked(recipe, options, caps, fixed)
     recipe = replace(recipe, class_weights=options.class_weights or recipe.class_weights)
     if (recipe.class_weights or options.calibrate) and task != "single":
@@ -181,11 +192,19 @@ def train_on_file(options: argparse.Namespace) -> None:
         result = fine_tune(model, recipe, splits, profile, output=folder, **how)
         if result is None:
             return
+        if options.continue_from:
+            add_training_texts(model_folder(options.continue_from), folder, splits["test"])
         if options.merge:
             merge_adapter(folder, folder / MERGED)
-        exported = export_onnx(folder, folder / ONNX, splits["test"]["text"][:]) if options.export else ""
+        exported = ""
+        if options.export:
+            try:
+                exported = export_onnx(folder, folder / ONNX, splits["test"]["text"][:])
+            except ValueError as error:  # the model is trained, whatever torch makes of it
+                exported = f"Not exported: {one_line(error)}"
         baselines = compare_with_baselines(result, splits)
         write_report(result, splits, findings, baselines)
+        check_output(options)  # another run may have come before it
     shutil.rmtree(checkpoint_folder(recipe, splits, profile), ignore_errors=True)
     print(f"\n{class_scores(result, splits).head(SHOWN_CLASSES).round(3).to_string()}\n")
     title = result.record.task.title
@@ -194,6 +213,15 @@ def train_on_file(options: argparse.Namespace) -> None:
     print(f"{advice(result, baselines, findings.skewed)}\n{exported}")
     print(f"Adapter and model card: {options.output}   Report: {options.output / 'report'}")
     print(push_to_hub(options.output / MERGED if options.merge else options.output, options.push_to))
+
+
+def add_training_texts(earlier: Path, folder: Path, test: Dataset) -> None:
+    """Adds what the adapter in `earlier` was trained on to what `folder` knows; says how much of `test` that is."""
+    if (earlier / TRAINING_TEXTS).is_file():
+        known = np.load(earlier / TRAINING_TEXTS)
+        np.save(folder / TRAINING_TEXTS, np.union1d(known, np.load(folder / TRAINING_TEXTS)))
+        if seen := np.isin(text_hashes(test["text"][:]), known).sum():
+            print(f"{seen:,} test rows were seen in the adapter's own training: the score is too good.", flush=True)
 
 
 def check_output(options: argparse.Namespace) -> None:

@@ -64,7 +64,7 @@ def training_arguments(recipe: Recipe, profile: Profile, folder: Path, **changes
         "logging_nan_inf_filter": False,  # a loss that is not finite must be seen
         "seed": profile.seed,
         "use_cpu": device() == "cpu",
-        "torch_compile": bool(setting("COMPILE")),
+        "torch_compile": setting("COMPILE") not in ("", "0"),
         "ddp_find_unused_parameters": False,  # every weight that trains is used in every step
     }
     return TrainingArguments(**arguments | changes)
@@ -120,7 +120,7 @@ def make_trainer(model, tokenizer, recipe, tokens: DatasetDict, profile, folder:
     validate = "validation" in tokens
     changes = {} if validate else {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     # Batches of every length fragment a CPU's memory, and each is compiled: long texts are padded to few lengths.
-    multiple = 64 if setting("COMPILE") else 32 if max(tokens["train"]["length"]) > 256 else 1
+    multiple = 64 if setting("COMPILE") not in ("", "0") else 32 if max(tokens["train"]["length"]) > 256 else 1
     fits = profile.tokens(recipe.max_length) % multiple == 0
     callbacks = [Watcher()]
     if validate and recipe.early_stopping_patience:

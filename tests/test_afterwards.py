@@ -131,7 +131,8 @@ def test_an_exported_model_answers_without_torch(model, trained):  # noqa: F811
         (predict.main, ["no-such", "--text", "a"], "Could not load 'no-such': it is not here"),
         (predict.main, ["BASE", "--text", "a"], "is no trained classifier: it lacks classifier.bias"),
         (evaluate.main, ["MODEL", "x.csv", "--label-column", "predicted"], "not have: y; the model has no | verdict"),
-        (predict.main, ["MODEL", "--text", "a", "--output", "MODEL"], "is a folder; name a file in it"),
+        (predict.main, ["MODEL", "--text", "a", "--output", "MODEL"], "must be a file that ends in .csv or .jsonl"),
+        (predict.main, ["MODEL", "--text", "a", "--output", "x.tsv"], "must be a file that ends in .csv or .jsonl"),
         (evaluate.main, ["MODEL", "x.csv", "--output", "scores.txt"], "name a file that ends in .json"),
         (export.main, ["MODEL", "MODEL"], "not empty"),
         (export.main, ["MODEL", "new", "--data", "no.csv"], "There is no file no.csv"),
@@ -151,6 +152,9 @@ def test_dates_and_long_numbers_come_back_as_they_were(model):
     assert predict.main([str(model), "a.parquet", "--output", "b.jsonl"]) == 0
     row = json.loads(Path("b.jsonl").read_text())
     assert row["at"].startswith("2026-01-02T00:00:00") and row["x"] == 0.123456789012345
+    Path("a.csv").write_text('text\na\n\n"b\rc"\n', newline="")
+    assert predict.main([str(model), "a.csv", "--output", "b.csv"]) == 0
+    assert pd.read_csv("b.csv")["predicted"].isna().tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize(("main", "package"), [(demo.main, "gradio"), (export.main, "onnxruntime")])

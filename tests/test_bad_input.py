@@ -119,6 +119,7 @@ def test_an_adapter_that_cannot_go_on(refused, tiny_checkpoints):
     assert "max_length is 64 at most" in going_on("--set", "max_length=65")
     assert "no saved adapter" in refused("--continue-from", base, base=None)
     assert "Could not load 'no/where': it is not here, and the" in refused("--continue-from", "no/where", base=None)
+    assert "would take the place of earlier" in refused("--overwrite", base="earlier", output="earlier")
     assert re.search("earlier' .* is an adapter; --continue-from .* `merged`", refused(base="earlier"))
 
 
@@ -182,6 +183,7 @@ def test_an_output_that_is_taken(refused, tmp_path, file):
     [
         ("", "name a RECIPE"),
         ("lora_bert_sst2 --seed -1", "--seed must be a number from 0"),
+        ("lora_bert_sst2 --merge", "--merge goes with --data"),
         ("lora_gpt", "lora_distilbert_qv"),
         ("lora_bert_sst2 --base-model roberta-base", "--base-model and --continue-from go with --data"),
         ("--data a.csv --text-column t", "--data needs --output"),

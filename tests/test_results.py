@@ -109,6 +109,15 @@ def _contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".filler"}
 
 
+def test_a_link_and_what_is_no_file_stay_what_they_are(tmp_path):
+    os.mkfifo(tmp_path / "pipe"), os.symlink(tmp_path / "target", tmp_path / "link")
+    write_text(tmp_path / "link", "written")
+    with new_file(tmp_path / "pipe") as path:
+        assert path == tmp_path / "pipe"
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "written"
+
+
 @pytest.mark.parametrize("write", [new_file, new_folder])
 def test_an_interrupted_write_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch, write):
     def fill(text):

@@ -63,8 +63,8 @@ def test_the_platform_s_secrets_give_wandb_its_key_and_it_is_not_shown(platform,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "place"), [("offline", ".env"), ("online", ".env"), ("online", "environment")])
-def test_a_run_shows_and_keeps_no_key(mode, place, wandb_folder, tiny_checkpoints, toy_reviews, monkeypatch, capfd):
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_run_shows_and_keeps_no_key(mode, wandb_folder, tiny_checkpoints, toy_reviews, monkeypatch, capfd):
     """One on an own file, logged to W&B and pushed; the online ones reach neither W&B nor the hub."""
     home = wandb_folder / "home"
     keys = {"WANDB_API_KEY": WANDB_KEY, "HF_TOKEN": HF_TOKEN}
@@ -73,11 +73,7 @@ def test_a_run_shows_and_keeps_no_key(mode, place, wandb_folder, tiny_checkpoint
         monkeypatch.setenv(name, str(home))
         if name in keys:
             monkeypatch.delenv(name)
-    if place == ".env":
-        (wandb_folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in keys.items()))
-    else:
-        for name, value in keys.items():
-            monkeypatch.setenv(name, value)
+    (wandb_folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in keys.items()))
     monkeypatch.setenv("DATA_DIR", str(wandb_folder / "Data"))
     monkeypatch.setattr("helpers.export.HfApi", partial(HfApi, endpoint=CLOSED))
     rows = {"text": toy_reviews["text"][:], "label": toy_reviews["label"][:]}

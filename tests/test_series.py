@@ -74,10 +74,3 @@ def test_ctrl_c_ends_all_kernels_in_one_line_with_status_130(notebooks, capsys):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which pytest-xdist takes away
     assert series.main([]) == 130
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith("Stopped; started again")
-
-
-def test_a_notebook_that_is_not_there_is_an_error(notebooks, capsys):
-    notebooks("01_a", "1")
-    with pytest.raises(SystemExit) as error:
-        series.main(["09"])
-    assert error.value.code == 2 and "no notebook starts with 09" in capsys.readouterr().err

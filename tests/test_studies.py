@@ -164,12 +164,6 @@ def test_a_run_at_scale_has_a_record_and_an_adapter_and_is_not_run_again(tiny, m
     assert studies.main([]) == 0 and not (studies.FULL.results / "studies").exists()
 
 
-def test_an_unknown_study_is_named(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        studies.main(["sleep"])
-    assert stopped.value.code == 2 and "no study sleep; there is all_reviews" in capsys.readouterr().err
-
-
 def test_only_seeds_of_both_sides_are_compared_and_none_stands_beside_all():
     one, other = [{"seed": 0, "correct": "1111"}, {"seed": 1, "correct": "1100"}], [{"seed": 0, "correct": "1100"}]
     assert compare_runs({"x": (one, other)})["x"].difference == pytest.approx(0.5)

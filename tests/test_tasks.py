@@ -82,7 +82,7 @@ def test_each_task_trains_saves_and_answers_the_same(tiny_checkpoints, here, mon
     names = list(reloaded.model.config.id2label.values())
     found = [[{one["label"]: one["score"] for one in row}[name] for name in names] for row in answers]
     np.testing.assert_allclose(found, memory, rtol=1e-4, atol=1e-4)
-    with pytest.raises(TypeError, match="reads single texts" if pairs is None else "reads pairs of texts"):
+    with pytest.raises(ValueError, match="reads single texts" if pairs is None else "reads pairs of texts"):
         reloaded.predict(TEXTS, None if pairs else SECOND)
     if case == "multi":
         assert record.settings["threshold"] == json.loads(Path("model/inference.json").read_text())["threshold"] != 0.5
@@ -108,6 +108,7 @@ def test_each_task_trains_saves_and_answers_the_same(tiny_checkpoints, here, mon
         (["a/b", "c"], {"separator": "/"}, "multi", ("a", "b")),
         (["Paris, France", "Paris", "France"], {}, "single", "Paris, France"),
         (["one; two", "three", ";)"], {}, "single", "one; two"),
+        (["[SPAM]", "[HAM]"], {}, "single", "[SPAM]"),
         ([("a",), ("b",)], {}, "single", "a"),
         (["1.5", "2", "3.5"], {}, "single", "1.5"),
         (["1.5", "2", "3.5"], {"task": "regression"}, "regression", 1.5),

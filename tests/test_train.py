@@ -156,6 +156,7 @@ def test_training_goes_on_from_an_adapter(tiny_checkpoints, toy_reviews, here, m
     monkeypatch.setattr(train, "fine_tune", look)
     more = ["--data", "verdicts.csv", *command("", "")[2:6], "--continue-from", "out/model", "--output", "more"]
     more += settings_of({"num_train_epochs": 1, "learning_rate": "1e-3", "gradient_checkpointing": "True"})
+    more += ["--seed", "7"]  # whose test rows the adapter has seen
     assert train.main(more) == 0
     ((going_on, start),) = seen
     before, after = (SentimentClassifier.from_pretrained(name, "fp32").logits(TEXTS) for name in ("out/model", "more"))
@@ -167,6 +168,7 @@ def test_training_goes_on_from_an_adapter(tiny_checkpoints, toy_reviews, here, m
     assert not [name for name, weight in weights[0].items() if torch.equal(weight, weights[1][name])]
     assert "lora_bert_sst2,from adapter " in (here / "more" / "README.md").read_text(encoding="utf-8")
     assert json.loads((here / "more" / "inference.json").read_bytes())["labels"] == LABELS
+    assert set(np.load("out/model/training_texts.npy")) < set(np.load("more/training_texts.npy"))
 
 
 @pytest.mark.slow

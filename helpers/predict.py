@@ -44,6 +44,8 @@ def predict(
     if file and file != "-":
         frame, name = read_frame(file), Path(file).name
     else:
+        if hasattr(sys.stdin, "reconfigure"):  # on Windows a pipe is read in another encoding than files have
+            sys.stdin.reconfigure(encoding="utf-8-sig")
         lines = text or [line.rstrip("\n") for line in sys.stdin]
         frame, name = pd.DataFrame({"text": lines}, dtype=object), "the input"
     columns = choose_columns(frame, name, text=text_column, pair=text_pair_column)
@@ -56,6 +58,7 @@ def predict(
         path.open("w", encoding="utf-8", newline="") if path else nullcontext(sys.stdout) as stream,
         tqdm(total=len(frame), unit=" rows", disable=None) as bar,  # drawn on a terminal alone
     ):
+        escaped = (stream.encoding or "").lower() not in ("utf-8", "utf8")  # what a terminal may not show
         for start in range(0, len(frame), size):  # so many fill batches even of short texts
             rows = frame.iloc[start : start + size].reset_index(drop=True)
             rows = rows.join(answers(classifier, cells[start : start + size], all))
@@ -64,7 +67,7 @@ def predict(
                 quoting = csv.QUOTE_ALL if torn else csv.QUOTE_MINIMAL  # Python quotes "\r" itself from 3.13 on
                 rows.to_csv(stream, index=False, header=start == 0, lineterminator="\n", quoting=quoting)
             else:
-                rows.to_json(stream, orient="records", lines=True, force_ascii=False, **AS_READ)
+                rows.to_json(stream, orient="records", lines=True, force_ascii=escaped, **AS_READ)
             bar.update(len(rows))
     if missing := cells.isna().any(axis=1).sum():
         print(f"{missing:,} of {len(cells):,} rows have no text, and no prediction.", file=sys.stderr)

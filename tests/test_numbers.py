@@ -118,8 +118,6 @@ def test_the_results_in_the_readme_are_the_records(verdicts):
     post = {"pooler": "identity", "n_train": 2_000}
     values = [mean("pooler", **post, learning_rate=rate) for rate in (5e-5, 1e-3)] + [5e-5, 1e-3, 55]
     values += verdicts["A2"].numbers.values()
-    values += [100, mean("rivals", rows=100, method="contrastive_encoder")]
-    values.append(mean("few_rows", rows=100, method="frozen_encoder"))
     for rows in (500, 2_000, "all"):
         of_size = [row for row in read_study("few_rows").rows if row["rows"] == rows]
         full, qlora = (

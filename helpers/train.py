@@ -85,9 +85,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--data needs --output; with it, name the recipe as --recipe RECIPE")
     if not options.data and (options.base_model or options.continue_from or not options.recipe):
         parser.error(f"name a RECIPE ({names}), or a file with --data; --base-model and --continue-from go with --data")
-    idle = {one.dest for one in own._group_actions if getattr(options, one.dest)} if not options.data else ()
-    if idle:
-        parser.error(f"--{min(idle).replace('_', '-')} goes with --data")
+    idle = [one.option_strings[0] for one in own._group_actions if getattr(options, one.dest)]
+    if idle and not options.data:
+        parser.error(f"{idle[0]} goes with --data")
     if options.continue_from and (options.base_model or options.own_recipe):
         parser.error("--continue-from keeps the adapter's base model and settings: no --base-model or --recipe with it")
     options.own_recipe = options.own_recipe or OWN_DATA_RECIPE

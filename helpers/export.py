@@ -82,7 +82,7 @@ def _as_uploaded(path: Path) -> Path | bytes:
     return json.dumps(settings | {key: Path(settings[key]).name}, indent=1).encode()
 
 
-def check_packages(pairs: bool = False) -> None:
+def check_exportable(pairs: bool = False) -> None:
     """Raises ImportError, in one line, where a package that ONNX needs is missing, and ValueError for pairs."""
     if pairs:
         raise ValueError("A model that reads pairs cannot be exported; its merged folder loads in transformers.")
@@ -109,14 +109,14 @@ def export_onnx(model: str | Path, folder: str | Path, texts: Sequence[str], lab
     """Writes a classifier as ONNX (see `export`); returns how its answers to (the first 500) `texts` compare with it.
 
     INT8 is dynamic: weights are stored in 8 bits, a layer's inputs rounded as they come. Raises ImportError as
-    `check_packages` does, FileExistsError, and ValueError for a model that torch cannot export or that then differs.
+    `check_exportable` does, FileExistsError, and ValueError for a model that torch cannot export or that then differs.
     """
-    check_packages()
+    check_exportable()
     from helpers.onnx_predict import OnnxClassifier
 
     texts, labels, said = texts[:CHECKED], labels[:CHECKED], []
     classifier = SentimentClassifier.from_pretrained(model, "fp32", dequantize=True)
-    check_packages(classifier.pairs)
+    check_exportable(classifier.pairs)
     ours = classifier.probabilities(texts)
     with new_folder(check_empty(folder)) as temporary:
         _write_onnx(classifier, temporary)

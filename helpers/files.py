@@ -26,23 +26,24 @@ def new_file(path: Path) -> Iterator[Path]:
     After an error nothing is left of it, and `path` is as it was. Raises DiskFull where the disk is full. What is no
     file on a disk, as /dev/stdout, is written as it is.
     """
-    path = Path(os.path.realpath(path))  # a link stays one
+    path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
         yield path
         return
+    path = Path(os.path.realpath(path))  # a link stays one
     if os.path.ismount(path):
         raise IsADirectoryError(f"Nothing takes the place of {path}, a mount point; name a folder in it.")
-    temporary = Path(path).with_name(f".{Path(path).name}-{uuid4().hex[:8]}")
+    temporary = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
     earlier = temporary.with_name(f"{temporary.name}-earlier")
     with clear_disk_errors(path):
         try:
             temporary.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            if Path(path).is_dir() and temporary.is_dir():  # which nothing replaces in one step; a file never does
+            if path.is_dir() and temporary.is_dir():  # which nothing replaces in one step; a file never does
                 os.replace(path, earlier)
             os.replace(temporary, path)
         finally:
-            if earlier.exists() and not Path(path).exists():
+            if earlier.exists() and not path.exists():
                 os.replace(earlier, path)
             for left in (temporary, earlier):
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from helpers.checkpoints import model_folder
 from helpers.data import load_splits, text_hashes
-from helpers.export import check_empty, check_packages, export_onnx, merge_adapter, push_to_hub
+from helpers.export import check_empty, check_exportable, export_onnx, merge_adapter, push_to_hub
 from helpers.files import new_folder, shown
 from helpers.inference import INFERENCE_FILE, MERGED, ONNX, TRAINING_TEXTS, load_adapter
 from helpers.models import adapted, build_model, load_tokenizer
@@ -145,7 +145,7 @@ def prepare_file(options: argparse.Namespace):
     if options.push_to:
         validate_repo_id(options.push_to)
     if options.export:
-        check_packages(pairs=bool(options.text_pair_column))
+        check_exportable(pairs=bool(options.text_pair_column))
     rows = read_rows(options.data, options.text_column, options.label_column, options.text_pair_column)
     (rows, task, why), profile = read_labels(rows, options.task, options.label_separator), current_profile()
     base_model = options.base_model or profile.base_model(RECIPES[options.own_recipe].base_model)

@@ -119,15 +119,16 @@ def make_trainer(model, tokenizer, recipe, tokens: DatasetDict, profile, folder:
     """The Trainer of `train`; without validation rows there is no best epoch, and nothing is saved."""
     validate = "validation" in tokens
     changes = {} if validate else {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    args = training_arguments(recipe, profile, folder, report_to=report_to, disable_tqdm=not validate, **changes)
     # Batches of every length fragment a CPU's memory, and each is compiled: long texts are padded to few lengths.
-    multiple = 64 if setting("COMPILE") not in ("", "0") else 32 if max(tokens["train"]["length"]) > 256 else 1
+    multiple = 64 if args.torch_compile else 32 if max(tokens["train"]["length"]) > 256 else 1
     fits = profile.tokens(recipe.max_length) % multiple == 0
     callbacks = [Watcher()]
     if validate and recipe.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
     trainer = Trainer(
         model=model,
-        args=training_arguments(recipe, profile, folder, report_to=report_to, disable_tqdm=not validate, **changes),
+        args=args,
         train_dataset=tokens["train"],
         eval_dataset=tokens.get("validation"),
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple if fits else None),

@@ -9,7 +9,7 @@ from lab.counts import count_step
 from lab.ladder import method_model, method_recipe
 
 # At most so many operations a step, and so large a share of the bytes that full fine-tuning saves for backward.
-LIMITS = {"full_finetune": (476, 1.0), "lora_query_value": (334, 0.53), "lora": (644, 0.76), "qlora": (775, 0.76)}
+LIMITS = {"full_finetune": (476, 1.0), "lora_query_value": (334, 0.38), "lora": (644, 0.55), "qlora": (775, 0.55)}
 
 
 def _count(base_model: str, methods=tuple(LIMITS)) -> dict[str, dict[str, int]]:

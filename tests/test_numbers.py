@@ -101,6 +101,8 @@ def test_every_number_in_a_notebook_of_studies_stands_in_its_outputs_or_is_a_set
     settings.append(read_study("news").settings["n_test"])
     if notebook == "09_methods":
         settings = [rows.settings["n_test"], LoRA().r, METHODS["prompt tuning"].config.num_virtual_tokens, 16, 25]
+        reviews = read_study("methods_reviews")
+        settings += [reviews.settings["max_length"], reviews.rows[0]["n_train"]]
     prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     prose = re.sub(r"(?m)^(# \d\d ·|\d\. )|\[(Notebook )?\d\d\b", "", prose)
     assert unbacked_numbers(prose, [*values, *settings]) == []

@@ -66,7 +66,7 @@ audit: $(VENV)/.installed
 	.venv-audit/bin/python -m pip install -q pip-audit
 	.venv-audit/bin/pip-audit -s osv --skip-editable --path $(VENV)/lib/python*/site-packages
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproject.toml
+$(VENV)/.installed: requirements.txt requirements-export.txt requirements-dev.txt constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -r requirements-dev.txt -c constraints.txt -e .

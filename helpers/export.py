@@ -1,6 +1,5 @@
 """A classifier for elsewhere: merged into a plain model, uploaded, as ONNX."""
 
-import importlib.util
 import json
 import logging
 import shutil
@@ -17,14 +16,14 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from helpers.data import head_tokens, load_reviews
 from helpers.files import new_folder, write_json
 from helpers.inference import ADAPTER_CONFIG, INFERENCE_FILE, MERGED_SETTINGS, TRAINING_TEXTS, SentimentClassifier
-from helpers.profiles import PROFILES
-from helpers.start import command
+from helpers.profiles import PROFILES, ROOT
+from helpers.start import command, installed_versions, unmet
 from helpers.tables import read_rows
 from helpers.tasks import decide
 
 FP32, INT8 = "model.onnx", "model_int8.onnx"
 CHECKED, TOLERANCE = 500, 1e-3
-PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+REQUIREMENTS = ROOT / "requirements-export.txt"
 
 
 def merge_adapter(adapter: str | Path, folder: str | Path) -> Path:
@@ -86,8 +85,8 @@ def check_exportable(pairs: bool = False) -> None:
     """Raises ImportError, in one line, where a package that ONNX needs is missing, and ValueError for pairs."""
     if pairs:
         raise ValueError("A model that reads pairs cannot be exported; its merged folder loads in transformers.")
-    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ImportError(f"To export to ONNX, {', '.join(missing)} is missing: pip install {' '.join(PACKAGES)}")
+    if missing := [quote(str(one)) for one in unmet(REQUIREMENTS, installed_versions())]:
+        raise ImportError(f"To export to ONNX something is missing: pip install {' '.join(missing)}")
 
 
 def export(

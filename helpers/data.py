@@ -187,7 +187,7 @@ def texts_of(rows: Dataset | pd.DataFrame) -> list[list[str]]:
     return [list(rows[name]) for name in ("text", "pair") if name in columns]
 
 
-def joined(rows: Dataset) -> list[str]:
+def joined(rows: Dataset | pd.DataFrame) -> list[str]:
     """The texts; those of a pair as one."""
     return list(map(" ".join, zip(*texts_of(rows), strict=True)))
 

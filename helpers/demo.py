@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import sys
 
 from helpers.inference import SentimentClassifier
 from helpers.start import command
@@ -29,6 +28,3 @@ def demo(model: str, port: int | None = None) -> None:
 
 
 main = command(demo)
-
-if __name__ == "__main__":
-    sys.exit(main())

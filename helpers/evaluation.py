@@ -112,11 +112,16 @@ def mean_embeddings(
     read (Reimers & Gurevych 2019, arXiv 1908.10084). Nothing is trained."""
 
     def mean(output, batch) -> torch.Tensor:
-        mask = batch["attention_mask"].unsqueeze(-1)
-        return (output.last_hidden_state.float() * mask).sum(1) / mask.sum(1)
+        hidden, mask = output.last_hidden_state.float(), batch["attention_mask"].unsqueeze(-1)
+        mask = mask if hidden.shape[1] == mask.shape[1] else torch.ones_like(hidden[..., :1])  # Funnel pools tokens
+        return (hidden * mask).sum(1) / mask.sum(1)
 
     model = from_hub(AutoModel.from_pretrained, base_model, dtype=torch.float32, use_safetensors=True).to(device())
-    return predict_logits(model, tokenizer, ids, precision, mean)
+    model = model.get_encoder() if model.config.is_encoder_decoder else model
+    try:
+        return predict_logits(model, tokenizer, ids, precision, mean)
+    except RuntimeError:  # X-MOD's layers do not go under autocast
+        return predict_logits(model, tokenizer, ids, "fp32", mean)
 
 
 def correct_rows(predictions: np.ndarray, references: np.ndarray) -> str:

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +38,7 @@ def merge_adapter(adapter: str | Path, folder: str | Path) -> Path:
         setattr(model.config, name, getattr(classifier, name))
     tokenizer.model_max_length = classifier.max_length
     tokenizer.truncation_side = "left" if classifier.truncation == "tail" else "right"
+    tokenizer.init_kwargs["truncation_side"] = tokenizer.truncation_side  # or it would not be saved
     with new_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
@@ -173,6 +173,3 @@ def _write_onnx(classifier: SentimentClassifier, folder: Path) -> None:
 
 
 main = command(export)
-
-if __name__ == "__main__":
-    sys.exit(main())

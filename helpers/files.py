@@ -31,6 +31,8 @@ def new_file(path: Path) -> Iterator[Path]:
         yield path
         return
     path = Path(os.path.realpath(path))  # a link stays one
+    if path.is_file():  # on Windows Excel may hold it open: said now, not when all is written
+        path.open("ab").close()
     if os.path.ismount(path):
         raise IsADirectoryError(f"Nothing takes the place of {path}, a mount point; name a folder in it.")
     temporary = path.with_name(f".{path.name}-{uuid4().hex[:8]}")

@@ -12,7 +12,7 @@ import numpy as np
 from peft import PeftModel, prepare_model_for_kbit_training
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.checkpoints import loaded_revision, model_folder
+from helpers.checkpoints import has_words, loaded_revision, model_folder
 from helpers.data import clean, encode
 from helpers.evaluation import predict_logits
 from helpers.files import new_folder, write_json
@@ -80,7 +80,7 @@ def load_adapter(
     damaged or does not fit its base, and ConnectionError as `load_classifier` and `model_folder` do.
     """
     folder = model_folder(folder)
-    for name in (INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS, "tokenizer.json", "tokenizer_config.json"):
+    for name in (INFERENCE_FILE, ADAPTER_CONFIG, WEIGHTS, "tokenizer_config.json"):
         if not (folder / name).is_file():  # without safetensors, peft would look for a pickle
             raise ValueError(f"{folder} is no saved adapter: it has no {name}.")
     try:
@@ -105,11 +105,13 @@ def load_adapter(
         if lost := set(base.new_parts) - set(trained_whole(model)):
             raise ValueError(f"{', '.join(sorted(lost))} of its model is neither here nor in its base")
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        if not has_words(tokenizer):
+            raise ValueError("its tokenizer has no vocabulary")
     except ConnectionError:
         raise
     except Exception as error:  # json, safetensors, peft, tokenizers and transformers each have their own
         why = " ".join(str(error).split())[:500]
-        raise ValueError(f"{folder} does not load: {why}. Copy the folder anew, or train again.") from error
+        raise ValueError(f"{folder} does not load: {why}. If it is damaged, copy it anew, or train again.") from error
     return model, tokenizer, settings
 
 
@@ -173,7 +175,7 @@ class SentimentClassifier:
     @property
     def labels(self) -> list[str]:
         """The model's labels, in the order of its logits."""
-        return list(self.model.config.id2label.values())
+        return [label for _, label in sorted(self.model.config.id2label.items())]
 
     def predict(self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None) -> list:
         """A Prediction for each text, in order; a list of them, those over the threshold, where texts have several
@@ -199,7 +201,9 @@ class SentimentClassifier:
         if pairs is not None and len(pairs) != len(texts):
             raise TypeError(f"There are {len(texts):,} texts, and {len(pairs):,} second texts.")
         columns = encode(self.tokenizer, texts, pairs, self.max_length, self.truncation)
-        return predict_logits(self.model, self.tokenizer, columns, self.precision)
+        if not np.isfinite(found := predict_logits(self.model, self.tokenizer, columns, self.precision)).all():
+            raise ValueError(f"The model's answers are no numbers in {self.precision}: set PRECISION=fp32.")
+        return found
 
 
 def _strings(texts: str | Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Classifiers: load a checkpoint in full precision or 4 bits, attach LoRA, count."""
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -11,21 +12,15 @@ from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.trainer_utils import set_seed
 
-from helpers.checkpoints import from_hub, head_modules, label_maps, skeleton
+from helpers.checkpoints import from_hub, has_words, head_modules, label_maps, skeleton
 from helpers.data import LABELS
 from helpers.profiles import DTYPES, device
 from helpers.recipes import Recipe
 from helpers.speed import last_layer_at_cls, lean_lora
-from helpers.start import hide_torchao
 from helpers.tasks import TASKS
 
 
@@ -44,7 +39,8 @@ def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
         tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
         tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # or it would not be saved
     try:
-        tokenizer("a text")
+        if not (tokenizer("a text") and has_words(tokenizer)):
+            raise ValueError("it has no vocabulary")
     except Exception as error:  # those of tables and of pages ask for more, each in its own way
         raise ValueError(f"The tokenizer of {base_model!r} does not take plain texts: {error}") from error
     return tokenizer
@@ -82,7 +78,7 @@ def load_classifier(
     [CLS] alone. What has no weights on top of the encoder is in the model's `new_parts`. Raises as
     `checkpoints.skeleton` does, and ValueError for a checkpoint whose weights are not those of its encoder.
     """
-    hide_torchao()  # before peft looks for it
+    sys.modules["torchao"] = None  # before peft looks for it, see `start.prepare_process`
     if quantization not in (None, "nf4"):
         raise ValueError(f"quantization={quantization!r} is neither None nor 'nf4'.")
     planned = skeleton(base_model, revision)

@@ -29,7 +29,7 @@ class OnnxClassifier:
             ids = self.tokenizer.encode(text).ids
             if len(ids) > self.max_length:
                 ids = ids[: self.head] + ids[len(ids) - (self.max_length - self.head) :]
-            inputs = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), dtype=np.int64)}
+            inputs = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
             rows.append(self.session.run(None, inputs)[0][0])
         return np.array(rows, dtype=float)
 

@@ -13,7 +13,7 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 from transformers import PreTrainedTokenizerBase
 
 from helpers.checkpoints import skeleton
-from helpers.data import clean, split_reviews, text_key, token_lengths
+from helpers.data import clean, split_reviews, text_key, texts_of
 from helpers.models import load_tokenizer
 from helpers.profiles import Profile
 from helpers.recipes import RECIPES, Recipe
@@ -33,7 +33,7 @@ class Findings:
 
     `duplicates` repeat an earlier text under the same label; `conflicts` are all rows of texts with several labels.
     `usable` rows are left to train and to score on. `classes` counts them, none for numbers; `lengths` are the tokens,
-    before truncation, of at most 10,000 of them.
+    before truncation, of at most 10,000 of them, and `unknown` the share of these with a word that the tokenizer lacks.
     """
 
     rows: int
@@ -45,6 +45,7 @@ class Findings:
     lengths: np.ndarray
     usable: int
     task: str = "single"
+    unknown: float = 0.0
 
     @property
     def skewed(self) -> bool:
@@ -65,6 +66,8 @@ class Findings:
         if len(self.lengths):
             cut = float((self.lengths > max_length).mean())
             found.append(("tokens, median", int(np.median(self.lengths)), f"longest {self.lengths.max():,}"))
+            if self.unknown > 0.01:
+                found.append(("with unknown words", round(self.unknown * self.usable), "--base-model may know them"))
             found.append((f"longer than {max_length} tokens", round(cut * self.usable), f"{cut:.0%}, will be cut"))
         return pd.DataFrame(found, columns=["finding", "count", "which"]).set_index("finding")
 
@@ -79,6 +82,7 @@ def examine(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> Findings:
     left, duplicates, conflicts = _distinct(rows)
     task, counts = task_of(left["label"]), left["label"].explode().value_counts()
     measured = left.sample(min(10_000, len(left)), random_state=0)
+    ids = tokenizer(*texts_of(measured), verbose=False)["input_ids"] if len(left) else []
     return Findings(
         rows=len(rows),
         missing_texts=list(rows.index[rows.drop(columns="label").isna().any(axis=1)]),
@@ -86,9 +90,10 @@ def examine(rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> Findings:
         duplicates=duplicates,
         conflicts=conflicts,
         classes={} if task == "regression" else {label: int(counts[label]) for label in _in_order(counts.index)},
-        lengths=token_lengths(measured, tokenizer) if len(left) else np.array([], dtype=int),
+        lengths=np.array([len(row) for row in ids], dtype=int),
         usable=len(left),
         task=task,
+        unknown=float(np.mean([tokenizer.unk_token_id in row for row in ids] or [0])),
     )
 
 

@@ -38,7 +38,8 @@ def set_theme() -> None:
 
 def save_figure(figure: Figure, path: Path, provenance: str) -> Path:
     """Writes `figure` as PNG with `provenance` and today's date in small print below it; returns `path`."""
-    small_print = fill(f"{provenance} · {date.today()}", int(18 * figure.get_figwidth()))  # no wider than the figure
+    width = int(18 * figure.get_figwidth())  # no wider than the figure
+    small_print = fill(f"{provenance} · drawn {date.today()}", width)
     figure.text(0.01, -0.02, small_print, fontsize=7.5, color="0.4", va="top")
     with new_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", facecolor="white")

@@ -89,6 +89,3 @@ def answers(classifier: SentimentClassifier, cells: pd.DataFrame, all: bool = Fa
 
 
 main = command(predict)
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -80,7 +80,8 @@ def advice(result: FineTuned, baselines: Sequence[Baseline], skewed: bool) -> st
     best = max(baselines, key=lambda one: one.metrics[column])
     if best.metrics[column] > result.record.metrics[column]:
         return f"The {best.name} is ahead of this model: take it (helpers.evaluation), or label more rows."
-    if not skewed and best.gain.verdict.startswith("not"):
+    tie = best.metrics[column] == result.record.metrics[column]
+    if tie or (not skewed and best.gain.verdict.startswith("not")):
         return f"On these test rows this model is not significantly better than the {best.name}."
     return f"This model is ahead of the {best.name}, the better of the baselines."
 

@@ -1,27 +1,24 @@
-"""`python -m helpers.series [02 ...]`: runs the notebooks in fresh kernels, and sums up what they measured.
+"""The whole series, or some of its notebooks, in fresh kernels."""
 
-The copies with their outputs go to `Data/<profile>/notebooks`; `--store` also stores them in notebooks/, for a commit.
-"""
-
-import argparse
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Annotated
 
 import nbformat
 import psutil
 import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from typer import Argument
 
 from helpers.files import shown, write_text
 from helpers.profiles import ROOT, current_profile, device
 from helpers.results import COMMAND, load_records, summary
-from helpers.start import prepare_process
+from helpers.start import command
 
 NOTEBOOKS = ROOT / "notebooks"
 ALONE = ("04", "10")  # the one measures speed, the other shows the records of those before it
@@ -45,7 +42,7 @@ def run_notebooks(paths: list[Path], folder: Path, at_once: int) -> None:
 def run_notebook(path: Path, folder: Path, environment: dict[str, str]) -> None:
     """Executes `path` in a fresh kernel and writes it with its outputs to `folder`.
 
-    Raises RuntimeError, in one line, where a cell fails or the kernel dies. The outputs so far are written then, too.
+    Raises ChildProcessError, in one line, where a cell fails or the kernel dies. The outputs so far are written, too.
     """
     start, notebook, copy = perf_counter(), nbformat.read(path, as_version=4), folder / path.name
     client = NotebookClient(
@@ -63,43 +60,33 @@ def run_notebook(path: Path, folder: Path, environment: dict[str, str]) -> None:
         said = "its kernel died, most likely because memory ran out; with PROFILE=quick it takes less"
         if isinstance(error, CellExecutionError):
             said = f"{error.ename}: {' '.join(error.evalue.split())[:300]}"
-        raise RuntimeError(f"{path.name} failed: {said} [outputs so far: {shown(copy)}]") from error
+        raise ChildProcessError(f"{path.name} failed: {said} [outputs so far: {shown(copy)}]") from error
     finally:
         write_text(copy, nbformat.writes(notebook) + "\n")
     print(f"{path.stem:28s}done in {timedelta(seconds=round(perf_counter() - start))}", flush=True)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the series under the profile in force; the exit status is 1 when a notebook fails, 130 when stopped."""
-    prepare_process()
-    parser = argparse.ArgumentParser(prog="python -m helpers.series", description=__doc__)
-    parser.add_argument("notebooks", nargs="*", help="numbers or names to run, for example 02; all when none is given")
-    parser.add_argument("--store", action="store_true", help="also store the outputs in notebooks/ (for a commit)")
-    options = parser.parse_args(arguments)
-    profile, names = current_profile(), tuple(options.notebooks)
+def series(notebooks: Annotated[list[str] | None, Argument()] = None, store: bool = False) -> None:
+    """Runs the notebooks that begin with these numbers or names, for example 02, in fresh kernels, all when none is
+    given, and sums up what they measured.
+
+    The copies with their outputs go to Data/<profile>/notebooks; --store also stores them in notebooks/, for a commit.
+    """
+    profile, names = current_profile(), tuple(notebooks or ())
     chosen = [path for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb")) if not names or path.stem.startswith(names)]
     if not chosen:
-        parser.error(f"no notebook starts with {' or '.join(names)}")
+        raise ValueError(f"no notebook starts with {' or '.join(names)}")
     at_once = 2 if device() == "cpu" and profile.name == "quick" else 1  # two trainings of half the threads are faster
     print(f"Profile: {profile.name}, notebooks: {len(chosen)}, at a time: {at_once}", flush=True)
     start, folder = perf_counter(), profile.figures / "notebooks"
-    try:
-        together = [path for path in chosen if not path.stem.startswith(ALONE)]
-        for paths, number in ((together, at_once), (sorted(set(chosen) - set(together)), 1)):
-            run_notebooks(paths, folder, number)
-            for path in paths if options.store else ():
-                write_text(path, (folder / path.name).read_text(encoding="utf-8"))
-    except RuntimeError as error:
-        print(f"\n{error}", flush=True)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped; started again, a training goes on where it was", flush=True)
-        return 130
+    together = [path for path in chosen if not path.stem.startswith(ALONE)]
+    for paths, number in ((together, at_once), (sorted(set(chosen) - set(together)), 1)):
+        run_notebooks(paths, folder, number)
+        for path in paths if store else ():
+            write_text(path, (folder / path.name).read_text(encoding="utf-8"))
     print(f"\nAll done in {timedelta(seconds=round(perf_counter() - start))}\n")
     print(summary(load_records(profile.results)))
     print(f"\nFigures: {shown(profile.figures)}/*.png   Records: {shown(profile.results)}/*.json")
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(series, "Stopped; started again, a training goes on where it was")

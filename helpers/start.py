@@ -78,18 +78,13 @@ def install_missing(requirements_file: Path) -> None:
     importlib.invalidate_caches()
 
 
-def hide_torchao() -> None:
-    """Hides torchao, which nothing here uses: peft raises for the old version that Colab and Kaggle preinstall."""
-    sys.modules["torchao"] = None
-
-
 def prepare_process() -> None:
     """Sets up this process: one GPU, no torchao, no progress bars of loading, no warnings that concern no result."""
     # On two GPUs Trainer's DataParallel doubles the batch and breaks 4 bits; under torchrun each process has its own.
     if "LOCAL_RANK" not in os.environ:
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # unset, it warns at each process that is started
-    hide_torchao()
+    sys.modules["torchao"] = None  # peft raises for the old version that Colab and Kaggle preinstall
     warnings.filterwarnings("ignore", message="IProgress not found")
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Could not find a config file in")  # peft without a network
@@ -116,10 +111,11 @@ def say_what_hub_is() -> None:
         )
 
 
-def command(run: Callable) -> Callable[[Sequence[str] | None], int]:
-    """`run` as `python -m helpers...`: a function of its arguments that returns the exit status (see `exit_status`).
+def command(run: Callable, stopped: str = "Stopped.") -> Callable[[Sequence[str] | None], int]:
+    """`run` as a command: a function of its arguments that returns the exit status (see `exit_status`).
 
-    Parameters become arguments, or options where they have a default; the docstring is the help.
+    Parameters become arguments, or options where they have a default; the docstring is the help. Where Python runs the
+    module itself (`python -m`), the command runs at once, so it is the module's last line.
     """
     from typer import Typer
 
@@ -128,21 +124,25 @@ def command(run: Callable) -> Callable[[Sequence[str] | None], int]:
 
     def main(arguments: Sequence[str] | None = None) -> int:
         prepare_process()
-        return exit_status(lambda: app(arguments, prog_name=f"python -m helpers.{run.__name__}"))
+        return exit_status(lambda: app(arguments), stopped)
 
+    if run.__module__ == "__main__":
+        sys.exit(main())
     return main
 
 
 def exit_status(run: Callable[[], object], stopped: str = "Stopped.", says: bool = True) -> int:
     """Runs a command and returns its exit status: 0, or after one line on stderr 2 for bad input, 1 where memory or a
-    disk ran out, 130 where it was stopped. Without `says` the line of an error is left out."""
+    disk ran out or a notebook failed, 130 where it was stopped. Without `says` the line of an error is left out."""
+    if hasattr(sys.stdout, "reconfigure"):  # for a label that this terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         run()
         return 0
     except (ValueError, OSError, MemoryError, ImportError) as error:
         if says:
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
-        return 1 if isinstance(error, MemoryError) or getattr(error, "errno", None) else 2
+        return 1 if isinstance(error, (MemoryError, ChildProcessError)) or getattr(error, "errno", None) else 2
     except (SystemExit, KeyboardInterrupt) as ended:
         status = getattr(ended, "code", 130)
         if status == 130:  # which typer ends with, too, where it is stopped

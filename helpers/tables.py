@@ -38,9 +38,6 @@ def read_rows(
     if len(set(columns.values())) < len(columns):
         raise ValueError(f"{name} has no rows of a text and a label.")
     cells = {role: cells_of(frame[column], name, role == "label") for role, column in columns.items()}
-    cells["label"] = [
-        tuple(map(_nfc, label)) if isinstance(label, tuple) else label and _nfc(label) for label in cells["label"]
-    ]
     return pd.DataFrame(cells, index=pd.RangeIndex(1, len(frame) + 1, name="row"), dtype=object)
 
 
@@ -91,7 +88,8 @@ def _guess(frame: pd.DataFrame, columns: dict[str, str | None], file: str) -> di
     for role in (role for role, column in columns.items() if column is None):
         free = [name for name in there if name not in columns.values()]
         fitting = [name for name in free if name.casefold() in USUAL_NAMES[role]]
-        fitting = fitting or [name for name in free if _looks_like(role, frame[name])]
+        named = [name for name in free if len(name) < 50 and name not in set(map(str, frame[name]))]  # no first row
+        fitting = fitting or [name for name in named if _looks_like(role, frame[name])]
         if len(fitting) != 1:
             raise ValueError(
                 f"{file}: {f'{len(fitting)} columns' if fitting else 'no column'} may hold the {role}; name it with "
@@ -147,6 +145,8 @@ def _read_frame(path: Path) -> pd.DataFrame:
         if not all(re.fullmatch(r'"([^"]|"")*"', field) for field in fields):
             options["quoting"] = csv.QUOTE_NONE
     frame = pd.read_csv(io.StringIO(text), **options)  # raises for a row with more fields than the header
+    if options["sep"] == "\t" and any(frame[column].str.contains(r"\t.*\n|\n.*\t").any() for column in frame):
+        raise ValueError("a quote that opens a field is not closed in its row")
     return frame[1:].set_axis(frame.iloc[0].tolist(), axis=1)
 
 
@@ -171,7 +171,7 @@ def _named(feature: object, value: object) -> object:
 def _cell(where: str, value: object, several: bool = False) -> str | tuple[str, ...] | None:
     """One value as text; None where there is none, or nothing of it to be seen. Raises ValueError."""
     if several and isinstance(value, list):
-        return tuple(sorted({_cell(where, one) for one in value} - {None}))
+        return tuple(sorted({_nfc(text) for text in (_cell(where, one) for one in value) if text}))
     if value is None or value != value:
         return None
     if isinstance(value, float) and value.is_integer():
@@ -179,4 +179,4 @@ def _cell(where: str, value: object, several: bool = False) -> str | tuple[str, 
     if not isinstance(value, (str, int, float)) or re.search("[\ud800-\udfff]", str(value)):
         raise ValueError(f"{where}: {ascii(value)[:60]} is no text, or has half a character.")
     blank = all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in str(value))
-    return None if blank else str(value).strip()
+    return None if blank else (_nfc if several else str)(str(value).strip())

@@ -1,5 +1,6 @@
 """What a label can be: one class a text ("single"), several labels ("multi"), or a number ("regression")."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -17,12 +18,13 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 ROWS_PER_CLASS = 12  # so many leave a class at least one in each part, whatever the rounding; with 9 it can fail
 FEW_NUMBERS = 10  # different ones at most that are always classes, such as stars
+IN_LIST = re.compile(r"""'[^']*'|"[^"]*"|\d+(?=\s+\d|[\s,]*\]|,)|[^,\s\[\]][^,\[\]]*""")
 
 
-def classification_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+def classification_metrics(predictions: np.ndarray, references: np.ndarray, n_labels: int = 0) -> dict[str, float]:
     """Accuracy, balanced accuracy, precision, recall, F1, weighted F1 and MCC of integers, both of shape (n,).
-    Precision, recall and F1 are those of class 1 for two classes, and macro averages for more."""
-    average = "binary" if max(np.max(predictions), np.max(references)) <= 1 else "macro"
+    Precision, recall and F1 are those of class 1 for two classes, and macro averages for more (seen, or `n_labels`)."""
+    average = "binary" if max(np.max(predictions), np.max(references), n_labels - 1) <= 1 else "macro"
     scores = metrics.precision_recall_fscore_support(references, predictions, average=average, zero_division=0)
     return {
         "accuracy": metrics.accuracy_score(references, predictions),
@@ -156,12 +158,15 @@ def read_labels(
     words, several = labels.map(str), labels.map(lambda label: isinstance(label, tuple) and len(label) != 1)
     numbers = pd.to_numeric(words, errors="coerce").replace([np.inf, -np.inf], np.nan)
     counts, numeric, wrong = words.value_counts(), numbers.notna().all(), words[numbers.isna()]
-    listed = words.str.fullmatch(r"\[.*\]").all() and words.str.contains(r"[,'\"]|\[\s*\]").any()  # as CSV has lists
+    whole = numeric and (numbers % 1 == 0).all()
+    ids = numbers.min() in (0, 1) and numbers.max() - numbers.min() == len(counts) - 1  # as classes are numbered
+    each = counts.mean() if ids else counts.min()
+    listed = words.str.fullmatch(r"\[.*\]").all() and words.str.contains(r"[,'\"]|\[\s*\]|\d\s+\d").any()
     separator = separator or ("," if listed else _separator(words, task == "multi"))
     if separator or several.any():
         looks, what = "multi", "are lists" if listed or several.any() else f"hold {separator!r}"
         why = f"labels {what}: several labels a text"
-    elif numeric and len(counts) > FEW_NUMBERS and ((numbers % 1 != 0).any() or counts.min() < ROWS_PER_CLASS):
+    elif numeric and len(counts) > FEW_NUMBERS and not (whole and each >= ROWS_PER_CLASS):
         looks, why = "regression", f"{len(counts):,} different numbers: a number to predict"
     else:
         looks, why = "single", f"{len(counts):,} different {'numbers' if numeric else 'labels'}: classes, one a text"
@@ -178,16 +183,21 @@ def read_labels(
                 f"One class a text: row {several.idxmax():,} has {words[several.idxmax()]}; try --task multi."
             )
         one = labels.map(lambda label: label if isinstance(label, str) else label[0]).astype(object)
+        if whole:  # 1.0, of numbers with gaps
+            one = one.str.replace(r"\.0+$", "", regex=True)
         return rows.assign(label=one), task, why
 
-    def split(label: str | tuple[str, ...]) -> tuple[str, ...]:
-        parts = label.split(separator) if isinstance(label, str) else label
-        return tuple(sorted({part.strip(" []'\"" if listed else None) for part in parts} - {""}))
-
-    rows = rows.assign(label=labels.map(split))
+    rows = rows.assign(label=labels.map(partial(_several, separator=separator, listed=listed)))
     if set(rows["label"].explode().dropna()) == {"0", "1"}:
         raise ValueError("Several labels a text: these lists hold 0 and 1; list the names of a text's labels instead.")
     return rows, task, f"{why}, {sum(label == () for label in rows['label']):,} texts with none"
+
+
+def _several(label: str | tuple[str, ...], separator: str | None, listed: bool) -> tuple[str, ...]:
+    """The labels of one text, sorted; those of a list that was `listed` as Python or numpy print it."""
+    if isinstance(label, str):
+        label = [one.strip("'\"") for one in IN_LIST.findall(label)] if listed else label.split(separator)
+    return tuple(sorted({part.strip() for part in label} - {""}))
 
 
 def _separator(words: pd.Series, several: bool) -> str | None:

@@ -19,7 +19,7 @@ from datasets import Dataset
 from huggingface_hub.utils import validate_repo_id
 
 from helpers.checkpoints import model_folder
-from helpers.data import load_splits, text_hashes
+from helpers.data import joined, load_splits, text_hashes
 from helpers.export import check_empty, check_exportable, export_onnx, merge_adapter, push_to_hub
 from helpers.files import new_folder, shown
 from helpers.inference import INFERENCE_FILE, MERGED, ONNX, TRAINING_TEXTS, load_adapter
@@ -220,7 +220,7 @@ def add_training_texts(earlier: Path, folder: Path, test: Dataset) -> None:
     if (earlier / TRAINING_TEXTS).is_file():
         known = np.load(earlier / TRAINING_TEXTS)
         np.save(folder / TRAINING_TEXTS, np.union1d(known, np.load(folder / TRAINING_TEXTS)))
-        if seen := np.isin(text_hashes(test["text"][:]), known).sum():
+        if seen := np.isin(text_hashes(joined(test)), known).sum():
             print(f"{seen:,} test rows were seen in the adapter's own training: the score is too good.", flush=True)
 
 
@@ -233,5 +233,4 @@ def check_output(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # for a label that this terminal cannot show
     sys.exit(main())

@@ -16,16 +16,9 @@ from accelerate.utils import find_executable_batch_size
 from datasets import DatasetDict
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import cross_entropy
-from transformers import (
-    DataCollatorWithPadding,
-    EarlyStoppingCallback,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from helpers.evaluation import compute_metrics
@@ -120,6 +113,7 @@ def make_trainer(model, tokenizer, recipe, tokens: DatasetDict, profile, folder:
     validate = "validation" in tokens
     changes = {} if validate else {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     args = training_arguments(recipe, profile, folder, report_to=report_to, disable_tqdm=not validate, **changes)
+    args._n_gpu = min(args.n_gpu, 1)  # importing bitsandbytes counts the GPUs before the others are hidden
     # Batches of every length fragment a CPU's memory, and each is compiled: long texts are padded to few lengths.
     multiple = 64 if args.torch_compile else 32 if max(tokens["train"]["length"]) > 256 else 1
     fits = profile.tokens(recipe.max_length) % multiple == 0

@@ -18,7 +18,7 @@ from datasets import DatasetDict
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from helpers.data import model_inputs, text_hashes, tokenize
+from helpers.data import joined, model_inputs, text_hashes, tokenize
 from helpers.evaluation import bag_of_words, fitted_temperature, predict_logits
 from helpers.inference import TRAINING_TEXTS, WEIGHTS, save_adapter
 from helpers.models import load_tokenizer, only_known_types
@@ -110,7 +110,7 @@ def fine_tune(
         place = output or profile.checkpoints / record.name
         more = {"threshold": threshold, "pairs": "pair" in splits["test"].column_names}
         result.adapter = save_adapter(model, tokenizer, place, recipe, record.base_model, record.max_length, **more)
-        seen = [text for name, part in splits.items() if name != "test" for text in part["text"]]
+        seen = [text for name, part in splits.items() if name != "test" for text in joined(part)]
         np.save(result.adapter / TRAINING_TEXTS, text_hashes(seen))
         record.adapter_bytes = (result.adapter / WEIGHTS).stat().st_size
     if save and output is None:
@@ -149,7 +149,8 @@ def check_tokenizer(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTok
             apart[tokenizer.padding_side] = abs(predict_logits(model, tokenizer, ids, precision)[:1] - alone).max()
     except Exception as error:  # each architecture has its own for what it misses
         why = f"a {base.config.model_type!r} checkpoint, cannot be trained here in {precision}: {str(error)[:300]}"
-        raise ValueError(f"{of_model!r}, {why}{'' if precision == 'fp32' else '. Try PRECISION=fp32.'}") from error
+        hint = "" if precision == "fp32" or "out of memory" in str(error) else ". Try PRECISION=fp32."
+        raise ValueError(f"{of_model!r}, {why}{hint}") from error
     rounding = 0.05 * abs(alone).max()  # XLNet reads the last token, other families the first, or all
     tokenizer.padding_side = "left" if max(rounding, 4 * apart["left"]) < apart["right"] else "right"
     if tokenizer.padding_side != before:

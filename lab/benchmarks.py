@@ -1,13 +1,10 @@
-"""`python -m lab.benchmarks [NAME ...]`: measures this device, for notebook 04 and the claims on memory and speed.
+"""What this device measures, for notebook 04 and the claims on memory and speed."""
 
-`budget` counts and writes nothing; `steps`, `ladder`, `compile`, `methods` and, on a GPU, `accuracy` write a record
-each, to `cpu/<device>` or `gpu/<device>` below the data folder. Without a name: `steps` and `ladder`.
-"""
-
-import argparse
-import sys
 from dataclasses import replace
 from itertools import product
+from typing import Annotated
+
+from typer import Argument
 
 from helpers.data import load_splits
 from helpers.files import shown
@@ -15,10 +12,10 @@ from helpers.models import build_model
 from helpers.profiles import PROFILES, current_precision, device
 from helpers.recipes import RECIPES
 from helpers.results import StudyRecord
-from helpers.start import prepare_process
+from helpers.start import command
 from helpers.training import fine_tune
 from lab.budget import print_budgets
-from lab.devices import COMMAND, device_folder, device_label, device_record
+from lab.devices import device_folder, device_label, device_record
 from lab.ladder import benchmark_ladder
 from lab.steps import benchmark_compile, benchmark_methods, benchmark_steps
 
@@ -50,25 +47,21 @@ BENCHMARKS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the benchmarks named and writes their records; the exit status."""
-    names = ("budget", *BENCHMARKS)
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(names)}")
-    options = parser.parse_args(arguments)
-    if unknown := sorted(set(options.names) - set(names)):
-        parser.error(f"no benchmark {unknown[0]!r}; there is {', '.join(names)}")
-    if "accuracy" in options.names and device() == "cpu":
-        parser.error("accuracy compares fp16 with fp32, and fp16 trains on a GPU alone")
-    prepare_process()
-    for name in options.names or ("steps", "ladder"):
+def benchmarks(names: Annotated[list[str] | None, Argument()] = None) -> None:
+    """Measures this device: steps and ladder, or those of budget, steps, ladder, compile, methods, accuracy named.
+
+    Each but budget, which counts, writes a record to cpu/<device> or gpu/<device> below the data folder.
+    """
+    if unknown := sorted({*(names or ())} - {"budget", *BENCHMARKS}):
+        raise ValueError(f"no benchmark {unknown[0]!r}; there is budget, {', '.join(BENCHMARKS)}")
+    if "accuracy" in (names or ()) and device() == "cpu":
+        raise ValueError("accuracy compares fp16 with fp32, and fp16 trains on a GPU alone")
+    for name in names or ("steps", "ladder"):
         if name == "budget":
             print_budgets()
             continue
         print(f"{device_label()}, {current_precision()}: close other programs while this runs", flush=True)
         print(f"Wrote {shown(BENCHMARKS[name]().save(device_folder()))}", flush=True)
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(benchmarks)

@@ -4,7 +4,6 @@
 never decided by hand: a function reads records and returns a verdict.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from helpers.profiles import Profile, current_profile
-from helpers.start import prepare_process
+from helpers.start import command
 from lab import claims_accuracy as accuracy
 from lab import claims_costs as costs
 from lab.verdict import UNDECIDED, Evidence, Verdict
@@ -77,17 +76,14 @@ def decide_all(profile: Profile | None = None) -> dict[str, Verdict]:
     return {claim.id: decide(claim, profile) for claim in CLAIMS}
 
 
-def main() -> int:
+def claims() -> None:
     """Prints every claim with its verdict, the numbers and the records it rests on."""
-    prepare_process()
     for claim in CLAIMS:
         verdict = decide(claim, current_profile())
         print(f"{claim.id}  {claim.label}: {verdict.kind}", f"(needs {verdict.needs})" if verdict.needs else "")
         for name, value in verdict.numbers.items():
             print(f"      {value:13,}  {name}" if isinstance(value, int) else f"      {value:13.4f}  {name}")
         print(*(f"      {path}\n" for path in verdict.records), sep="")
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(claims)

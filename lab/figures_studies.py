@@ -167,8 +167,9 @@ def plot_methods(points: Sequence[dict], titles: Sequence[str], n_scored: int) -
         axes[1].plot(point["trainable_params"], point["accuracy"], "o", color=colors[point["method"]])
     places = [[point[name] for point in front] for name in ("trainable_params", "accuracy")]
     axes[1].plot(*places, color="0.6", lw=1, zorder=0)
-    for x, y, point in zip(*places, front, strict=True):
-        axes[1].annotate(point["method"], (x, y), xytext=(-4, 6), textcoords="offset points", size=9, ha="right")
+    for number, (x, y, point) in enumerate(zip(*places, front, strict=True)):  # above and below in turns
+        where = {"xytext": (4, -12), "ha": "left"} if number % 2 else {"xytext": (-4, 6), "ha": "right"}
+        axes[1].annotate(point["method"], (x, y), textcoords="offset points", size=9, **where)
     axes[1].set(xscale="log", xlabel="trainable parameters (log scale)", ylabel="test accuracy")
     axes[1].set_xlim(left=axes[1].get_xlim()[0] / 30)  # room for the first name
     percent(axes[1].yaxis)

@@ -5,7 +5,6 @@ is None. Memory (here a whole process's) and time are those of the benchmark `me
 """
 
 import json
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from peft import PeftConfig
 from helpers.files import shown, write_text
 from helpers.profiles import data_dir
 from helpers.results import StudyRecord
-from helpers.start import prepare_process
+from helpers.start import command
 from lab.devices import record_to_show
 from lab.methods import METHODS
 from lab.studies import StudyRun, read_runs, read_study
@@ -74,9 +73,8 @@ def peft_result(run: StudyRun, row: Mapping[str, Any], cost: Mapping[str, Any], 
     }
 
 
-def main() -> int:
+def peft_results() -> None:
     """Writes a file for each run that has its row."""
-    prepare_process()
     study, folder = read_study("methods"), data_dir() / "full" / "method_comparison"
     costs = {row["method"]: row for row in record_to_show("methods").rows if row["tokens"] == 32}
     for run in read_runs("methods"):
@@ -86,8 +84,6 @@ def main() -> int:
                 result = peft_result(run, row, costs[run.peft], study)
                 write_text(folder / f"{name}.json", json.dumps(result, indent=2, default=sorted) + "\n")
     print(f"Wrote {len(list(folder.glob('*.json')))} results to {shown(folder)}")
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(peft_results)

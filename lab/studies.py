@@ -5,9 +5,7 @@ whenever you like: the same command goes on with what is left. With PROFILE=hub 
 rows go to Data/hub.
 """
 
-import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, redirect_stdout
@@ -17,12 +15,13 @@ from functools import lru_cache
 from math import ceil
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 from scipy.special import softmax
 from sklearn import metrics
+from typer import Argument
 
 from helpers.data import load_splits, split_reviews, tokenize
 from helpers.evaluation import bag_of_words, fitted_temperature, frozen_encoder, mean_embeddings, predict_logits
@@ -30,7 +29,7 @@ from helpers.models import build_model, load_tokenizer
 from helpers.profiles import COMMITTED, PROFILES, Profile, current_precision, device_name, setting
 from helpers.recipes import RECIPES, Recipe
 from helpers.results import RunRecord, StudyRecord, make_record, now
-from helpers.start import exit_status, prepare_process
+from helpers.start import command
 from helpers.tasks import label_names
 from helpers.training import FineTuned, fine_tune
 from lab.methods import METHODS, build_method
@@ -255,22 +254,13 @@ def _rows_there(name: str, profile: Profile) -> list[dict[str, Any]]:
     return StudyRecord.load(path).rows if path.exists() else []
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Does what is left of the chosen studies, all when none is named; 130 where it was stopped."""
-    parser = argparse.ArgumentParser(prog="python -m lab.studies", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all when none is given")
-    parser.add_argument("--list", action="store_true", help="run nothing: say what is left")
-    options = parser.parse_args(arguments)
-    if unknown := sorted(set(options.names) - set(NAMES)):
-        parser.error(f"no study {', '.join(unknown)}; there is {', '.join(NAMES)}")
-    prepare_process()
-
-    def sit() -> None:
-        profile = PROFILES["hub"] if setting("PROFILE") == "hub" else FULL
-        for name in options.names or NAMES:
-            _sitting(name, replace(profile, precision=current_precision()), only_list=options.list)
-
-    return exit_status(sit, "Stopped. The same command goes on with what is left.")
+def studies(names: Annotated[list[str] | None, Argument()] = None, list: bool = False) -> None:
+    """Does the runs of some studies, of all when none is named, that have no row yet; with --list it says how many."""
+    if unknown := sorted({*(names or ())} - {*NAMES}):
+        raise ValueError(f"no study {', '.join(unknown)}; there is {', '.join(NAMES)}")
+    profile = PROFILES["hub"] if setting("PROFILE") == "hub" else FULL
+    for name in names or NAMES:
+        _sitting(name, replace(profile, precision=current_precision()), only_list=list)
 
 
 def _sitting(name: str, profile: Profile, only_list: bool) -> None:
@@ -285,5 +275,4 @@ def _sitting(name: str, profile: Profile, only_list: bool) -> None:
         print(f"{datetime.now():%H:%M} {run}: {row['accuracy']:.1%} in {row['seconds']:.0f} s", flush=True)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(studies, "Stopped. The same command goes on with what is left.")

@@ -15,16 +15,9 @@ prepare_process()
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import transformers  # noqa: E402
 import wandb  # noqa: E402
 from datasets import Dataset  # noqa: E402
-from transformers import (  # noqa: E402
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertTokenizer,
-    DistilBertConfig,
-    ModernBertConfig,
-    RobertaConfig,
-)
 
 from helpers import export  # noqa: E402
 from helpers.data import FEATURES  # noqa: E402
@@ -50,9 +43,9 @@ def save_encoder(folder, config, **special) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     special = special or {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     (folder / "vocab.txt").write_text("\n".join([*special.values(), "[MASK]", *WORDS]))
-    BertTokenizer(vocab=str(folder / "vocab.txt"), **special).save_pretrained(folder)
+    transformers.BertTokenizer(vocab=str(folder / "vocab.txt"), **special).save_pretrained(folder)
     torch.manual_seed(0)
-    AutoModelForSequenceClassification.from_config(config).base_model.save_pretrained(folder)
+    transformers.AutoModelForSequenceClassification.from_config(config).base_model.save_pretrained(folder)
     return str(folder)
 
 
@@ -61,12 +54,12 @@ def tiny_checkpoints(tmp_path_factory) -> dict[str, str]:
     """Folders of random two-layer checkpoints with a vocabulary of their own, by architecture; RoBERTa's and
     ModernBERT's have special tokens of their own, too."""
     root, common = tmp_path_factory.mktemp("checkpoints"), {"vocab_size": 5 + len(WORDS), "max_position_embeddings": 64}
-    distilbert = DistilBertConfig(**common, n_layers=2, n_heads=2, dim=64, hidden_dim=128)
-    roberta = RobertaConfig(**common, **SHAPE, bos_token_id=0, pad_token_id=1, eos_token_id=2)
-    modernbert = ModernBertConfig(**common, **SHAPE, **MODERNBERT_IDS, local_attention=8)
+    distilbert = transformers.DistilBertConfig(**common, n_layers=2, n_heads=2, dim=64, hidden_dim=128)
+    roberta = transformers.RobertaConfig(**common, **SHAPE, bos_token_id=0, pad_token_id=1, eos_token_id=2)
+    modernbert = transformers.ModernBertConfig(**common, **SHAPE, **MODERNBERT_IDS, local_attention=8)
     special = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"}
     return {
-        "bert": save_encoder(root / "bert-tiny", BertConfig(**common, **SHAPE)),
+        "bert": save_encoder(root / "bert-tiny", transformers.BertConfig(**common, **SHAPE)),
         "distilbert": save_encoder(root / "distilbert-tiny", distilbert),
         "roberta": save_encoder(root / "roberta-tiny", roberta, **special),
         "modernbert": save_encoder(root / "modernbert-tiny", modernbert),

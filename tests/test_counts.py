@@ -43,7 +43,7 @@ def test_the_five_lines_of_04_do_what_they_say():
     lines = nbformat.read(ROOT / "notebooks/04_efficiency_analysis.ipynb", as_version=4).cells[0].source
     model = method_model("lora_fp32_base", EMBEDDED_BERT, "bf16")
     before = count_step(model, "bf16", 2, 16)
-    exec(lines.split("```python")[1].split("```")[0], {"model": model, "torch": torch, "nn": torch.nn})
+    exec(lines.split("```python")[1].split("```")[0], {"model": model, "torch": torch})
     after = count_step(model, "bf16", 2, 16)
     assert after["casts"] == 151 < before["casts"] == 377 and after["operations"] < 0.8 * before["operations"]
     assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}

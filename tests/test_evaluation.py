@@ -16,6 +16,7 @@ PREDICTIONS = np.array([1, 1, 0, 0, 0, 0, 1, 1])  # 3 true, 1 false positive; 3 
 def test_scores_worked_out_by_hand():
     scores = dict.fromkeys(("accuracy", "balanced_accuracy", "precision", "recall", "f1", "weighted_f1"), 0.75)
     assert classification_metrics(PREDICTIONS, REFERENCES) == pytest.approx({**scores, "mcc": 0.5})
+    assert classification_metrics(np.array([1, 0, 0]), np.array([1, 1, 0]), 3)["precision"] == pytest.approx(0.75)
     logits = np.eye(3)[[0, 1, 2, 2]]
     scores = evaluation.compute_metrics(EvalPrediction(logits, np.array([0, 1, 1, 2])))  # three classes are averaged
     assert scores["precision"] == pytest.approx((1 + 1 + 0.5) / 3)

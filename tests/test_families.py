@@ -16,11 +16,11 @@ from bitsandbytes.nn import Linear4bit
 from conftest import save_encoder
 from datasets import DatasetDict
 from peft import PeftModel
-from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
+from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, CanineTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as FAMILIES
 
 from helpers.checkpoints import DECODERS, head_modules, skeleton
-from helpers.evaluation import predict_logits
+from helpers.evaluation import mean_embeddings, predict_logits
 from helpers.export import merge_adapter
 from helpers.inference import SentimentClassifier
 from helpers.models import adapted, build_model, keep_4bit_layout, nf4_config
@@ -70,7 +70,11 @@ def tiny(kind: str, folder: Path) -> str:
     """A random encoder of that family and a tokenizer, in `folder`."""
     of_family = CONFIG_MAPPING[kind]
     sizes = {name: size for name, size in SHAPE.items() if hasattr(of_family(), name)} | OWN.get(kind, {})
-    return save_encoder(folder, of_family(**{name: size for name, size in sizes.items() if size is not None}))
+    base = save_encoder(folder, of_family(**{name: size for name, size in sizes.items() if size is not None}))
+    if kind == "canine":  # its tokenizer is Python alone
+        CanineTokenizer().save_pretrained(folder)
+        (Path(folder) / "tokenizer.json").unlink()
+    return base
 
 
 def train_all(kinds: tuple[str, ...], root: Path, splits: DatasetDict, ways: list[tuple[str, str]]) -> dict[str, str]:
@@ -95,7 +99,9 @@ def train_all(kinds: tuple[str, ...], root: Path, splits: DatasetDict, ways: lis
             named = list(model.get_base_model().named_modules())
             assert not [name for name, module in named if name.startswith(heads) and isinstance(module, packed)]
             assert any(isinstance(module, packed) for _, module in named) is (name == "qlora_bert"), kind
-            np.save(f"{adapter}.npy", predict_logits(model, tokenizer, tokenizer(TEXTS)["input_ids"], precision))
+            ids = tokenizer(TEXTS)["input_ids"]
+            np.save(f"{adapter}.npy", predict_logits(model, tokenizer, ids, precision))
+            assert np.isfinite(mean_embeddings(base, tokenizer, ids, precision)).all(), kind  # the frozen encoder's
     return refused
 
 

@@ -96,6 +96,11 @@ def test_texts_are_answered_and_anything_else_is_refused(adapter):
     for texts in (["good", float("nan")], ["good", None], {"text": "good"}, pd.DataFrame({"text": ["good"]}), b"x", 7):
         with pytest.raises(TypeError):
             classifier.predict(texts)
+    classifier.model.config.id2label = {1: "b", 0: "a"}
+    assert classifier.labels == ["a", "b"]
+    classifier.model.classifier.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match="no numbers in fp32"):
+        classifier.predict("good")
 
 
 def test_a_hub_base_is_loaded_in_the_version_that_the_adapter_was_trained_on(adapter, monkeypatch):

@@ -181,6 +181,14 @@ def test_a_tokenizer_is_repaired_and_this_is_said(tiny_checkpoints, tmp_path, ca
         np.testing.assert_allclose(together[1], alone[0], atol=1e-6)
 
 
+def test_a_checkpoint_without_its_tokenizer_is_refused(tiny_checkpoints, tmp_path):
+    shutil.copytree(tiny_checkpoints["bert"], tmp_path / "base")
+    for name in ("tokenizer.json", "vocab.txt"):
+        (tmp_path / "base" / name).unlink()
+    with pytest.raises(ValueError, match="no vocabulary"):
+        load_tokenizer(str(tmp_path / "base"))
+
+
 def _as_after_reloading(model, recipe, base_model: str, folder: Path) -> None:
     """Its logits are the reloaded adapter's, whose head is drawn from another seed before the saved one replaces it."""
     tokenizer = load_tokenizer(base_model)

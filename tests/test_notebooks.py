@@ -93,8 +93,8 @@ def test_links_and_commands_of_the_texts_are_there(path):
     assert set(re.findall(r"(?:^|`)(?:[A-Z]+=\S+ )*make ([a-z]+)", text, re.MULTILINE)) <= set(targets)
     for module, options in re.findall(r"python -m ((?:helpers|lab)\.\w+)([^`\n#()]*)", text):
         source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
-        assert '__name__ == "__main__"' in source, module
+        assert '__name__ == "__main__"' in source or "\nmain = command(" in source, module
         for option in re.findall(r"--[a-z-]+", options):  # typer makes options of a function's parameters
-            assert f'"{option}"' in source or f"    {option[2:].replace('-', '_')}: " in source, f"{module}{options}"
+            assert f'"{option}"' in source or f" {option[2:].replace('-', '_')}: " in source, f"{module}{options}"
         if module == "helpers.train" and options.strip() and not re.search(r"\b[A-Z]{4,}\b", options):
             train.parse(shlex.split(options))

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 
 from helpers.own_data import FEW_ROWS, FEW_ROWS_RATE, TEST_SHARE, VALIDATION_SHARE
-from helpers.profiles import ROOT
+from helpers.profiles import COMMITTED, ROOT
 from helpers.recipes import RECIPES
 from lab.at_scale import rows_at_scale
 from lab.budget import memory_budget
 from lab.claims import CLAIMS
+from lab.devices import find_records, main_rows
 from lab.methods import METHODS, LoRA
 from lab.studies import read_study
 from lab.verdict import KINDS
@@ -108,7 +109,7 @@ def test_every_number_in_a_notebook_of_studies_stands_in_its_outputs_or_is_a_set
     assert unbacked_numbers(prose, [*values, *settings]) == []
 
 
-def test_the_results_in_the_readme_are_the_records(verdicts):
+def test_the_results_in_the_readme_are_the_records():
     """The table is held by test_studies; here are the findings below it, from the studies' means over seeds."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     findings = text.split("<!-- results -->")[1].split("<!-- end of results -->")[0].partition("\n- ")[2]
@@ -119,7 +120,10 @@ def test_the_results_in_the_readme_are_the_records(verdicts):
 
     post = {"pooler": "identity", "n_train": 2_000}
     values = [mean("pooler", **post, learning_rate=rate) for rate in (5e-5, 1e-3)] + [5e-5, 1e-3, 55]
-    values += verdicts["A2"].numbers.values()
+    for _, record in find_records("steps", [COMMITTED]):
+        speeds = {(row["size"], row["batch_size"], row["tokens"], row["method"]): row for row in main_rows(record)}
+        for (*shape, _), row in speeds.items():
+            values.append(row["samples_per_second"] / speeds[(*shape, "full_finetune")]["samples_per_second"])
     for rows in (500, 2_000, "all"):
         of_size = [row for row in read_study("few_rows").rows if row["rows"] == rows]
         full, qlora = (
@@ -140,6 +144,8 @@ def test_every_number_in_the_settings_page_is_a_record_s_or_a_recipe_s():
     for study in ("one_rate", "few_rows", "few_reviews"):
         runs = pd.DataFrame(read_study(study).rows)
         values += [*runs.groupby(["method", "rows"])["accuracy"].mean(), *runs["n_train"], *runs["learning_rate"]]
+    values += [*pd.DataFrame(read_study("more_layers").rows).groupby(["layers", "n_train"])["accuracy"].mean()]
+    values += [float(full) - float(lora) for lora, full in re.findall(r"\| ([\d.]+) % \| ([\d.]+) % \|", text)]
     values += [row[name] for row in rows_at_scale() for name in ("accuracy", "n_train")]
     for name in ("learning_rate", "r", "lora_alpha", "max_length", "warmup_ratio", "num_train_epochs"):
         values += [getattr(recipe, name) for recipe in ours]

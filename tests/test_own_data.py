@@ -33,7 +33,7 @@ def test_texts_in_two_unicode_forms_are_duplicates_or_conflicts(tokenizer):
     assert forms[0] != forms[1] and text_key(forms[0]) == text_key(forms[1].upper())
     pairs = [(forms[0], "yes"), (forms[1], "yes"), (f"{forms[0]} 2", "yes"), (f"{forms[1]} 2", "no")]
     findings = examine(rows_of(*pairs), tokenizer)
-    assert (findings.duplicates, findings.conflicts) == ([2], [3, 4])
+    assert (findings.duplicates, findings.conflicts, findings.unknown) == ([2], [3, 4], 1.0)
     nothing = examine(rows_of(("a", None), (None, "b")), tokenizer)
     assert (nothing.usable, nothing.skewed, nothing.table(16).loc["rows", "count"]) == (0, False, 2)
 

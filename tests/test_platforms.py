@@ -89,7 +89,7 @@ def test_the_torchao_that_colab_and_kaggle_preinstall_does_not_stop_lora(tmp_pat
     is_torchao_available.cache_clear()
     with pytest.raises(ImportError, match=r"incompatible version of torchao. Found version 0\.10\.0"):
         is_torchao_available()
-    start.hide_torchao()
+    start.prepare_process()
     assert not is_torchao_available()
 
 

@@ -78,6 +78,8 @@ def test_texts_and_labels_are_what_is_written(tmp_path, pairs, ending):
 )
 def test_quotes_of_a_tsv_are_characters_unless_they_enclose_a_field(read, content, rows):
     assert read(b"text\tlabel\n" + content, ".tsv") == [row.rsplit(" ", 1) for row in rows]
+    with pytest.raises(ValueError, match="a quote that opens a field is not closed"):
+        read(b'text\tlabel\n"A start\t0\nmiddle\t1\nuneven\n"5\t1\n', ".tsv")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -151,6 +153,7 @@ HALVES = ["yes", "no"] * 20
         ),
         ({"text": TEXT, "label": HALVES, "comment": TEXT}, "2 columns may hold the text; name it with --text-column"),
         ({"text": TEXT, "id": range(40)}, "no column may hold the label"),
+        ({"a first row and no header, " * 2: TEXT, "no": HALVES}, "no column may hold the text"),
     ],
 )
 def test_columns_without_a_name_are_guessed_and_said(tmp_path, capsys, columns, found):

@@ -86,6 +86,7 @@ def test_baselines_weight_classes_where_the_run_does(result, splits, monkeypatch
     [
         (0.70, 0.80, 0.3, False, "The frozen encoder is ahead of this model"),
         (0.70, 0.60, 0.3, False, "not significantly better than the bag of words"),
+        (0.75, 0.60, 0.01, False, "not significantly better than the bag of words"),
         (0.70, 0.60, 0.01, False, "This model is ahead of the bag of words"),
         (0.60, 0.80, 0.3, True, "This model is ahead of the frozen encoder"),
     ],

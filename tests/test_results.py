@@ -20,15 +20,7 @@ from helpers.models import build_model, load_tokenizer
 from helpers.plots import draw_intervals, provenance, save_figure
 from helpers.profiles import COMMITTED
 from helpers.recipes import RECIPES
-from helpers.results import (
-    RunRecord,
-    StudyRecord,
-    check_stored,
-    load_records,
-    make_record,
-    peak_memory,
-    reset_peak_memory,
-)
+from helpers.results import RunRecord, StudyRecord, check_stored, load_records, make_record, peak_memory
 
 
 def test_a_record_comes_back_as_it_was_and_another_file_is_refused_by_field_name(record, tmp_path):
@@ -87,7 +79,7 @@ def test_the_peak_is_that_since_the_reset():
     for _ in range(2):
         np.ones(size, dtype=np.uint8)
         peaks.append(peak_memory("cpu")[0])
-        reset_peak_memory("cpu")
+        results.reset_peak_memory("cpu")
     assert 0.9 * size < peaks[1] - peak_memory("cpu")[0] < 1.5 * size
 
 

@@ -59,8 +59,8 @@ def test_a_notebook_that_fails_ends_the_series_in_one_line(notebooks, tmp_path, 
     stored = (tmp_path / "notebooks/01_a.ipynb").read_text()
     assert series.main(["--store"]) == 1
     out, err = capsys.readouterr()
-    last = out.strip().splitlines()[-1]
-    assert last.startswith("01_a.ipynb") and said in last and last.endswith("Data/quick/notebooks/01_a.ipynb]")
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: 01_a.ipynb") and said in last and last.endswith("Data/quick/notebooks/01_a.ipynb]")
     assert "Traceback" not in out + err
     assert cells_of(tmp_path / "Data/quick/notebooks/01_a.ipynb")[0].outputs[0].text == "written\n"
     assert (tmp_path / "notebooks/01_a.ipynb").read_text() == stored, "only a whole one replaces a stored notebook"
@@ -73,4 +73,4 @@ def test_ctrl_c_ends_all_kernels_in_one_line_with_status_130(notebooks, capsys):
     notebooks("02_b", "import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(600)")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which pytest-xdist takes away
     assert series.main([]) == 130
-    assert capsys.readouterr().out.strip().splitlines()[-1].startswith("Stopped; started again")
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("Stopped; started again")

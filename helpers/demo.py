@@ -16,14 +16,15 @@ def demo(model: str, port: int | None = None) -> None:
 
     classifier = SentimentClassifier.from_pretrained(model)
 
-    def answer(text: str) -> dict[str, float] | float | None:
-        if not text.strip():
+    def answer(*texts: str) -> dict[str, float] | float | None:
+        if not all(map(str.strip, texts)):
             return None
-        row = classifier.probabilities(text)[0].tolist()
+        row = classifier.probabilities(*texts)[0].tolist()
         return row[0] if classifier.task == "regression" else dict(zip(classifier.labels, row, strict=True))
 
     label = gradio.Label(num_top_classes=10, label="Probability")
-    page = gradio.Interface(answer, gradio.Textbox(lines=4, label="Text"), label, flagging_mode="never")
+    boxes = [gradio.Textbox(lines=4, label=name) for name in ("Text", "Second text")[: 1 + classifier.pairs]]
+    page = gradio.Interface(answer, boxes, label, flagging_mode="never")
     page.launch(server_port=port)
 
 

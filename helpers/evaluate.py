@@ -62,7 +62,8 @@ def evaluate(
         found["seen_in_training"], unseen = int(seen.sum()), (~seen).sum()
         alone = f"; {task.title} on the other {unseen:,}: {task.form.format(score(~seen))}" if unseen > 1 else ""
         print(f"{seen.sum():,} of these texts were seen in training{alone}")
-    found |= {"precision": classifier.precision, "correct": correct_rows(predictions, references)}
+    correct = "" if classifier.task == "regression" else correct_rows(predictions, references)
+    found |= {"precision": classifier.precision, "correct": correct}
     rows = table.rename_axis("class").reset_index().to_dict("records")
     if output:
         command_line = f"python -m helpers.evaluate {model} {name}"

@@ -19,7 +19,7 @@ from transformers import AutoModel, EvalPrediction, PreTrainedTokenizerBase
 from helpers.checkpoints import from_hub
 from helpers.data import joined
 from helpers.profiles import DTYPES, device
-from helpers.tasks import TASKS, Tagger, best_threshold, decide, targets, task_of
+from helpers.tasks import TASKS, Tagger, best_threshold, decide, label_names, targets, task_of
 
 # Larger batches of long texts fall out of a CPU's caches and are slower; a GPU wants them full.
 TOKENS_PER_BATCH = {"cpu": 768, "cuda": 32_768}
@@ -60,12 +60,12 @@ def predict_logits(
 
 
 def fitted_temperature(logits: np.ndarray, references: np.ndarray) -> float:
-    """The temperature, from 0.1 to 10, that gives these rows' labels the highest likelihood (Guo et al. 2017)."""
+    """The temperature, from 1 to 10, that gives these rows' labels the highest likelihood (Guo et al. 2017)."""
 
     def loss(log: float) -> float:
         return metrics.log_loss(references, softmax(logits / np.exp(log), axis=1), labels=range(logits.shape[1]))
 
-    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.1), np.log(10)), method="bounded").x))
+    return float(np.exp(minimize_scalar(loss, bounds=(0.0, np.log(10)), method="bounded").x))
 
 
 def bag_of_words(train: Dataset, validation: Dataset, class_weights: str | None = None) -> Pipeline:
@@ -75,7 +75,8 @@ def bag_of_words(train: Dataset, validation: Dataset, class_weights: str | None 
     With `class_weights="balanced"` each class counts the same, and balanced accuracy decides. Raises ValueError where
     no word is in two training texts.
     """
-    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    most = 20_000_000 // len(label_names(train))  # the solver holds 200 bytes for each of these and each class
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, max_features=most)
     train, validation = ((joined(part), targets(part)) for part in (train, validation))
     return _fitted(words, train, validation, (0.1, 1.0, 10.0, 100.0), class_weights)
 

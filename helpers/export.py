@@ -18,7 +18,7 @@ from helpers.inference import ADAPTER_CONFIG, INFERENCE_FILE, MERGED_SETTINGS, T
 from helpers.profiles import PROFILES, ROOT
 from helpers.start import command, installed_versions, unmet
 from helpers.tables import read_rows
-from helpers.tasks import decide
+from helpers.tasks import decide, read_labels
 
 FP32, INT8 = "model.onnx", "model_int8.onnx"
 CHECKED, TOLERANCE = 500, 1e-3
@@ -97,7 +97,9 @@ def export(
     Both are compared with MODEL on the labelled rows of --data, or on reviews that pip installs. FOLDER must be empty.
     """
     if data:
-        rows = read_rows(data, text_column, label_column).dropna().sample(frac=1, random_state=0).to_dict("list")
+        rows, task, _ = read_labels(read_rows(data, text_column, label_column))
+        rows = rows.dropna().sample(frac=1, random_state=0).to_dict("list")
+        rows = rows if task == "single" else rows | {"label": []}
     else:
         rows = load_reviews("rotten_tomatoes", PROFILES["quick"])["train"].shuffle(seed=0)[:CHECKED] | {"label": []}
     print(export_onnx(model, folder, rows["text"], rows["label"]))
@@ -159,14 +161,14 @@ def _write_onnx(classifier: SentimentClassifier, folder: Path) -> None:
             warnings.simplefilter("ignore")
             torch.onnx.export(_Probabilities(classifier), kwargs=inputs, **options).save(folder / FP32)
             quantize_dynamic(folder / FP32, folder / INT8, weight_type=QuantType.QInt8, per_channel=True)
-    except RuntimeError as error:  # which torch's are
+        tokenizer.backend_tokenizer.no_truncation()  # what it was last used with is saved, too
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    except (RuntimeError, AttributeError) as error:  # torch's; and a tokenizer in Python alone has no backend
         kind = classifier.model.config.model_type
-        raise ValueError(f"torch cannot export a {kind!r} model to ONNX: {error!s:.300}") from error
+        raise ValueError(f"A {kind!r} model cannot be exported to ONNX: {error!s:.300}") from error
     finally:
         logging.disable(logging.NOTSET)
-    tokenizer.backend_tokenizer.no_truncation()  # what it was last used with is saved, too
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     length, head = classifier.max_length, head_tokens(classifier.max_length, classifier.truncation)
     write_json(folder / "settings.json", {"labels": classifier.labels, "max_length": length, "head": head})
     shutil.copyfile(Path(__file__).with_name("onnx_predict.py"), folder / "predict.py")

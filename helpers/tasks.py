@@ -19,6 +19,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 ROWS_PER_CLASS = 12  # so many leave a class at least one in each part, whatever the rounding; with 9 it can fail
 FEW_NUMBERS = 10  # different ones at most that are always classes, such as stars
 IN_LIST = re.compile(r"""'[^']*'|"[^"]*"|\d+(?=\s+\d|[\s,]*\]|,)|[^,\s\[\]][^,\[\]]*""")
+NUMPY_2 = re.compile(r"""np\.\w+\(('[^']*'|"[^"]*"|[^()]*)\)""")  # as it prints the items of a list
 
 
 def classification_metrics(predictions: np.ndarray, references: np.ndarray, n_labels: int = 0) -> dict[str, float]:
@@ -156,13 +157,15 @@ def read_labels(
     like where it is None; and why. Raises ValueError for a label that the task cannot have."""
     labels = rows["label"].dropna()
     words, several = labels.map(str), labels.map(lambda label: isinstance(label, tuple) and len(label) != 1)
+    strings = words[labels.map(lambda label: isinstance(label, str))]
     numbers = pd.to_numeric(words, errors="coerce").replace([np.inf, -np.inf], np.nan)
     counts, numeric, wrong = words.value_counts(), numbers.notna().all(), words[numbers.isna()]
     whole = numeric and (numbers % 1 == 0).all()
     ids = numbers.min() in (0, 1) and numbers.max() - numbers.min() == len(counts) - 1  # as classes are numbered
     each = counts.mean() if ids else counts.min()
-    listed = words.str.fullmatch(r"\[.*\]").all() and words.str.contains(r"[,'\"]|\[\s*\]|\d\s+\d").any()
-    separator = separator or ("," if listed else _separator(words, task == "multi"))
+    listed = words.str.contains(r"[,'\"]|\[\s*\]|\d\s+\d").any() or task == "multi"  # as CSV has lists
+    listed = listed and words.str.fullmatch(r"(?s)\[.*\]").all()
+    separator = separator or ("," if listed else _separator(strings, task == "multi"))
     if separator or several.any():
         looks, what = "multi", "are lists" if listed or several.any() else f"hold {separator!r}"
         why = f"labels {what}: several labels a text"
@@ -183,8 +186,7 @@ def read_labels(
                 f"One class a text: row {several.idxmax():,} has {words[several.idxmax()]}; try --task multi."
             )
         one = labels.map(lambda label: label if isinstance(label, str) else label[0]).astype(object)
-        if whole:  # 1.0, of numbers with gaps
-            one = one.str.replace(r"\.0+$", "", regex=True)
+        one = one.str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)  # 1.0, of numbers with gaps
         return rows.assign(label=one), task, why
 
     rows = rows.assign(label=labels.map(partial(_several, separator=separator, listed=listed)))
@@ -196,8 +198,9 @@ def read_labels(
 def _several(label: str | tuple[str, ...], separator: str | None, listed: bool) -> tuple[str, ...]:
     """The labels of one text, sorted; those of a list that was `listed` as Python or numpy print it."""
     if isinstance(label, str):
-        label = [one.strip("'\"") for one in IN_LIST.findall(label)] if listed else label.split(separator)
-    return tuple(sorted({part.strip() for part in label} - {""}))
+        items = IN_LIST.findall(NUMPY_2.sub(r"\1", label)) if listed else label.split(separator or "\0")
+        label = [one.strip("'\"") if listed else one for one in items]
+    return tuple(sorted({part.strip() for part in label} - {"", "[]"}))
 
 
 def _separator(words: pd.Series, several: bool) -> str | None:

@@ -192,15 +192,16 @@ def train_on_file(options: argparse.Namespace) -> None:
         result = fine_tune(model, recipe, splits, profile, output=folder, **how)
         if result is None:
             return
-        if options.continue_from:
-            add_training_texts(model_folder(options.continue_from), folder, splits["test"])
+        # A merged base lies in its adapter's folder.
+        earlier = model_folder(options.continue_from) if options.continue_from else Path(recipe.base_model).parent
+        result.record.settings["seen_in_training"] = add_training_texts(earlier, folder, splits["test"])
         if options.merge:
             merge_adapter(folder, folder / MERGED)
         exported = ""
         if options.export:
             try:
                 exported = export_onnx(folder, folder / ONNX, splits["test"]["text"][:])
-            except ValueError as error:  # the model is trained, whatever torch makes of it
+            except Exception as error:  # the model is trained, whatever torch makes of it
                 exported = f"Not exported: {one_line(error)}"
         baselines = compare_with_baselines(result, splits)
         write_report(result, splits, findings, baselines)
@@ -215,13 +216,16 @@ def train_on_file(options: argparse.Namespace) -> None:
     print(push_to_hub(options.output / MERGED if options.merge else options.output, options.push_to))
 
 
-def add_training_texts(earlier: Path, folder: Path, test: Dataset) -> None:
-    """Adds what the adapter in `earlier` was trained on to what `folder` knows; says how much of `test` that is."""
+def add_training_texts(earlier: Path, folder: Path, test: Dataset) -> int:
+    """Adds what the adapter in `earlier` was trained on to what `folder` knows; says and returns how many rows of
+    `test` are of that."""
+    seen = 0
     if (earlier / TRAINING_TEXTS).is_file():
         known = np.load(earlier / TRAINING_TEXTS)
         np.save(folder / TRAINING_TEXTS, np.union1d(known, np.load(folder / TRAINING_TEXTS)))
         if seen := np.isin(text_hashes(joined(test)), known).sum():
             print(f"{seen:,} test rows were seen in the adapter's own training: the score is too good.", flush=True)
+    return int(seen)
 
 
 def check_output(options: argparse.Namespace) -> None:

@@ -149,7 +149,7 @@ def check_tokenizer(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTok
             apart[tokenizer.padding_side] = abs(predict_logits(model, tokenizer, ids, precision)[:1] - alone).max()
     except Exception as error:  # each architecture has its own for what it misses
         why = f"a {base.config.model_type!r} checkpoint, cannot be trained here in {precision}: {str(error)[:300]}"
-        hint = "" if precision == "fp32" or "out of memory" in str(error) else ". Try PRECISION=fp32."
+        hint = "" if precision == "fp32" or "CUDA" in str(error) else ". Try PRECISION=fp32."
         raise ValueError(f"{of_model!r}, {why}{hint}") from error
     rounding = 0.05 * abs(alone).max()  # XLNet reads the last token, other families the first, or all
     tokenizer.padding_side = "left" if max(rounding, 4 * apart["left"]) < apart["right"] else "right"

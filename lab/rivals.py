@@ -27,11 +27,7 @@ def contrastive_encoder(train: Dataset, base_model: str, seed: int, precision: s
     Returns how many parameters that trains.
     """
     # Here, as notebooks import this module without it, and releases have it in other places.
-    from sentence_transformers import (
-        SentenceTransformer,
-        SentenceTransformerTrainer,
-        SentenceTransformerTrainingArguments,
-    )
+    import sentence_transformers as st
     from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
 
     rng, labels = np.random.default_rng(seed), np.array(train["label"])
@@ -42,9 +38,9 @@ def contrastive_encoder(train: Dataset, base_model: str, seed: int, precision: s
             for other in rng.choice(others, PAIRS):
                 for name, value in zip(pairs, (texts[row], texts[other], float(alike)), strict=True):
                     pairs[name].append(value)
-    model = SentenceTransformer(resolve_checkpoint(base_model), device=device())
+    model = st.SentenceTransformer(resolve_checkpoint(base_model), device=device())
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = SentenceTransformerTrainingArguments(
+        arguments = st.SentenceTransformerTrainingArguments(
             scratch,
             num_train_epochs=1,
             per_device_train_batch_size=16,
@@ -59,7 +55,7 @@ def contrastive_encoder(train: Dataset, base_model: str, seed: int, precision: s
             disable_tqdm=True,
         )
         loss = CosineSimilarityLoss(model)
-        SentenceTransformerTrainer(model, arguments, train_dataset=Dataset.from_dict(pairs), loss=loss).train()
+        st.SentenceTransformerTrainer(model, arguments, train_dataset=Dataset.from_dict(pairs), loss=loss).train()
     model[0].model.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     return sum(weight.numel() for weight in model.parameters())

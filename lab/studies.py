@@ -38,7 +38,7 @@ from lab.rivals import contrastive_encoder, nearest_centroid
 
 LISTS = Path(__file__).parent / "runs"
 NAMES = sorted(path.stem for path in LISTS.glob("*.json"))
-FULL = replace(PROFILES["full"], max_length=None)  # the recipes' own token limits count
+FULL = replace(PROFILES["full"], max_length=None, records="results")  # the recipes' own token limits count
 SPLIT_SEED = 42  # of the test and validation rows, the same for all runs
 BASELINES = ("bag_of_words", "frozen_encoder", "nearest_centroid", "contrastive_encoder")
 OWN_FIELDS = ("base_model", "scored_on", "at_scale", "cut_text", "frozen", "peft")  # of a run, not of its recipe

@@ -171,7 +171,8 @@ def plot_methods(points: Sequence[dict], titles: Sequence[str], n_scored: int) -
         where = {"xytext": (4, -12), "ha": "left"} if number % 2 else {"xytext": (-4, 6), "ha": "right"}
         axes[1].annotate(point["method"], (x, y), textcoords="offset points", size=9, **where)
     axes[1].set(xscale="log", xlabel="trainable parameters (log scale)", ylabel="test accuracy")
-    axes[1].set_xlim(left=axes[1].get_xlim()[0] / 30)  # room for the first name
+    left, right = axes[1].get_xlim()
+    axes[1].set_xlim(left / 30, right * 10)  # room for the first name and the last
     percent(axes[1].yaxis)
     for panel, title in zip(axes, titles, strict=True):
         panel.set_title(fill(title, 52), fontsize=11)

@@ -52,13 +52,13 @@ def evaluate(
         scores = classification_report(references, predictions, **options)
         table = pd.DataFrame(scores).T[: len(labels)].set_axis(labels)
         print(f"{table.round(3).to_string()}\n")
-    known = {"n_labels": len(labels)} if classifier.task == "single" else {}
+    sizes = {"n_labels": len(labels)} if classifier.task == "single" else {}
     found = {"model": str(model), "file": name, "task": classifier.task, "rows": len(rows), "scored": len(complete)}
-    found |= task.metrics(predictions, references, **known) | {f"{task.headline}_ci95": [low, high]}
+    found |= task.metrics(predictions, references, **sizes) | {f"{task.headline}_ci95": [low, high]}
     said = f"{task.form} [{task.form}, {task.form}]".format(score(), low, high)
     print(f"{task.title[0].upper()}{task.title[1:]} {said} on {len(complete):,} of {len(rows):,} rows of {name}")
-    if (texts_seen := Path(model) / TRAINING_TEXTS).is_file():
-        seen = np.isin(text_hashes(joined(complete)), np.load(texts_seen))
+    if (known := Path(model) / TRAINING_TEXTS).is_file():
+        seen = np.isin(text_hashes(joined(complete)), np.load(known))
         found["seen_in_training"], unseen = int(seen.sum()), (~seen).sum()
         alone = f"; {task.title} on the other {unseen:,}: {task.form.format(score(~seen))}" if unseen > 1 else ""
         print(f"{seen.sum():,} of these texts were seen in training{alone}")

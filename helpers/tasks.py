@@ -18,6 +18,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 ROWS_PER_CLASS = 12  # so many leave a class at least one in each part, whatever the rounding; with 9 it can fail
 FEW_NUMBERS = 10  # different ones at most that are always classes, such as stars
+# An item of a list in a CSV, as Python or numpy prints it.
 IN_LIST = re.compile(r"""'[^']*'|"[^"]*"|\d+(?=\s+\d|[\s,]*\]|,)|[^,\s\[\]][^,\[\]]*""")
 NUMPY_2 = re.compile(r"""np\.\w+\(('[^']*'|"[^"]*"|[^()]*)\)""")  # as it prints the items of a list
 

@@ -63,7 +63,7 @@ def ladder(name: str, precision: str) -> list[Rung]:
     no_dropout = replace(rungs[-1].recipe, model_dropout=0.0, lora_dropout=0.0)
     add("no dropout in the frozen encoder", recipe=no_dropout)
     add("the last layer at [CLS] alone", fast=True)
-    add("the frozen base in the compute dtype", stored=True)
+    add("the frozen base in the format that multiplies it", stored=True)
     add("improved() settings", recipe=RECIPES[name].improved())
     return rungs
 

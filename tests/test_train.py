@@ -104,6 +104,7 @@ def test_terminal_and_card_say_what_was_found_and_scored(trained):
     assert "bert-tiny" in card and "SentimentClassifier.from_pretrained" in card
     assert (ModelCard(card).data.library_name, ModelCard(card).data.base_model) == ("peft", None)
     merged = ModelCard.load(folder / "merged" / "README.md")
+    assert not [path for path in (folder / "merged").iterdir() if bytes(trained.parent) in path.read_bytes()]
     assert merged.data.library_name == "transformers" and "SentimentClassifier" not in merged.text
 
 

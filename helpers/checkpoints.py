@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
-from safetensors import SafetensorError
 from torch.nn import Linear
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertModel, PreTrainedModel
 from transformers.modeling_layers import GenericForSequenceClassification
@@ -58,15 +57,18 @@ def from_hub(load, base_model: str, revision: str | None = None, **options):
         options |= hub_options(checkpoint, revision)
     try:
         return load(checkpoint, trust_remote_code=False, **options)  # unset, transformers asks on the terminal
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except Exception as error:  # transformers, tokenizers and safetensors each have their own
         # transformers names either package, also where there is no tokenizer at all.
         spm = not is_folder or next(Path(checkpoint).glob("*.model"), None)
         if spm and re.search("sentencepiece|tiktoken", str(error)) and not importlib.util.find_spec("sentencepiece"):
             raise ValueError(f"The tokenizer of {base_model!r} needs a package: pip install sentencepiece") from error
         if isinstance(error, OSError) and not is_folder:
             raise hub_error(base_model, error) from error
-        adapter = "it is an adapter; --continue-from goes on training it, and its folder `merged` is a base model"
-        why = adapter if (Path(checkpoint) / "adapter_config.json").is_file() else error
+        why, files = error, {path.suffix for path in Path(checkpoint).glob("*.*")} if is_folder else set()
+        if (Path(checkpoint) / "adapter_config.json").is_file():
+            why = "it is an adapter; --continue-from goes on training ours, and any is a base model once `merged`"
+        elif ".bin" in files and ".safetensors" not in files:
+            why = "it has no model.safetensors, only a pickle, which can run code; a new save_pretrained writes one"
         where = f"{'The folder ' if is_folder else ''}{base_model!r}"
         raise ValueError(f"{where} holds no checkpoint that loads: {why}") from error
 
@@ -113,7 +115,8 @@ def hub_options(name: str, revision: str | None = None) -> dict[str, object]:
         found = HfApi().model_info(name, revision=revision, timeout=SECONDS_TO_ANSWER)
     except Exception as error:  # whatever is wrong with the network or the hub: are the weights here already?
         weights = ("model.safetensors", "model.safetensors.index.json")
-        if not any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in weights):
+        in_cache = (isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in weights)
+        if isinstance(error, ValueError) or not any(in_cache):  # of what is no name of the hub's, as a folder's
             raise hub_error(name, error) from error
         return {"revision": revision, "local_files_only": True}
     files = [file.rfilename for file in found.siblings]
@@ -161,8 +164,8 @@ def loaded_revision(name: str, repo_type: str = "model") -> dict[str, str]:
     if name in EMBEDDED:
         return {name: VERSION}
     if os.path.isdir(name):
-        weights = Path(name) / "model.safetensors"
-        return {name: f"sha256:{hashlib.sha256(weights.read_bytes()).hexdigest()}"} if weights.is_file() else {}
+        weights = b"".join(path.read_bytes() for path in sorted(Path(name).glob("model*.safetensors")))  # or shards
+        return {name: f"sha256:{hashlib.sha256(weights).hexdigest()}"} if weights else {}
     folder = "--".join([f"{repo_type}s", *name.split("/")])  # as the hub's cache has it; also of what no repository is
     newest = Path(constants.HF_HUB_CACHE) / folder / "refs" / "main"
     commit = REVISIONS.get(name) or (newest.read_text(encoding="utf-8").strip() if os.path.isfile(newest) else None)

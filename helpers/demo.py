@@ -23,7 +23,7 @@ def demo(model: str, port: int | None = None) -> None:
         return row[0] if classifier.task == "regression" else dict(zip(classifier.labels, row, strict=True))
 
     label = gradio.Label(num_top_classes=10, label="Probability")
-    boxes = [gradio.Textbox(lines=4, label=name) for name in ("Text", "Second text")[: 1 + classifier.pairs]]
+    boxes = [gradio.Textbox(lines=4, label=name) for name in ("Text", "Second text")[: 1 + bool(classifier.pairs)]]
     page = gradio.Interface(answer, boxes, label, flagging_mode="never")
     page.launch(server_port=port)
 

@@ -16,7 +16,7 @@ from helpers.checkpoints import has_words, loaded_revision, model_folder
 from helpers.data import clean, encode
 from helpers.evaluation import predict_logits
 from helpers.files import new_folder, write_json
-from helpers.models import load_classifier, store_frozen, trained_whole
+from helpers.models import load_classifier, load_tokenizer, only_known_types, store_frozen, trained_whole
 from helpers.own_data import token_limit
 from helpers.profiles import DTYPES, current_precision
 from helpers.recipes import Recipe
@@ -118,11 +118,12 @@ def load_adapter(
 def load_plain(folder: Path, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
     """As `load_adapter`, of a plain model in `folder`. In a merged one's config stands what inference.json has."""
     model = load_classifier(str(folder), precision=precision, labels=None, task=None)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    config = model.config
+    tokenizer, config = load_tokenizer(str(folder)), model.config
+    only_known_types(model, tokenizer)
     settings = {
         "quantization": None,
-        "task": next(task for task in TASKS if TASKS[task].problem_type == config.problem_type),
+        "task": next((task for task in TASKS if TASKS[task].problem_type == config.problem_type), "single"),
+        "pairs": None,  # no config says it
         "max_length": token_limit(str(folder)),
         "truncation": "tail" if tokenizer.truncation_side == "left" else "head",
     }
@@ -135,7 +136,7 @@ class SentimentClassifier:
     """A fine-tuned classifier, of any labels: `SentimentClassifier.from_pretrained(folder).predict(texts)`.
 
     `task` is "single" (one label a text), "multi" (all labels of at least `threshold`) or "regression" (a number); with
-    `pairs` it reads two texts each.
+    `pairs` it reads two texts each, with None one or two.
     """
 
     model: PreTrainedModel | PeftModel
@@ -145,7 +146,7 @@ class SentimentClassifier:
     truncation: str
     task: str = "single"
     threshold: float = 0.5
-    pairs: bool = False
+    pairs: bool | None = False
 
     @classmethod
     def from_pretrained(
@@ -175,7 +176,7 @@ class SentimentClassifier:
     @property
     def labels(self) -> list[str]:
         """The model's labels, in the order of its logits."""
-        return [label for _, label in sorted(self.model.config.id2label.items())]
+        return [str(label) for _, label in sorted(self.model.config.id2label.items())]
 
     def predict(self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None) -> list:
         """A Prediction for each text, in order; a list of them, those over the threshold, where texts have several
@@ -195,7 +196,7 @@ class SentimentClassifier:
     def logits(self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None) -> np.ndarray:
         """Logits of shape (len(texts), n_labels), in order. Raises TypeError for anything but strings, and ValueError
         for pairs where the model reads single texts, or the other way round."""
-        if self.pairs != (pairs is not None):
+        if self.pairs not in (None, pairs is not None):
             raise ValueError(f"This model reads {'pairs of' if self.pairs else 'single'} texts.")
         texts, pairs = _strings(texts), pairs if pairs is None else _strings(pairs)
         if pairs is not None and len(pairs) != len(texts):

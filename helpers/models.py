@@ -21,7 +21,7 @@ from helpers.data import LABELS
 from helpers.profiles import DTYPES, device
 from helpers.recipes import Recipe
 from helpers.speed import last_layer_at_cls, lean_lora
-from helpers.tasks import TASKS
+from helpers.tasks import TASKS, reorder_head
 
 
 @lru_cache(maxsize=4)
@@ -83,6 +83,7 @@ def load_classifier(
         raise ValueError(f"quantization={quantization!r} is neither None nor 'nf4'.")
     planned = skeleton(base_model, revision)
     config = planned.config
+    known = [label for _, label in sorted(config.id2label.items())]
     if labels is not None:
         config.id2label, config.label2id = label_maps(labels)
     if task or not config.problem_type:
@@ -112,6 +113,8 @@ def load_classifier(
     _check_loaded(base_model, model, loaded)
     if labels is None and loaded["missing_keys"]:
         raise ValueError(f"{base_model!r} is no trained classifier: it lacks {min(loaded['missing_keys'])}.")
+    if labels and known != list(labels) and {*known} == {*labels}:  # the head of an earlier training, in its own order
+        reorder_head(model, [known.index(label) for label in labels])
     keep_4bit_layout(model)
     if fast:
         last_layer_at_cls(model)

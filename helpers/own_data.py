@@ -132,9 +132,9 @@ def _numbered(labels: pd.Series) -> tuple[pd.Series, pd.Series, object]:
     small = [f"{name!r} ({n})" for name, n in counts.items() if n < ROWS_PER_CLASS]
     if small or len(counts) < 2:
         raise ValueError(
-            f"A classifier needs two classes or more, each with {ROWS_PER_CLASS} different texts or more; there are "
-            f"{len(counts):,}, {len(small):,} of them too small: {listed(small)}. Add rows, or merge classes; --task "
-            "multi takes several labels a text, --task regression numbers."
+            f"A classifier needs two classes or more, each with {ROWS_PER_CLASS} different texts or more; of "
+            f"{len(counts):,} here {len(small):,} are too small{': ' * bool(small)}{listed(small)}. Add rows, or merge "
+            "classes; --task multi takes several labels a text, --task regression numbers."
         )
     names = _in_order(counts.index)
     if task == "single":

@@ -93,7 +93,7 @@ def _guess(frame: pd.DataFrame, columns: dict[str, str | None], file: str) -> di
         if len(fitting) != 1:
             raise ValueError(
                 f"{file}: {f'{len(fitting)} columns' if fitting else 'no column'} may hold the {role}; name it with "
-                f"--{role}-column, one of {', '.join(map(repr, there[:20]))}."
+                f"--{role}-column, one of {', '.join(map(repr, there[:20]))}{'' if fitting else ' (of the first row)'}."
             )
         found[role] = fitting[0]
     guessed = {role: column for role, column in found.items() if columns[role] is None and role != column}
@@ -134,7 +134,7 @@ def _read_frame(path: Path) -> pd.DataFrame:
     if told := re.match(r'"?sep=(.)"?\r?\n', text):  # Excel's own
         text, separators = text[told.end() :], told[1]
     else:
-        separators = "\t" if ending == ".tsv" else ",;\t"  # a semicolon where Excel's decimals have a comma
+        separators = "\t" if ending == ".tsv" else ",;\t|"  # a semicolon where Excel's decimals have a comma
     widths = {sep: pd.read_csv(io.StringIO(text), sep=sep, nrows=1, **options).shape[1] for sep in separators}
     options["sep"] = max(widths, key=widths.get)
     if widths[options["sep"]] == 1:  # there a blank line is a row without a text
@@ -144,6 +144,8 @@ def _read_frame(path: Path) -> pd.DataFrame:
         fields = re.findall(r'(?m)(?:^|(?<=\t))"[^\t\r\n]*', text)
         if not all(re.fullmatch(r'"([^"]|"")*"', field) for field in fields):
             options["quoting"] = csv.QUOTE_NONE
+    elif re.search(r'\\"\w', text):  # as Spark and MySQL write a quote in a text
+        text = re.sub(r'(?<!\\)\\"', '""', text)
     frame = pd.read_csv(io.StringIO(text), **options)  # raises for a row with more fields than the header
     if options["sep"] == "\t" and any(frame[column].str.contains(r"\t.*\n|\n.*\t").any() for column in frame):
         raise ValueError("a quote that opens a field is not closed in its row")

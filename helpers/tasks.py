@@ -19,7 +19,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 ROWS_PER_CLASS = 12  # so many leave a class at least one in each part, whatever the rounding; with 9 it can fail
 FEW_NUMBERS = 10  # different ones at most that are always classes, such as stars
 # An item of a list in a CSV, as Python or numpy prints it.
-IN_LIST = re.compile(r"""'[^']*'|"[^"]*"|\d+(?=\s+\d|[\s,]*\]|,)|[^,\s\[\]][^,\[\]]*""")
+IN_LIST = re.compile(r"""'[^']*'|"[^"]*"|\d+(?=\s+\d|[\s,]*$|,)|[^,\s][^,]*""")
 NUMPY_2 = re.compile(r"""np\.\w+\(('[^']*'|"[^"]*"|[^()]*)\)""")  # as it prints the items of a list
 
 
@@ -142,10 +142,21 @@ def task_of(labels: np.ndarray | pd.Series) -> str:
     return "multi" if isinstance(one, (tuple, np.ndarray)) else "regression" if isinstance(one, float) else "single"
 
 
+def _last_layer(model: torch.nn.Module) -> torch.nn.Linear:
+    width = model.config.num_labels
+    return [one for one in model.modules() if isinstance(one, torch.nn.Linear) and one.out_features == width][-1]
+
+
+@torch.no_grad()
+def reorder_head(model: torch.nn.Module, order: list[int]) -> None:
+    """Puts the logits of `model` in another order."""
+    for parameter in _last_layer(model).parameters():
+        parameter.copy_(parameter[order])
+
+
 def rescale_head(model: torch.nn.Module, mean: float, scale: float) -> None:
     """Multiplies what `model` answers by `scale` and adds `mean`, in its last layer, so that whatever loads it does."""
-    width = model.config.num_labels
-    *_, last = (one for one in model.modules() if isinstance(one, torch.nn.Linear) and one.out_features == width)
+    last = _last_layer(model)
     with torch.no_grad():
         last.weight.mul_(scale)
         last.bias.mul_(scale).add_(mean)
@@ -164,8 +175,8 @@ def read_labels(
     whole = numeric and (numbers % 1 == 0).all()
     ids = numbers.min() in (0, 1) and numbers.max() - numbers.min() == len(counts) - 1  # as classes are numbered
     each = counts.mean() if ids else counts.min()
-    listed = words.str.contains(r"[,'\"]|\[\s*\]|\d\s+\d").any() or task == "multi"  # as CSV has lists
-    listed = listed and words.str.fullmatch(r"(?s)\[.*\]").all()
+    listed = strings.str.contains(r"[,'\"]|\[\s*\]|\d\s+\d").any() or task == "multi"  # as CSV has lists
+    listed = listed and strings.str.fullmatch(r"(?s)\[.*\]|\(.*\)|\{[^:]*\}").all()
     separator = separator or ("," if listed else _separator(strings, task == "multi"))
     if separator or several.any():
         looks, what = "multi", "are lists" if listed or several.any() else f"hold {separator!r}"
@@ -199,7 +210,7 @@ def read_labels(
 def _several(label: str | tuple[str, ...], separator: str | None, listed: bool) -> tuple[str, ...]:
     """The labels of one text, sorted; those of a list that was `listed` as Python or numpy print it."""
     if isinstance(label, str):
-        items = IN_LIST.findall(NUMPY_2.sub(r"\1", label)) if listed else label.split(separator or "\0")
+        items = IN_LIST.findall(NUMPY_2.sub(r"\1", label)[1:-1]) if listed else label.split(separator or "\0")
         label = [one.strip("'\"") if listed else one for one in items]
     return tuple(sorted({part.strip() for part in label} - {"", "[]"}))
 

@@ -130,9 +130,9 @@ def check_tokenizer(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTok
     if of_model and of_tokenizer and of_model != of_tokenizer:
         raise ValueError(f"The texts are tokenized for {of_tokenizer!r}, and the model is {of_model!r}.")
     with suppress(NotImplementedError):  # CANINE embeds characters by their hashes, any number of them
-        rows = base.get_input_embeddings().num_embeddings
-        if len(tokenizer) > rows:
-            raise ValueError(f"The tokenizer has {len(tokenizer):,} tokens, the model embeddings for {rows:,}.")
+        rows, tokens = len(base.get_input_embeddings().weight), max(tokenizer.get_vocab().values()) + 1
+        if tokens > rows:
+            raise ValueError(f"The tokenizer has {tokens:,} tokens, the model embeddings for {rows:,}.")
     if getattr(base.config, "pad_token_id", None) is None:
         base.config.pad_token_id = tokenizer.pad_token_id
     ids = tokenizer(["a short text", "a text that is longer than the other"])["input_ids"]

@@ -80,7 +80,7 @@ def test_rows_that_do_not_make_a_classifier(refused, ending, pairs, message):
         ("bad.jsonl", b'{"text": "a", "label": {"x": 1}}\n', "row 1, column 'label'"),
         ("bad.csv", "text,label\na,1\n".encode("utf-16")[:-1], "bad.csv is not UTF-8"),
         ("bad.csv", "text,label\na,1\n".encode("utf-16-le"), "no column 'text'"),
-        ("bad.csv", b"text|label\na|1\n", "no column 'text'; it has 'text|label'"),
+        ("bad.csv", b"text~label\na~1\n", "no column 'text'; it has 'text~label'"),
         ("bad.csv", b'text,label\n"a,1\n', "no .csv file that can be read"),
         ("bad.jsonl", b'{"text": "a", "label": 1}\nnot json\n', "no .jsonl file that can be read"),
         ("bad.jsonl", b'{"text": "a", "label": 1}\n\n[1]\n', "no .jsonl file that can be read"),

@@ -28,7 +28,6 @@ def cpu_in_fp32(monkeypatch):
 
 
 def test_a_step_is_training_s_own(tiny_checkpoints, tmp_path):
-    """Two updates by Trainer, set up as `helpers.training` does, and by the step that is timed: the same weights."""
     models = [load_classifier(tiny_checkpoints["bert"], model_dropout=0.0, seed=1) for _ in range(2)]
     for model in models:
         model.classifier.weight.data *= 100  # so that one gradient is clipped and the other is not
@@ -70,7 +69,6 @@ def test_a_step_reports_what_it_held(method, tiny_checkpoints):
 
 
 def test_the_benchmark_comes_in_rounds_and_a_step_that_fails_has_no_row(monkeypatch, capsys):
-    """What slows the machine for a while is then in every method's scatter, not in one method's speed."""
     specs = [StepSpec("tiny", method, 2, 16, "fp32") for method in ("lora", "full_finetune", "qlora")]
     asked = []
 

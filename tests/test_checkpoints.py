@@ -39,6 +39,13 @@ def test_the_embedded_checkpoint_is_made_once_and_in_the_hub_s_cache(tmp_path, m
         resolve_checkpoint(EMBEDDED_BERT)
 
 
+def test_a_folder_s_version_follows_all_of_its_shards(tiny_checkpoints, tmp_path):
+    AutoModel.from_pretrained(tiny_checkpoints["bert"]).save_pretrained(tmp_path, max_shard_size="60KB")
+    before, shard = loaded_revision(str(tmp_path)), sorted(tmp_path.glob("model-*"))[-1]
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    assert loaded_revision(str(tmp_path)) != before
+
+
 def test_a_hub_checkpoint_is_loaded_at_a_pinned_revision_and_as_safetensors(monkeypatch):
     held = {"someone/older": ["config.json", "pytorch_model.bin"]}
 

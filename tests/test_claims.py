@@ -54,7 +54,6 @@ def _kind(id):
     ("interval", "kind"), [([0.901, 0.93], CONFIRMED), ([0.864, 0.904], UNDECIDED), ([0.86, 0.899], REFUTED)]
 )
 def test_over_90_needs_the_lower_end_at_90(evidence, interval, kind):
-    """An interval that only reaches the number is imprecision, not a confirmation."""
     for variant in ("as_written", "improved"):
         evidence("lora_distilbert_qv", variant, sum(interval) / 2, interval)
     assert _kind("D3") == kind

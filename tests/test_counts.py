@@ -22,7 +22,6 @@ def _count(base_model: str, methods=tuple(LIMITS)) -> dict[str, dict[str, int]]:
 
 
 def test_a_step_dispatches_no_more_operations_and_saves_no_more_bytes():
-    """By fused attention, as on a GPU: it saves no probabilities. Eager attention's counts stand in notebook 04."""
     counts = _count(EMBEDDED_BERT)
     for method, (operations, share) in LIMITS.items():
         assert counts[method]["operations"] <= operations, method
@@ -31,7 +30,6 @@ def test_a_step_dispatches_no_more_operations_and_saves_no_more_bytes():
 
 
 def test_bert_base_s_shape_keeps_its_shares(tmp_path):
-    """Of 4 x 128 tokens full fine-tuning also keeps a bf16 copy of each weight."""
     with torch.random.fork_rng():
         BertForSequenceClassification(BertConfig()).bert.save_pretrained(tmp_path)
     full, lora = _count(str(tmp_path), ["full_finetune", "lora"]).values()
@@ -39,7 +37,6 @@ def test_bert_base_s_shape_keeps_its_shares(tmp_path):
 
 
 def test_the_five_lines_of_04_do_what_they_say():
-    """On a model as peft attaches it: the casts of the frozen base are gone, and what trains still trains."""
     lines = nbformat.read(ROOT / "notebooks/04_efficiency_analysis.ipynb", as_version=4).cells[0].source
     model = method_model("lora_fp32_base", EMBEDDED_BERT, "bf16")
     before = count_step(model, "bf16", 2, 16)

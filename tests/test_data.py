@@ -30,7 +30,6 @@ def test_the_embedded_reviews_are_whole_clean_and_labelled():
 
 @pytest.mark.parametrize("name", ["qlora_bert", "lora_bert_sst2"])
 def test_splits_are_disjoint_and_of_the_profile_s_size(name):
-    """That they are the records' own rows is in test_studies, and in test_inference by what adapters answer to them."""
     splits = load_splits(RECIPES[name], QUICK)
     texts = {key: {" ".join(text.split()).casefold() for text in rows["text"]} for key, rows in splits.items()}
     sizes = {"train": QUICK.n_train, "validation": QUICK.n_validation, "test": QUICK.n_test}

@@ -47,7 +47,6 @@ def killed_while_it_saves(rank: str, step: int) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="torchrun needs libuv, which torch's Windows builds may lack")
 def test_two_processes_of_which_one_was_killed_go_on_to_the_same_weights(tmp_path, tiny_checkpoints, toy_reviews):
-    """Bit for bit: of two summands the order does not matter, and each process goes on with its own dropout."""
     toy_reviews.to_json(tmp_path / "rows.jsonl")
 
     def torchrun(killed_at: int) -> subprocess.CompletedProcess:

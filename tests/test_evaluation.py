@@ -24,7 +24,6 @@ def test_scores_worked_out_by_hand():
 
 
 def test_a_temperature_calibrates_overconfident_logits():
-    """Labels are drawn from the probabilities of `logits`; three times as large, they are three times too sure."""
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(20_000, 3))
     labels = (

@@ -142,7 +142,6 @@ GROUPS += [pytest.param(OTHERS[k::4], WAYS, marks=pytest.mark.slow, id=f"others 
 
 @pytest.mark.parametrize(("kinds", "ways"), [(FAST, WAYS[::3]), *GROUPS])
 def test_what_loads_is_what_was_trained(kinds, ways, tmp_path, toy_reviews, monkeypatch):
-    """In a fresh process through our loader, by peft alone, and merged in transformers alone."""
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "Data"))
     parts = {"train": range(32), "validation": range(32, 48), "test": range(48, 64)}
     splits = DatasetDict({name: toy_reviews.select(rows) for name, rows in parts.items()})
@@ -178,7 +177,6 @@ def test_a_family_that_does_not_go_is_refused_by_name(kind, tmp_path):
 
 
 def test_every_family_is_named_here():
-    """But those for images, tables and pages, and two whose weights are no small thing to draw."""
     apart = {"layoutlmv2", "markuplm", "mistral4", "modernvbert", "perceiver", "reformer", "tapas", "ultravbert"}
     known = {*FAST, *OTHERS, *REFUSED, *DECODERS, *apart, "t5gemma", "t5gemma2"}
     assert f"the {len({*FAST, *OTHERS})} families" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -56,7 +56,6 @@ def adapter(save, tmp_path) -> Path:
 
 
 def test_the_committed_adapters_answer_as_they_did():
-    """Logits of four test reviews, as the code that trained them gave them."""
     profile = replace(PROFILES["quick"], n_train=1_000, n_validation=300, n_test=1_000)
     texts = load_splits(RECIPES["lora_distilbert_qv"], profile)["test"]["text"]
     expected = {
@@ -158,7 +157,6 @@ def test_settings_that_do_not_fit_are_one_line(adapter):
 
 @pytest.mark.parametrize("part", ["lora_B", "classifier.weight", ""])
 def test_weights_that_do_not_fit_are_one_line(adapter, part):
-    """peft takes what fits and leaves the rest as it was drawn, without a word."""
     _edit_weights(adapter / WEIGHTS, lambda tensors: tensors.pop(next(name for name in tensors if part in name)))
     _refused(adapter)
     _edit_weights(adapter / WEIGHTS, lambda tensors: tensors.update({"surplus": torch.zeros(1)}))
@@ -219,7 +217,6 @@ def test_no_code_beside_a_base_or_a_tokenizer_is_run(adapter, tiny_checkpoints, 
     "place", [None, f"{os.sep}home{os.sep}somebody{os.sep}bert-tiny", "google-bert/bert-base-cased"]
 )
 def test_no_path_of_a_machine_and_no_row_is_uploaded(adapter, uploads, tmp_path, place):
-    """The base in a folder of this machine, of the one that trained, and on the hub."""
     for name in ("report", "merged"):
         (adapter / name).mkdir()
         (adapter / name / "rows.csv").write_text("a row of the user's")
@@ -238,7 +235,6 @@ def test_no_path_of_a_machine_and_no_row_is_uploaded(adapter, uploads, tmp_path,
 
 
 def test_what_was_uploaded_loads_by_its_name(adapter, uploads, tiny_checkpoints, tmp_path, monkeypatch):
-    """From the hub's cache, as another machine without a network has it; the base beside it, whose name went up."""
     expected = SentimentClassifier.from_pretrained(adapter, "fp32").logits(TEXTS)
     push_to_hub(adapter, "me/mine")
     commit, files = "c" * 40, {name: text.encode("latin-1") for name, text in uploads.files.items()}

@@ -88,7 +88,6 @@ def test_the_nearest_centroid_is_by_angle_and_contrastive_tuning_parts_the_class
 
 
 def test_the_files_in_the_form_of_peft_s_comparison_are_those_of_the_records(tmp_path, monkeypatch):
-    """Their names are those of a result in method_comparison/MetaMathQA, peft 0.21; each release has its own config."""
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     peft_results.main([])
     own, committed = (sorted((place / "full/method_comparison").iterdir()) for place in (tmp_path, COMMITTED))

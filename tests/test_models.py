@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from helpers.evaluation import predict_logits
-from helpers.inference import load_adapter, save_adapter
+from helpers.inference import SentimentClassifier, load_adapter, save_adapter
 from helpers.models import adapted, build_model, load_classifier, load_tokenizer
 from helpers.recipes import RECIPES
 from helpers.training import check_tokenizer
@@ -41,7 +41,6 @@ def test_the_head_follows_the_seed_and_the_labels(tiny_checkpoints):
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_encoder_has_its_dropouts_and_bf16(tiny_checkpoints, name):
-    """bf16 on a CPU with padding, too: ModernBERT's window of 8 tokens sees nothing else at a short text's end."""
     base = tiny_checkpoints[name]
     model, half = (load_classifier(base, precision=one, model_dropout=0.25) for one in ("fp32", "bf16"))
     batch = _batch(base)
@@ -165,7 +164,6 @@ def test_weights_that_are_not_those_of_the_config_are_refused(tiny_checkpoints, 
     ],
 )
 def test_a_tokenizer_is_repaired_and_this_is_said(tiny_checkpoints, tmp_path, capsys, change, said):
-    """A text's logits are the same alone and beside a longer one; also after saving."""
     shutil.copytree(tiny_checkpoints["bert"], tmp_path / "base")
     config = json.loads((tmp_path / "base" / "tokenizer_config.json").read_text()) | change
     (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(config))
@@ -187,6 +185,27 @@ def test_a_checkpoint_without_its_tokenizer_is_refused(tiny_checkpoints, tmp_pat
         (tmp_path / "base" / name).unlink()
     with pytest.raises(ValueError, match="no vocabulary"):
         load_tokenizer(str(tmp_path / "base"))
+    with pytest.raises(ConnectionError, match=r"Could not load '\./models/typo': it is not here"):
+        load_tokenizer("./models/typo")
+
+
+def test_a_head_of_an_earlier_training_answers_in_the_order_of_the_labels(tiny_checkpoints, tmp_path):
+    load_classifier(tiny_checkpoints["bert"], labels=("pos", "neg")).save_pretrained(tmp_path)
+    batch, orders = _batch(tiny_checkpoints["bert"]), (("pos", "neg"), ("neg", "pos"))
+    first, other = (load_classifier(str(tmp_path), labels=order).eval()(**batch).logits for order in orders)
+    torch.testing.assert_close(first, other.flip(1))
+
+
+def test_a_plain_model_reads_pairs_too_and_its_labels_are_text(tiny_checkpoints, tmp_path):
+    load_classifier(tiny_checkpoints["bert"]).save_pretrained(tmp_path)
+    load_tokenizer(tiny_checkpoints["bert"]).save_pretrained(tmp_path)
+    for name, change in (("config", {"id2label": {"0": 0, "1": 1}}), ("tokenizer_config", {"pad_token": None})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(json.loads((tmp_path / f"{name}.json").read_text()) | change))
+    plain = SentimentClassifier.from_pretrained(tmp_path, "fp32")
+    assert plain.labels == ["0", "1"] and plain.logits(["bad", "a great end"], ["good", "bad"]).shape == (2, 2)
+    with pytest.raises(ValueError, match="The tokenizer has 18 tokens, the model embeddings for 3"):
+        plain.model.resize_token_embeddings(3)
+        check_tokenizer(plain.model, plain.tokenizer, "fp32")
 
 
 def _as_after_reloading(model, recipe, base_model: str, folder: Path) -> None:

@@ -92,7 +92,6 @@ def test_the_claims_table_and_the_counts_in_10_are_those_of_the_verdicts(verdict
 
 @pytest.mark.parametrize("notebook", ["08_how_many_rows", "09_methods"])
 def test_every_number_in_a_notebook_of_studies_stands_in_its_outputs_or_is_a_setting(notebook):
-    """Its stored outputs are computed from the records, and nbval compares them."""
     cells = cells_of(f"{notebook}.ipynb")
     shown = [output.get("text") or output["data"]["text/plain"] for cell in cells for output in cell.get("outputs", [])]
     values = [float(_plain(found)) for text in shown for found in NUMBER.findall("".join(text))]
@@ -110,7 +109,6 @@ def test_every_number_in_a_notebook_of_studies_stands_in_its_outputs_or_is_a_set
 
 
 def test_the_results_in_the_readme_are_the_records():
-    """The table is held by test_studies; here are the findings below it, from the studies' means over seeds."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     findings = text.split("<!-- results -->")[1].split("<!-- end of results -->")[0].partition("\n- ")[2]
 

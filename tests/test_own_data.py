@@ -56,7 +56,6 @@ def test_the_split_shares_no_text_and_keeps_no_conflict(tokenizer):
 
 
 def test_what_is_found_is_what_is_split(tokenizer):
-    """Also where two texts are one only when their tags are gone."""
     pairs = [*plenty(a=30, b=30), ("good<br />film", "a"), ("good film", "a"), ("so<br/>so", "a"), ("so so", "b")]
     pairs += [("<br />", "a"), ("<br /> <br />", "b"), (None, "a"), ("x", None)]
     findings, splits = examine(rows_of(*pairs), tokenizer), split_rows(rows_of(*pairs), drop_incomplete=True)
@@ -77,7 +76,6 @@ def test_labels_are_in_order_numbers_by_value():
 
 @pytest.mark.parametrize("more", [[0], [488], [347, 0, 112, 0, 12, 323, 1, 0, 0, 1, 13], [50, 1, 0, 0, 1, 0, 0, 59, 0]])
 def test_the_smallest_class_allowed_is_in_every_part(more):
-    """`more` rows than the smallest allowed in the other classes; the last two fail where 7 or 9 are allowed."""
     counts = {f"class{index}": ROWS_PER_CLASS + count for index, count in enumerate([0, *more])}
     for part in split_rows(rows_of(*plenty(**counts))).values():
         assert set(part["label"]) == set(range(len(counts)))

@@ -91,6 +91,8 @@ def test_what_excel_saves_is_read(read, encoding):
         separator = separator[-1]
         csv.writer(buffer, delimiter=separator).writerows([["text", "label"], *rows])
         assert read(buffer.getvalue().encode(encoding), ending) == [*rows[:2], ["short", None]]
+    as_spark_does = b'text|label\n"a \\"good\\" one"|yes\nb|no\n'
+    assert read(as_spark_does, ".csv") == [['a "good" one', "yes"], ["b", "no"]]
 
 
 def test_numbers_with_gaps_are_whole_labels(read):
@@ -109,7 +111,6 @@ def test_json_may_be_an_array(read):
 
 
 def test_columns_and_labels_are_compared_in_one_unicode_form(tmp_path):
-    """A file from macOS beside one from Windows; texts are compared by `text_key`, in test_own_data."""
     composed, apart = (unicodedata.normalize(form, "\u00e9tiquette") for form in ("NFC", "NFD"))
     (tmp_path / "a.csv").write_text(f"text,{apart}\none,{composed}\ntwo,{apart}\n", encoding="utf-8")
     assert read_rows(tmp_path / "a.csv", "text", composed).values.tolist() == [["one", composed], ["two", composed]]

@@ -34,7 +34,6 @@ class Job:
         trainer.perf_counter = count(20, 20).__next__  # each update takes 20 seconds
 
     def run(self, splits=None, restart=False, **changes):
-        """The trained weights and the history of its record; it goes on where a run was killed."""
         recipe = replace(self.recipe, **changes)
         model = build_model(recipe, recipe.base_model, seed=1)
         result = fine_tune(model, recipe, splits or self.splits, self.profile, restart=restart)
@@ -43,7 +42,6 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where its checkpoints are while it trains."""
         return checkpoint_folder(self.recipe, self.splits, self.profile) / "batches-of-4"
 
 
@@ -104,7 +102,6 @@ def test_a_half_written_checkpoint_is_not_taken(job, whole, monkeypatch, capsys,
 
 @pytest.mark.parametrize("changes", [{}, {"early_stopping_patience": 1, "learning_rate": 1e-9}])
 def test_a_run_of_which_only_the_result_is_missing_is_not_trained_again(job, whole, monkeypatch, capsys, changes):
-    """With nothing learned it stops after two of its four epochs, and must not take up the other two."""
     with monkeypatch.context() as patched, pytest.raises(KeyError):
         patched.setattr(training, "save_adapter", lambda *_, **__: {}["the result"])
         job.run(**changes)

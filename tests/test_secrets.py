@@ -65,7 +65,6 @@ def test_the_platform_s_secrets_give_wandb_its_key_and_it_is_not_shown(platform,
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_a_run_shows_and_keeps_no_key(mode, wandb_folder, tiny_checkpoints, toy_reviews, monkeypatch, capfd):
-    """One on an own file, logged to W&B and pushed; the online ones reach neither W&B nor the hub."""
     home = wandb_folder / "home"
     keys = {"WANDB_API_KEY": WANDB_KEY, "HF_TOKEN": HF_TOKEN}
     keys |= {"WANDB_MODE": "offline"} if mode == "offline" else {"WANDB_BASE_URL": CLOSED}

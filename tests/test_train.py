@@ -130,7 +130,6 @@ def test_a_recipe_leaves_a_record_and_an_adapter_named_by_what_was_asked(here, m
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["lora_bert_sst2", "qlora_bert"])
 def test_training_goes_on_from_an_adapter(tiny_checkpoints, toy_reviews, here, monkeypatch, recipe):
-    """It starts at the weights that were saved, whatever the base says, and keeps what cannot be set anew."""
     write_verdicts(toy_reviews, here / "verdicts.csv")
     own = settings_of({"optim": "adamw_torch", "r": 5, "max_length": 40, "min_updates": 20})
     assert train.main(command("verdicts.csv", tiny_checkpoints["bert"], "--recipe", recipe, *own)) == 0

@@ -116,7 +116,6 @@ def _cpu_refuses():
 def test_out_of_memory_trains_anew_in_smaller_batches_of_the_same_updates(
     recipe, tokens, tiny_profile, tmp_path, capsys, refuse, quantization, precision
 ):
-    """Under autocast again, too: accelerate puts a model there once."""
     recipe, profile = replace(recipe, quantization=quantization), replace(tiny_profile, precision=precision)
     model, sizes, dtypes = build_model(recipe, recipe.base_model, precision), [], []
     model.get_submodule(QUERY).register_forward_hook(lambda module, args, output: dtypes.append(output.dtype))
@@ -139,7 +138,6 @@ def test_out_of_memory_trains_anew_in_smaller_batches_of_the_same_updates(
 def test_where_smaller_batches_cannot_help_the_error_says_what_can(
     recipe, tokens, tiny_profile, monkeypatch, processes
 ):
-    """Of several processes the others wait for this one's gradients: it cannot change its batches by itself."""
     sizes, state = [], type("State", (), {"num_processes": processes})
     recipe = replace(recipe, per_device_train_batch_size=4)
     monkeypatch.setattr(trainer_module, "process_state", lambda: state)
@@ -174,7 +172,6 @@ def test_what_is_saved_is_looked_at_first(monkeypatch):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("fp16", [False, True])
 def test_what_is_no_number_is_told_but_gradients_that_fp16_s_scaler_mends(fp16, value):
-    """By a made-up log, as fp16 itself trains on a GPU alone."""
     arguments, healthy = type("Arguments", (), {"fp16": fp16, "output_dir": "."}), {"loss": 0.5, "grad_norm": 1.0}
     for name in ("loss", "eval_loss", "train_loss", "grad_norm", "learning_rate"):
         told = name.endswith("loss") or (name == "grad_norm" and not fp16)

@@ -75,7 +75,6 @@ def test_calibrating_divides_the_head_by_one_temperature(splits, recipe, tiny_pr
 
 
 def test_a_trained_model_leaves_the_precision_it_was_trained_in_and_is_freed(splits, recipe, tiny_profile, tmp_path):
-    """accelerate wraps the forward pass in autocast; left there, an fp32 prediction would silently run in bf16."""
     profile, whole = replace(tiny_profile, precision="bf16"), recipe.with_method("full_finetune")
     result = fine_tune(build_model(whole, recipe.base_model, "bf16"), whole, splits, profile, save=False)
     same = build_model(whole, recipe.base_model)

@@ -35,17 +35,16 @@ VARIANTS = {
 def rows_at_scale(folder: Path = RECORDS) -> list[dict[str, Any]]:
     """A row for each run at a source's own scale that has a record in `folder`, the baselines first.
 
-    Each has what `compare.summarize` reads and `corpus`, `method` (in words), `recipe`, `variant` and `minutes` of
-    training, None for a baseline and for a run that shared its device with others. The `seed` of a baseline on all
-    reviews is None, as its only use is to draw fewer of them. Of several rates of full fine-tuning the one with the
-    best validation accuracy is called that, the others by their rates.
+    Each has what `compare.summarize` reads and `corpus`, `method` (in words), `recipe` and `variant`. The `seed` of
+    a baseline on all reviews is None, as its only use is to draw fewer of them. Of several rates of full fine-tuning
+    the one with the best validation accuracy is called that, the others by their rates.
     """
     found = read_study("baselines", folder).rows
     most = max(row["n_train"] for row in found)
     rows = []
     for row in found:
         seed = None if row["n_train"] == most else row["seed"]
-        labels = {"corpus": "imdb", "recipe": row["rows_of"], "variant": row["method"], "minutes": None, "seed": seed}
+        labels = {"corpus": "imdb", "recipe": row["rows_of"], "variant": row["method"], "seed": seed}
         rows.append({**row, **labels, "method": BASELINES[row["method"], row["text"]]})
     records = sorted(load_records(folder), key=lambda one: (list(RECIPES).index(one.recipe), one.seed))
     whole = sorted((record for record in records if record.variant in FULL_VARIANTS), key=_best_epoch)
@@ -61,16 +60,12 @@ def _best_epoch(record: RunRecord) -> float:
 
 def _row(record: RunRecord, words: str) -> dict[str, Any]:
     labels = {"corpus": record.dataset.removesuffix(" (embedded)"), "method": words.format(record.settings["source"])}
-    minutes = None if "runs_at_once" in record.settings else record.train_seconds / 60
-    return vars(record) | labels | {"minutes": minutes, "accuracy": record.metrics["accuracy"]}
+    return vars(record) | labels | {"accuracy": record.metrics["accuracy"]}
 
 
 def points_at_scale(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """`rows_at_scale` over their seeds: the points of `compare.summarize`, by corpus, number of rows and method."""
     points = summarize(rows, ["corpus", "n_train", "method", "variant"])
-    for point in points:
-        minutes = [row["minutes"] for row in rows if all(row[k] == point[k] for k in ("corpus", "n_train", "method"))]
-        point["minutes"] = None if None in minutes else sum(minutes) / len(minutes)
     return sorted(points, key=lambda point: (point["corpus"], -point["n_train"]))
 
 

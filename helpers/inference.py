@@ -50,7 +50,8 @@ def save_adapter(
     `more` are `threshold` and `pairs` of `SentimentClassifier`.
     """
     lora = model.active_peft_config
-    lora.target_modules = sorted(lora.target_modules)  # peft has a set, in another order in every process
+    if isinstance(lora.target_modules, set):  # in another order in every process
+        lora.target_modules = sorted(lora.target_modules)
     settings = {
         "base_model": base_model,
         "quantization": recipe.quantization,

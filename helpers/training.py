@@ -74,7 +74,7 @@ def fine_tune(
     check_tokenizer(model, tokenizer, profile.precision)
     only_known_types(model, tokenizer)
     tokens = tokenize(splits, tokenizer, profile.tokens(recipe.max_length), recipe.truncation)
-    mean, scale = _with_targets(tokens, splits, recipe.task)
+    mean, scale = _with_targets(model, tokens, splits, recipe.task)
     if folder and restart and state.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
     state.wait_for_everyone()
@@ -168,7 +168,7 @@ def checkpoint_folder(recipe: Recipe, splits: DatasetDict, profile: Profile) -> 
     return profile.checkpoints / f".{recipe.name}-{digest}"
 
 
-def _with_targets(tokens: DatasetDict, splits: DatasetDict, task: str) -> tuple[float, float]:
+def _with_targets(model: torch.nn.Module, tokens: DatasetDict, splits: DatasetDict, task: str) -> tuple[float, float]:
     """Gives `tokens` the labels that the loss of `task` wants; returns the (mean, deviation) that numbers are less and
     divided by, those of the training rows: no head's learning rate suits years and shares of one alike."""
     if task == "single":
@@ -176,6 +176,7 @@ def _with_targets(tokens: DatasetDict, splits: DatasetDict, task: str) -> tuple[
     train = targets(splits["train"])
     mean, scale = (float(train.mean()), float(train.std())) if task == "regression" else (0.0, 1.0)
     if task == "regression":
+        rescale_head(model, 0.0, 0.0)  # one that is kept from the base answers in units of its own
         print(f"Numbers train as deviations from their mean, {mean:.4g}, over {scale:.4g}: so are the losses below")
     for name, part in splits.items():
         wanted = ((targets(part) - mean) / scale).tolist()

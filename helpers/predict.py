@@ -19,7 +19,8 @@ from helpers.start import command
 from helpers.tables import cells_of, choose_columns, read_frame
 from helpers.tasks import decide, in_words
 
-AS_READ = {"date_format": "iso", "double_precision": 15}  # pandas would write numbers of milliseconds, and 10 digits
+# pandas would write numbers of milliseconds, and 10 digits.
+AS_READ = {"date_format": "iso", "date_unit": "ns", "double_precision": 15}
 
 
 def predict(

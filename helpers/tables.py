@@ -88,12 +88,14 @@ def _guess(frame: pd.DataFrame, columns: dict[str, str | None], file: str) -> di
     for role in (role for role, column in columns.items() if column is None):
         free = [name for name in there if name not in columns.values()]
         fitting = [name for name in free if name.casefold() in USUAL_NAMES[role]]
-        named = [name for name in free if len(name) < 50 and name not in set(map(str, frame[name]))]  # no first row
+        named = [
+            name for name in free if len(there) > 1 and len(name) < 50 and name not in set(map(str, frame[name]))
+        ]  # no first row
         fitting = fitting or [name for name in named if _looks_like(role, frame[name])]
         if len(fitting) != 1:
             raise ValueError(
                 f"{file}: {f'{len(fitting)} columns' if fitting else 'no column'} may hold the {role}; name it with "
-                f"--{role}-column, one of {', '.join(map(repr, there[:20]))}{'' if fitting else ' (of the first row)'}."
+                f"--{role}-column, one of {', '.join(map(repr, there[:20]))} (what the first row holds)."
             )
         found[role] = fitting[0]
     guessed = {role: column for role, column in found.items() if columns[role] is None and role != column}
@@ -134,7 +136,7 @@ def _read_frame(path: Path) -> pd.DataFrame:
     if told := re.match(r'"?sep=(.)"?\r?\n', text):  # Excel's own
         text, separators = text[told.end() :], told[1]
     else:
-        separators = "\t" if ending == ".tsv" else ",;\t|"  # a semicolon where Excel's decimals have a comma
+        separators = "\t" if ending == ".tsv" else ";,\t|"  # a semicolon where Excel's decimals have a comma
     widths = {sep: pd.read_csv(io.StringIO(text), sep=sep, nrows=1, **options).shape[1] for sep in separators}
     options["sep"] = max(widths, key=widths.get)
     if widths[options["sep"]] == 1:  # there a blank line is a row without a text
@@ -155,7 +157,8 @@ def _read_frame(path: Path) -> pd.DataFrame:
 def _read_folder(path: Path) -> pyarrow.Table:
     """A folder that `save_to_disk` wrote, or of Parquet files, all of one split."""
     files = sorted([*path.rglob("state.json")] or path.rglob("*.parquet"))
-    splits = sorted({re.split(r"\d", file.relative_to(path).as_posix())[0] for file in files})  # less "00000-of-00002"
+    names = [file.relative_to(path).as_posix() for file in files]
+    splits = sorted({re.sub(r"\d[^/]*$", "", name) for name in names})  # less "00000-of-00002"
     if len(splits) != 1:
         raise ValueError(f"it holds {', '.join(splits) or 'no Parquet file'}, and not one split")
     if files[0].name == "state.json":

@@ -170,7 +170,9 @@ def read_labels(
     labels = rows["label"].dropna()
     words, several = labels.map(str), labels.map(lambda label: isinstance(label, tuple) and len(label) != 1)
     strings = words[labels.map(lambda label: isinstance(label, str))]
-    numbers = pd.to_numeric(words, errors="coerce").replace([np.inf, -np.inf], np.nan)
+    decimal = words.str.contains(",").mean() > 0.5  # a comma; ids of several labels have fewer
+    points = words.str.replace(r"^([+-]?\d+),(\d\d?)$", r"\1.\2", regex=True) if decimal else words
+    numbers = pd.to_numeric(points, errors="coerce").replace([np.inf, -np.inf], np.nan)
     counts, numeric, wrong = words.value_counts(), numbers.notna().all(), words[numbers.isna()]
     whole = numeric and (numbers % 1 == 0).all()
     ids = numbers.min() in (0, 1) and numbers.max() - numbers.min() == len(counts) - 1  # as classes are numbered
@@ -202,7 +204,7 @@ def read_labels(
         return rows.assign(label=one), task, why
 
     rows = rows.assign(label=labels.map(partial(_several, separator=separator, listed=listed)))
-    if set(rows["label"].explode().dropna()) == {"0", "1"}:
+    if set(rows["label"].explode().dropna()) in ({"0", "1"}, {"0.0", "1.0"}, {"False", "True"}):
         raise ValueError("Several labels a text: these lists hold 0 and 1; list the names of a text's labels instead.")
     return rows, task, f"{why}, {sum(label == () for label in rows['label']):,} texts with none"
 
@@ -218,7 +220,7 @@ def _several(label: str | tuple[str, ...], separator: str | None, listed: bool) 
 def _separator(words: pd.Series, several: bool) -> str | None:
     """What separates labels: where they are known to be `several`, what is in them, else only what is beyond doubt."""
     for mark in ";|,":
-        parts = words.str.split(mark, regex=False).explode().str.strip()
+        parts = words.str.rstrip(f"{mark} ").str.split(mark, regex=False).explode().str.strip()
         clear = mark != "," and parts.all() and parts.nunique() < words.nunique()
         if len(parts) > len(words) and (several or clear):
             return mark

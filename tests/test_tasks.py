@@ -120,7 +120,7 @@ def test_each_task_trains_saves_and_answers_the_same(tiny_checkpoints, here, mon
         (["[SPAM]", "[HAM]"], {}, "single", "[SPAM]"),
         ([("a",), ("b",)], {}, "single", "a"),
         (["1.5", "2", "3.5"], {}, "single", "1.5"),
-        (["1.5", "2", "3.5"], {"task": "regression"}, "regression", 1.5),
+        (["1,5", "2", "3,5"], {"task": "regression"}, "regression", 1.5),
         ([str(k) for k in range(11)], {}, "regression", 0.0),
         ([str(k % 77) for k in range(77 * 13)] + ["77"], {}, "single", "0"),
         ([str(k % 77 + 2) for k in range(77 * 13)] + ["0"], {}, "regression", 2.0),

@@ -66,7 +66,8 @@ def device_record(name: str, settings: dict[str, object], rows: list[dict]) -> S
 
 def in_fresh_process(function: Callable, **arguments) -> object:
     """`function(**arguments)` in a new Python process. Raises what it raises, RuntimeError where the process dies."""
-    kind = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"  # a process that has imported all
+    # A process that has imported all; with CUDA none that is forked can use it.
+    kind = "forkserver" if device() == "cpu" and "forkserver" in get_all_start_methods() else "spawn"
     context = get_context(kind)
     if kind == "forkserver":
         context.set_forkserver_preload([function.__module__])
